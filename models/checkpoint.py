@@ -1,0 +1,135 @@
+"""Checkpoints: plain tensors and plain values, written whole or not at all, read without running anything.
+
+Two kinds, one layout. `best.pt` (kind "weights") is what one ships, `last.pt` (kind "training") what one resumes:
+
+    format    "yolov5-light", version 1
+    kind      "weights" or "training"
+    model     state dict of the smoothed (EMA) weights; half precision in "weights", float32 in "training"
+    yaml      the model config; names {index: class name}; stride, anchors (pixels) as lists
+    imgsz     side in pixels the model was trained at
+    metrics   of that epoch {name: value}; epoch (from 0); date; versions {package: version}; options, hyp of the run
+    training  only in "training": model (the weights that are trained), optimizer, ema_updates, best_fitness,
+              best_epoch, finished
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import platform
+import zipfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.yolo import DetectionModel
+from utils.console import LOGGER
+from utils.errors import UserError
+from utils.files import atomic_write
+
+FORMAT, VERSION = "yolov5-light", 1
+
+
+def weights_content(
+    model: DetectionModel, imgsz: int, half: bool = True, **facts: Any
+) -> dict[str, Any]:
+    """Return the content of a "weights" checkpoint; `facts` (metrics, epoch, options, ...) are added as they are."""
+    head = model.model[-1]
+    state = {k: _detached(v, half) for k, v in model.state_dict().items()}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": "weights",
+        "model": state,
+        "yaml": dict(model.yaml),
+        "names": dict(model.names),
+        "stride": head.stride.tolist(),
+        "anchors": (head.anchors.cpu() * head.stride.reshape(-1, 1, 1)).tolist(),
+        "imgsz": imgsz,
+        "date": datetime.now().isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        **facts,
+    }
+
+
+def _detached(tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.half() if half and tensor.is_floating_point() else tensor.clone()
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically. Raises UserError if the disk does not take it; the old file is then intact."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    try:
+        with atomic_write(path) as f:
+            f.write(buffer.getbuffer())
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}); the file that was there is intact") from e
+
+
+def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of ours. Raises UserError, saying what the file is, if it is anything else.
+
+    training: it must be one that can be resumed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the .pt file in it, such as {path / 'weights' / 'best.pt'}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of a .pt file, such as one in runs/train") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
+    except pickle.UnpicklingError as e:
+        raise UserError(_why_not_ours(path)) from e
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise UserError(f"{path}: is damaged or cut off: {str(e).splitlines()[0][:120] if str(e) else 'empty'}") from e
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: holds tensors, but is no checkpoint of this program; train one with train.py")
+    if content.get("version", 0) > VERSION:
+        raise UserError(f"{path}: was written by a newer version of this program; update it")
+    if training and content.get("kind") != "training":
+        raise UserError(f"{path}: holds weights only and cannot be resumed; --resume takes last.pt")
+    return content
+
+
+def _why_not_ours(path: Path) -> str:
+    """What a file is whose pickle asks for more than tensors and plain values."""
+    if zipfile.is_zipfile(path):
+        return (f"{path}: is a checkpoint that holds pickled Python code (as YOLOv5's own are); it is not loaded, "
+                "because loading it could run anything")  # fmt: skip
+    return f"{path}: is no checkpoint (a web page or another file saved as .pt?)"
+
+
+def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoint") -> DetectionModel:
+    """Rebuild the float32 model, in eval mode. Raises UserError if weights and config do not fit together."""
+    try:
+        model = DetectionModel({**content["yaml"]}, ch=content["yaml"].get("ch", 3))
+        model.load_state_dict(content["model"])
+        model.names = {int(k): str(v) for k, v in content["names"].items()}
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"{where}: its weights do not fit its own model config ({reason})") from e
+    return model.float().eval()
+
+
+def transfer_weights(model: nn.Module, content: dict[str, Any], where: str | Path, anchors: bool = False) -> int:
+    """Copy into `model` every tensor whose name and shape fit; returns how many, and prints it.
+
+    anchors: take the anchors too (otherwise those of the model's own config stay).
+    """
+    own = model.state_dict()
+    fit = {
+        k: v for k, v in content["model"].items()
+        if k in own and v.shape == own[k].shape and (anchors or not k.endswith(".anchors"))
+    }  # fmt: skip
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in fit.items()}, strict=False)
+    LOGGER.info(f"{where}: {len(fit)} of {len(own)} tensors taken")
+    if not fit:
+        raise UserError(f"{where}: not one tensor fits this model; is it the right --cfg?")
+    return len(fit)

@@ -1,0 +1,290 @@
+"""Every block a model yaml can name, with the names and state-dict keys of YOLOv5, torchvision and the papers.
+
+Shapes are (b, c, h, w). All blocks keep the batch axis first, work on channels-last tensors and in bfloat16.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.registry import register
+
+Activation = bool | nn.Module
+
+
+def autopad(k: int, p: int | None = None, d: int = 1) -> int:
+    """Return the padding that keeps the size of a map under a k x k kernel of dilation d (or `p` if given)."""
+    return (d * (k - 1) + 1) // 2 if p is None else p
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of `groups` equal groups: (b, g*n, h, w) -> channel j*g + i is channel i*n + j.
+
+    ShuffleNet (Zhang et al., 2018). Plain reshape and transpose, so that it can be traced and exported.
+    """
+    b, c, h, w = x.shape
+    return x.reshape(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+@register()
+class Conv(nn.Module):
+    """Convolution without bias, batch norm, activation (SiLU unless the yaml's `activation:` says otherwise)."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int = 1,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        d: int = 1,
+        act: Activation = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c1, c2, k, s, autopad(k, p, d), groups=g, dilation=d, bias=False)
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = nn.SiLU(inplace=True) if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+        self.default_act = act is True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+@register()
+class DWConv(Conv):
+    """Depthwise convolution: as many groups as the widths allow."""
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: Activation = True) -> None:
+        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
+
+
+@register()
+class Bottleneck(nn.Module):
+    """1x1 then 3x3 convolution, added to the input where `shortcut` is set and the widths agree (ResNet, 2016)."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden, c2, 3, 1, g=g)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+@register(repeats=True)
+class C3(nn.Module):
+    """Cross-stage partial block with three convolutions and n bottlenecks (CSPNet, Wang et al., 2020; YOLOv5)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(c1, hidden, 1, 1)
+        self.cv3 = Conv(2 * hidden, c2, 1)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+
+
+@register()
+class SPPF(nn.Module):
+    """Spatial pyramid pooling by three max-pools in a row, equal to pools of k, 2k-1 and 3k-2 (He et al., 2014)."""
+
+    def __init__(self, c1: int, c2: int, k: int = 5) -> None:
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden * 4, c2, 1, 1)
+        self.m = nn.MaxPool2d(kernel_size=k, stride=1, padding=k // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        y1 = self.m(x)
+        y2 = self.m(y1)
+        return self.cv2(torch.cat((x, y1, y2, self.m(y2)), 1))
+
+
+@register(channels="sum", example=(1,))
+class Concat(nn.Module):
+    """Concatenate a list of maps along `dimension`."""
+
+    def __init__(self, dimension: int = 1) -> None:
+        super().__init__()
+        self.d = dimension
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        return torch.cat(x, self.d)
+
+
+# --- ShuffleNetV2 backbone (Ma et al., 2018) ------------------------------------------------------------------------
+
+
+@register()
+class CRM(nn.Module):
+    """ShuffleNetV2's stem: k x k convolution of stride s, batch norm, ReLU, then a 3x3 max-pool of stride 2."""
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 2) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(c1, c2, k, s, autopad(k), bias=False), nn.BatchNorm2d(c2), nn.ReLU(inplace=True)
+        )
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.conv1(x))
+
+
+@register()
+class InvertedResidual(nn.Module):
+    """ShuffleNetV2 unit, with torchvision's layout.
+
+    stride 1: half of the channels pass unchanged, the other half goes through 1x1, depthwise 3x3, 1x1; needs equal
+    widths. stride 2: both branches see all channels. Either way the halves are concatenated and shuffled.
+    Raises ValueError if the widths do not allow it.
+    """
+
+    def __init__(self, inp: int, oup: int, stride: int = 1) -> None:
+        super().__init__()
+        if stride not in (1, 2, 3):
+            raise ValueError(f"InvertedResidual: the stride is {stride}, it can be 1, 2 or 3")
+        if oup % 2:
+            raise ValueError(f"InvertedResidual: the output width {oup} is odd, it is split in two halves")
+        if stride == 1 and inp != oup:
+            raise ValueError(f"InvertedResidual: at stride 1 the output width {oup} must be the input width {inp}")
+        self.stride = stride
+        half = oup // 2
+        if stride > 1:
+            self.branch1 = nn.Sequential(
+                nn.Conv2d(inp, inp, 3, stride, 1, groups=inp, bias=False),
+                nn.BatchNorm2d(inp),
+                nn.Conv2d(inp, half, 1, bias=False),
+                nn.BatchNorm2d(half),
+                nn.ReLU(inplace=True),
+            )
+        else:
+            self.branch1 = nn.Sequential()
+        self.branch2 = nn.Sequential(
+            nn.Conv2d(inp if stride > 1 else half, half, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, half, 3, stride, 1, groups=half, bias=False),
+            nn.BatchNorm2d(half),
+            nn.Conv2d(half, half, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, dim=1) if self.stride == 1 else (x, x)
+        return channel_shuffle(torch.cat((self.branch1(x1), self.branch2(x2)), 1), 2)
+
+
+@register()
+class StemBlock(nn.Module):
+    """PeleeNet's stem (Wang et al., 2018), stride 4: a 3x3/2 convolution, then a convolution beside a max-pool."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int = 3,
+        s: int = 2,
+        p: int | None = None,
+        g: int = 1,
+        d: int = 1,
+        act: Activation = True,
+    ) -> None:
+        super().__init__()
+        self.stem_1 = Conv(c1, c2, k, s, p, g, d, act=act)
+        self.stem_2a = Conv(c2, c2 // 2, 1, 1, act=act)
+        self.stem_2b = Conv(c2 // 2, c2, 3, 2, act=act)
+        self.stem_2p = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
+        self.stem_3 = Conv(c2 * 2, c2, 1, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_1(x)
+        return self.stem_3(torch.cat((self.stem_2b(self.stem_2a(x)), self.stem_2p(x)), 1))
+
+
+# --- slim neck (Li et al., "Slim-neck by GSConv", 2022) --------------------------------------------------------------
+
+
+@register()
+class GSConv(nn.Module):
+    """A convolution to half the width, a 5x5 depthwise one of its result, both halves concatenated and shuffled.
+
+    The order is that of the published weights: even channels of the concatenation first, then the odd ones.
+    Raises ValueError if the output width is odd.
+    """
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Activation = True) -> None:
+        super().__init__()
+        if c2 % 2:
+            raise ValueError(f"GSConv: the output width {c2} is odd, it is made of two halves")
+        half = c2 // 2
+        self.cv1 = Conv(c1, half, k, s, g=g, act=act)
+        self.cv2 = Conv(half, half, 5, 1, g=half, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = self.cv1(x)
+        y = torch.cat((x1, self.cv2(x1)), 1)
+        return channel_shuffle(y, y.shape[1] // 2)
+
+
+@register()
+class GSBottleneck(nn.Module):
+    """Two GSConv (1x1, then 3x3 without activation) added to a 1x1 convolution of the input."""
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.conv_lighting = nn.Sequential(GSConv(c1, hidden, 1, 1), GSConv(hidden, c2, k, s, act=False))
+        self.shortcut = Conv(c1, c2, 1, s, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_lighting(x) + self.shortcut(x)
+
+
+@register(repeats=True)
+class VoVGSCSP(nn.Module):
+    """One-shot aggregation over n GSBottleneck: cv3(cat(cv2(x), bottlenecks(cv1(x)))).
+
+    `shortcut` and `g` are accepted for the sake of published yaml files; the block has no use for them.
+    """
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(c1, hidden, 1, 1)
+        self.gsb = nn.Sequential(*(GSBottleneck(hidden, hidden, e=1.0) for _ in range(n)))
+        self.cv3 = Conv(2 * hidden, c2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv3(torch.cat((self.cv2(x), self.gsb(self.cv1(x))), 1))
+
+
+@register()
+class SlimNeck(nn.Module):
+    """A convolution made light: grouped k x k, then 1x1 across the groups, each with batch norm and activation.
+
+    Keeps the size of the map at stride 1 (the published form had no padding and shrank it).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.grouped = Conv(in_channels, in_channels, kernel_size, stride, g=groups)
+        self.pointwise = Conv(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.grouped(x))

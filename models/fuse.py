@@ -1,0 +1,33 @@
+"""Fold batch norm into the convolution before it, for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def fold_batch_norm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return one convolution equal to `bn(conv(x))` in eval mode."""
+    fused = nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
+    fused = fused.requires_grad_(False).to(conv.weight)
+    scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    bias = conv.bias if conv.bias is not None else torch.zeros_like(bn.running_mean)
+    fused.weight.copy_(conv.weight * scale.reshape(-1, 1, 1, 1))
+    fused.bias.copy_((bias - bn.running_mean) * scale + bn.bias)
+    return fused
+
+
+@torch.no_grad()
+def fuse_batch_norms(model: nn.Module) -> nn.Module:
+    """Fold, in place, every batch norm that directly follows a convolution among a module's children."""
+    for module in model.modules():
+        previous = ""
+        for name, child in list(module.named_children()):
+            conv = getattr(module, previous) if previous else None
+            if isinstance(child, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+                setattr(module, previous, fold_batch_norm(conv, child))
+                setattr(module, name, nn.Identity())
+            previous = name
+    return model

@@ -1,0 +1,63 @@
+"""One interface to whatever runs a detector: `predict(batch) -> (b, n, 5 + nc)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.yolo import DetectionModel
+from utils.console import LOGGER
+from utils.errors import UserError
+
+DEFAULT_IMGSZ = 640
+
+
+class Runtime:
+    """A loaded detector, ready to predict.
+
+    Holds `names` {index: class name}, `stride` (largest, pixels), `imgsz` (pixels it was trained at), `device`.
+    """
+
+    def __init__(self, model: DetectionModel, device: torch.device, half: bool = False, imgsz: int | None = None):
+        if half and device.type == "cpu":
+            LOGGER.warning("--half is for GPUs; on a CPU the model stays in float32")
+            half = False
+        self.device, self.half = device, half
+        self.model = model.fuse().to(device).eval()
+        self.model = self.model.half() if half else self.model.float()
+        self.names, self.stride, self.imgsz = model.names, int(model.stride.max()), imgsz or DEFAULT_IMGSZ
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor, augment: bool = False) -> Tensor:
+        """Decode a batch: (b, 3, h, w) uint8, or float in [0, 1], RGB, sides multiples of `stride`.
+
+        Returns (b, n, 5 + nc) float32: cx, cy, w, h in pixels, objectness, class scores.
+        """
+        x = images.to(self.device, non_blocking=True)
+        scale = 255 if x.dtype == torch.uint8 else 1
+        x = (x.half() if self.half else x.float()) / scale
+        return self.model(x, augment=augment)[0]
+
+
+def load_runtime(weights: str | Path, device: torch.device, half: bool = False) -> Runtime:
+    """Load a checkpoint to predict with. Raises UserError if it is none."""
+    content = load_checkpoint(weights)
+    return Runtime(model_from_checkpoint(content, weights), device, half, content.get("imgsz"))
+
+
+def check_img_size(imgsz: int | list[int], stride: int) -> list[int]:
+    """Return [height, width], each rounded up to a multiple of `stride`, with a warning if that changes it.
+
+    Raises UserError for sizes below 1 or more than two of them.
+    """
+    sizes = [imgsz] * 2 if isinstance(imgsz, int) else list(imgsz)
+    sizes = sizes * 2 if len(sizes) == 1 else sizes
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one or two sizes in pixels, from 1")
+    fitting = [-(-s // stride) * stride for s in sizes]
+    if fitting != sizes:
+        LOGGER.warning(f"--imgsz {sizes} is no multiple of the largest stride, {stride}; {fitting} is used")
+    return fitting

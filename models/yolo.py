@@ -1,0 +1,391 @@
+"""The detector: yaml rows become blocks (`parse_model`), blocks become a network (`DetectionModel`, alias `Model`).
+
+    python models/yolo.py --cfg yolov5_shufflenet.yaml    # layer table with output shape and stride, totals
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import models.common  # noqa: F401  registers the blocks
+from models.common import Conv
+from models.fuse import fuse_batch_norms
+from models.registry import check_arguments, find_block, register
+from utils.config import check_model_cfg, load_model_cfg
+from utils.console import LOGGER, run_script
+from utils.errors import UserError, did_you_mean
+
+ACTIVATIONS = {c.__name__: c for c in (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU, nn.ReLU6)}
+PROBE_SIZE = 256  # pixels: side of the empty image on which strides are read off; strides divide it
+
+
+@register(channels="head", example=(20, [[10, 13, 16, 30, 33, 23]]))
+class Detect(nn.Module):
+    """YOLOv5's head: a 1x1 convolution per map; `na` anchors of `no` = nc + 5 numbers at each place.
+
+    Training: a list of raw maps (b, na, h, w, no). Otherwise a pair: decoded boxes (b, n, no) as cx, cy, w, h in
+    pixels, objectness and class scores in [0, 1]; and the raw maps.
+    """
+
+    def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]) -> None:
+        super().__init__()
+        self.nc = nc
+        self.no = nc + 5
+        self.nl = len(anchors)
+        self.na = len(anchors[0]) // 2
+        if len(ch) != self.nl:
+            raise ValueError(f"Detect has {len(ch)} input maps but {self.nl} rows of anchors")
+        self.stride = torch.zeros(self.nl)
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).reshape(self.nl, -1, 2))
+        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
+
+    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        raw = [self._raw(conv(xi)) for conv, xi in zip(self.m, x, strict=True)]
+        if self.training:
+            return raw
+        return torch.cat([self.decode(r, i) for i, r in enumerate(raw)], 1), raw
+
+    def _raw(self, y: Tensor) -> Tensor:
+        b, _, h, w = y.shape
+        return y.reshape(b, self.na, self.no, h, w).permute(0, 1, 3, 4, 2).contiguous()
+
+    def decode(self, raw: Tensor, level: int) -> Tensor:
+        """Turn one raw map (b, na, h, w, no) into boxes (b, na * h * w, no), in float32."""
+        b, na, h, w, no = raw.shape
+        stride = float(self.stride[level])
+        ys = torch.arange(h, device=raw.device, dtype=torch.float32)
+        xs = torch.arange(w, device=raw.device, dtype=torch.float32)
+        grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1) - 0.5
+        anchors = self.anchors[level].float().reshape(1, na, 1, 1, 2) * stride
+        y = raw.float().sigmoid()
+        xy = (y[..., 0:2] * 2 + grid) * stride
+        wh = (y[..., 2:4] * 2) ** 2 * anchors
+        return torch.cat((xy, wh, y[..., 4:]), -1).reshape(b, na * h * w, no)
+
+    @torch.no_grad()
+    def initialize_biases(self) -> None:
+        """Start near the truth: about 8 objects in a 640 px image, classes equally likely (RetinaNet, 2017)."""
+        for conv, s in zip(self.m, self.stride.tolist(), strict=True):
+            b = conv.bias.view(self.na, -1)
+            b[:, 4] += math.log(8 / (640 / s) ** 2)
+            b[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+
+
+def make_divisible(x: float, divisor: int) -> int:
+    """Round x up to a multiple of `divisor`."""
+    return math.ceil(x / divisor) * divisor
+
+
+def parse_activation(text: str | None) -> nn.Module | None:
+    """Turn a yaml's `activation:` such as `nn.LeakyReLU(0.1)` into a module. Raises ValueError if it is unknown."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*(?:\(\s*(-?[\d.eE+-]+)?\s*\))?\s*", str(text))
+    name = match.group(1) if match else str(text)
+    if not match or name not in ACTIVATIONS:
+        known = ", ".join(sorted(ACTIVATIONS))
+        raise ValueError(f"unknown activation '{text}'{did_you_mean(name, ACTIVATIONS)}; known: {known}")
+    cls, arg = ACTIVATIONS[name], match.group(2)
+    if arg:
+        if cls not in (nn.LeakyReLU, nn.ELU):
+            raise ValueError(f"activation '{text}': {name} takes no number")
+        return cls(float(arg), inplace=True)
+    return cls() if cls is nn.GELU else cls(inplace=True)
+
+
+def parse_model(d: dict[str, Any], ch: list[int]) -> tuple[nn.Sequential, list[int]]:
+    """Build the layers of a model config.
+
+    d: the content of a model yaml. ch: [input channels]. Returns the layers, each carrying `i, f, type, np` (index,
+    from, block name, parameters), and the sorted indices of layers whose output a later one reads.
+    Raises UserError naming the yaml file, the layer and its row.
+    """
+    where = d.get("yaml_file") or "model config"
+    try:
+        activation = parse_activation(d.get("activation"))
+    except ValueError as e:
+        raise UserError(f"{where}: {e}") from None
+    rows = [*d["backbone"], *d["head"]]
+    layers, saved, widths = [], set(), list(ch)
+    for i, row in enumerate(rows):
+        try:
+            layer, c_out = _build_layer(i, row, d, widths, last=i == len(rows) - 1)
+        except (ValueError, TypeError, RuntimeError, OverflowError) as e:
+            raise UserError(f"{where}: layer {i} {row}: {e}") from e
+        froms = [layer.f] if isinstance(layer.f, int) else layer.f
+        saved.update(f % i for f in froms if f != -1)
+        layers.append(layer)
+        widths = [c_out] if i == 0 else [*widths, c_out]
+    model = nn.Sequential(*layers)
+    if activation is not None:
+        for m in model.modules():
+            if isinstance(m, Conv) and m.default_act:
+                m.act = copy.deepcopy(activation)
+    return model, sorted(saved)
+
+
+def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: bool) -> tuple[nn.Module, int]:
+    """Build layer i; returns it and its output width. `widths` holds those of the layers before (i=0: the input)."""
+    if not isinstance(row, list) or len(row) != 4:
+        raise ValueError("a row is [from, repeats, module, args]")
+    source, repeats, name, args = row
+    froms = source if isinstance(source, list) else [source]
+    for f in froms:
+        if not isinstance(f, int) or isinstance(f, bool) or not (-i <= f < i or (i == 0 and f == -1)):
+            raise ValueError(f"'from' {f!r} is no earlier layer")
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or not 1 <= repeats <= 1000:
+        raise ValueError(f"repeats is {repeats!r}, it must be a whole number from 1")
+    if not isinstance(args, list):
+        raise ValueError("args must be a list")
+    block = find_block(str(name))
+    if (block.channels == "head") != last:
+        raise ValueError("a head such as Detect must be the last layer, and the last layer must be a head")
+    if len(froms) > 1 and block.channels in ("out", "same"):
+        raise ValueError(f"{name} takes one input, 'from' names {len(froms)}")
+    n = max(round(repeats * d.get("depth_multiple", 1.0)), 1) if repeats > 1 else repeats
+    args = [_argument(a, d) for a in args]
+    c_in = [widths[f] for f in froms]
+    if block.channels == "out":
+        c_out = _width(args, d)
+        args = [c_in[0], c_out, *([n] if block.repeats else []), *args[1:]]
+        n = 1 if block.repeats else n
+    elif block.channels == "head":
+        args, c_out = [*args, c_in], 0
+    else:
+        c_out = sum(c_in)
+    # from the second copy on a block sees its own output width
+    stack = [[c_out, *args[1:]] if block.channels == "out" and k else args for k in range(n)]
+    for a in stack:
+        check_arguments(block.cls, a)
+    layer = block.cls(*args) if n == 1 else nn.Sequential(*(block.cls(*a) for a in stack))
+    layer.i, layer.f, layer.type = i, source, str(name).removeprefix("nn.")
+    layer.np = sum(p.numel() for p in layer.parameters())
+    return layer, c_out
+
+
+def _argument(value: Any, d: dict[str, Any]) -> Any:
+    """The words a yaml row may use for values: None, True, False, nc, anchors; anything else stands for itself."""
+    if not isinstance(value, str):
+        return value
+    words = {"None": None, "True": True, "False": False, "nc": d["nc"], "anchors": d["anchors"]}
+    return words.get(value, value)
+
+
+def _width(args: list[Any], d: dict[str, Any]) -> int:
+    """The output width a row asks for, scaled by width_multiple."""
+    if not args or not isinstance(args[0], int) or isinstance(args[0], bool) or not 1 <= args[0] <= 65536:
+        raise ValueError("the first argument must be the output width, a whole number from 1 to 65536")
+    return make_divisible(args[0] * d.get("width_multiple", 1.0), d.get("channel_multiple", 8))
+
+
+class DetectionModel(nn.Module):
+    """A detector from a model yaml, with YOLOv5's state-dict keys.
+
+    Input (b, ch, h, w) in [0, 1] with h and w multiples of the largest stride; output as `Detect` gives it.
+    `yaml`, `names` and `stride` describe it. Raises UserError if the config is wrong.
+    """
+
+    def __init__(
+        self, cfg: str | Path | dict = "yolov5_shufflenet.yaml", ch: int = 3, nc: int | None = None,
+        anchors: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.yaml = copy.deepcopy(cfg) if isinstance(cfg, dict) else load_model_cfg(cfg)
+        where = self.yaml.get("yaml_file") or "model config"
+        self.yaml["ch"] = ch
+        if nc:
+            self.yaml["nc"] = nc
+        if anchors:
+            self.yaml["anchors"] = anchors
+        check_model_cfg(self.yaml, where)
+        built = dict(self.yaml)
+        if isinstance(built["anchors"], int):  # a count: placeholders, for autoanchor to replace
+            maps = len(built["head"][-1][0])
+            built["anchors"] = [[float(v) for v in range(1, 2 * built["anchors"] + 1)]] * maps
+        self.model, self.save = parse_model(built, [ch])
+        self.names = {i: str(i) for i in range(self.yaml["nc"])}
+        _initialize_batch_norms(self)
+        self._read_strides(where)
+        self.model[-1].initialize_biases()
+
+    @property
+    def stride(self) -> Tensor:
+        """Strides of the output maps, in pixels."""
+        return self.model[-1].stride
+
+    def forward(self, x: Tensor, augment: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor] | None]:
+        if augment:
+            return self._forward_augmented(x)
+        return self._forward_once(x)
+
+    def _forward_once(self, x: Tensor) -> Any:
+        outputs: list[Tensor | None] = []
+        for m in self.model:
+            if m.f != -1:
+                x = outputs[m.f] if isinstance(m.f, int) else [x if f == -1 else outputs[f] for f in m.f]
+            x = m(x)
+            outputs.append(x if m.i in self.save else None)
+        return x
+
+    def _forward_augmented(self, x: Tensor) -> tuple[Tensor, None]:
+        """Test-time augmentation: the image, mirrored at 0.83, and at 0.67 of its size; boxes of all three."""
+        height, width = x.shape[-2:]
+        step = int(self.stride.max())
+        found = []
+        for scale, mirrored in ((1.0, False), (0.83, True), (0.67, False)):
+            xi = x.flip(3) if mirrored else x
+            if scale != 1.0:
+                size = [int(height * scale), int(width * scale)]
+                xi = nn.functional.interpolate(xi, size=size, mode="bilinear", align_corners=False)
+                pad = [make_divisible(s * scale, step) - n for s, n in zip((height, width), size, strict=True)]
+                xi = nn.functional.pad(xi, [0, pad[1], 0, pad[0]], value=114 / 255)
+            y = self._forward_once(xi)[0].clone()
+            y[..., :4] /= scale
+            if mirrored:
+                y[..., 0] = width - y[..., 0]
+            found.append(y)
+        return torch.cat(found, 1), None
+
+    def fuse(self) -> DetectionModel:
+        """Fold batch norms into convolutions, in place, for inference; returns self."""
+        fuse_batch_norms(self)
+        return self
+
+    def _read_strides(self, where: str) -> None:
+        """Run an empty image through, set the head's strides and put the anchors in units of them."""
+        head: Detect = self.model[-1]
+        training = self.training
+        self.eval()
+        head.train()
+        shapes = trace_shapes(self, PROBE_SIZE, where)
+        maps = [shapes[f] for f in head.f]
+        for f, shape in zip(head.f, maps, strict=True):
+            if PROBE_SIZE % shape[-1] or PROBE_SIZE % shape[-2] or shape[-1] != shape[-2]:
+                raise UserError(f"{where}: Detect cannot use layer {f}: its map is {shape[-2]}x{shape[-1]} for an image "
+                                f"of {PROBE_SIZE}x{PROBE_SIZE}, which is no whole stride")  # fmt: skip
+        head.stride = torch.tensor([PROBE_SIZE / shape[-1] for shape in maps])
+        head.anchors /= head.stride.reshape(-1, 1, 1)
+        _order_anchors(head)
+        self.train(training)
+
+
+Model = DetectionModel
+
+
+def _order_anchors(head: Detect) -> None:
+    """Small anchors go with small strides; a yaml that lists them the other way round is turned."""
+    area = (head.anchors * head.stride.reshape(-1, 1, 1)).prod(-1).mean(-1)
+    if (area[-1] - area[0]) * (head.stride[-1] - head.stride[0]) < 0:
+        pixels = head.anchors * head.stride.reshape(-1, 1, 1)
+        head.anchors.copy_(pixels.flip(0) / head.stride.reshape(-1, 1, 1))
+
+
+def _initialize_batch_norms(model: nn.Module) -> None:
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eps = 1e-3
+            m.momentum = 0.03
+
+
+@torch.no_grad()
+def trace_shapes(model: DetectionModel, imgsz: int, where: str = "model") -> list[tuple[int, ...]]:
+    """Return the output shape of every layer (the last of its list for the head) for one image of imgsz x imgsz.
+
+    Raises UserError naming the layer at which maps do not fit together.
+    """
+    shapes: list[tuple[int, ...]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        while not isinstance(output, Tensor):  # a head answers with a list of maps, in a tuple or bare
+            output = output[-1]
+        shapes.append(tuple(output.shape))
+
+    handles = [m.register_forward_hook(note) for m in model.model]
+    p = next(model.parameters())
+    try:
+        model._forward_once(torch.zeros(1, model.yaml["ch"], imgsz, imgsz, device=p.device, dtype=p.dtype))
+    except RuntimeError as e:
+        m = model.model[len(shapes)]
+        came = ", ".join(f"{f}: {shapes[f]}" for f in ([m.f] if isinstance(m.f, int) else m.f) if shapes)
+        raise UserError(f"{where}: layer {m.i} ({m.type}, from {m.f}) cannot take its input ({came}): {e}") from e
+    finally:
+        for h in handles:
+            h.remove()
+    return shapes
+
+
+def count_gflops(model: DetectionModel, imgsz: int = 640) -> float:
+    """Return 1e9 floating point operations (2 per multiply-add) of one eval pass over one imgsz x imgsz image."""
+    twin = copy.deepcopy(model).float().eval().to("meta")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        twin(torch.zeros(1, model.yaml["ch"], imgsz, imgsz, device="meta"))
+    return counter.get_total_flops() / 1e9
+
+
+def layer_table(model: DetectionModel, imgsz: int = 640) -> str:
+    """Return the model as text: one row per layer, and the totals."""
+    rows = [("", "from", "n", "params", "module", "output", "stride", "arguments")]
+    shapes = trace_shapes(model, imgsz, model.yaml.get("yaml_file") or "model")
+    yaml_rows = [*model.yaml["backbone"], *model.yaml["head"]]
+    for m, shape, row in zip(model.model, shapes, yaml_rows, strict=True):
+        head = isinstance(m, Detect)
+        out = "x".join(map(str, shape[1:])) if not head else f"{m.nl} maps x {m.na} x {m.no}"
+        stride = "/".join(f"{s:g}" for s in m.stride) if head else f"{imgsz / shape[-1]:g}"
+        rows.append((str(m.i), str(m.f), str(row[1]), f"{m.np:,}", m.type, out, stride, str(row[3])))
+    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
+    lines = ["  ".join(c.rjust(w) if k < 4 else c.ljust(w) for k, (c, w) in enumerate(zip(r, widths, strict=True)))
+             for r in rows]  # fmt: skip
+    return "\n".join([line.rstrip() for line in lines] + [model_summary(model, imgsz)])
+
+
+def model_summary(model: DetectionModel, imgsz: int = 640) -> str:
+    """Return one line: layers, parameters, GFLOPs at imgsz, strides."""
+    params = sum(p.numel() for p in model.parameters())
+    strides = "/".join(f"{s:g}" for s in model.stride)
+    name = Path(model.yaml.get("yaml_file") or "model").stem
+    return (f"{name}: {len(model.model)} layers, {params:,} parameters, {count_gflops(model, imgsz):.2f} GFLOPs "
+            f"at {imgsz} px, strides {strides}")  # fmt: skip
+
+
+def coarse_stride_warning(model: DetectionModel) -> str:
+    """Return a warning if the finest stride is so large that small objects are out of reach, or an empty string."""
+    finest = int(model.stride.min())
+    if finest < 32:
+        return ""
+    return (f"{model.yaml.get('yaml_file', 'this model')} detects at strides "
+            f"{'/'.join(f'{s:g}' for s in model.stride)}: objects under about {finest} px are out of its reach")  # fmt: skip
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Print the layers of a model config")
+    parser.add_argument("--cfg", default="yolov5_shufflenet.yaml", help="model yaml, also looked for in models/")
+    parser.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="image size in pixels")
+    parser.add_argument("--nc", type=int, default=None, help="number of classes, instead of the yaml's")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    model = Model(opt.cfg, nc=opt.nc).eval()
+    if opt.imgsz < 1 or opt.imgsz % int(model.stride.max()):
+        raise UserError(f"--imgsz {opt.imgsz} is no multiple of the largest stride, {int(model.stride.max())}")
+    print(layer_table(model, opt.imgsz))
+    if warning := coarse_stride_warning(model):
+        LOGGER.warning(warning)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())

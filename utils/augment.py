@@ -1,0 +1,187 @@
+"""Pictures and their boxes, changed together: letterbox, mosaic, affine, colour, flips, mixup.
+
+Images are (h, w, 3) uint8 BGR; labels (n, 5) float32: class, x1, y1, x2, y2 in pixels. Every random choice comes from
+the `numpy.random.Generator` that is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+GREY = 114  # what lies beside a picture
+
+
+def letterbox(
+    im: np.ndarray,
+    new_shape: int | tuple[int, int] = (640, 640),
+    color: tuple[int, int, int] = (GREY, GREY, GREY),
+    auto: bool = True,
+    scaleFill: bool = False,
+    scaleup: bool = True,
+    stride: int = 32,
+) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
+    """Fit an image into new_shape (h, w), keeping its proportions, with grey bars around it.
+
+    auto: only as much bar as makes the sides multiples of `stride`; scaleFill: stretch instead; scaleup: allow
+    enlarging. Returns the image, the ratios (width, height) and the bars (left, top) in pixels.
+    """
+    height, width = im.shape[:2]
+    if isinstance(new_shape, int):
+        new_shape = (new_shape, new_shape)
+    r = min(new_shape[0] / height, new_shape[1] / width)
+    if not scaleup:
+        r = min(r, 1.0)
+    ratio = (r, r)
+    size = (max(round(width * r), 1), max(round(height * r), 1))
+    dw, dh = float(new_shape[1] - size[0]), float(new_shape[0] - size[1])
+    if scaleFill:
+        dw = dh = 0.0
+        size = (new_shape[1], new_shape[0])
+        ratio = (new_shape[1] / width, new_shape[0] / height)
+    elif auto:
+        dw, dh = dw % stride, dh % stride
+    dw, dh = dw / 2, dh / 2
+    if (width, height) != size:
+        im = cv2.resize(im, size, interpolation=cv2.INTER_LINEAR)
+    # an odd bar is split with its larger half at the bottom and right
+    top, bottom, left, right = round(dh - 0.1), round(dh + 0.1), round(dw - 0.1), round(dw + 0.1)
+    if top or bottom or left or right:
+        im = cv2.copyMakeBorder(im, top, bottom, left, right, cv2.BORDER_CONSTANT, value=color)
+    return im, ratio, (dw, dh)
+
+
+def augment_hsv(im: np.ndarray, rng: np.random.Generator, hgain: float, sgain: float, vgain: float) -> np.ndarray:
+    """Multiply hue, saturation and value by random gains within 1 +- the given ones."""
+    if not (hgain or sgain or vgain):
+        return im
+    gains = rng.uniform(-1, 1, 3) * (hgain, sgain, vgain) + 1
+    x = np.arange(256)
+    tables = ((x * gains[0]) % 180, np.clip(x * gains[1], 0, 255), np.clip(x * gains[2], 0, 255))
+    table = np.stack(tables, -1).astype(np.uint8).reshape(1, 256, 3)
+    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(im, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2BGR)
+
+
+def mosaic4(
+    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], imgsz: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay four images around a random point of a grey canvas of 2 imgsz a side (YOLOv4, 2020).
+
+    Each image, its longer side imgsz at most, touches the point with a corner; what leaves the canvas is cut off.
+    Returns the canvas and all labels, clipped to it.
+    """
+    canvas = np.full((2 * imgsz, 2 * imgsz, 3), GREY, np.uint8)
+    yc, xc = (int(v) for v in rng.uniform(imgsz // 2, 2 * imgsz - imgsz // 2, 2))
+    placed = []
+    for i, (im, label) in enumerate(zip(images, labels, strict=True)):
+        h, w = im.shape[:2]
+        left = xc - w if i % 2 == 0 else xc
+        top = yc - h if i < 2 else yc
+        x1, y1 = max(left, 0), max(top, 0)
+        x2, y2 = min(left + w, 2 * imgsz), min(top + h, 2 * imgsz)
+        canvas[y1:y2, x1:x2] = im[y1 - top : y2 - top, x1 - left : x2 - left]
+        label = label.copy()
+        label[:, 1:] += (left, top, left, top)
+        placed.append(label)
+    everything = np.concatenate(placed)
+    everything[:, 1:] = everything[:, 1:].clip(0, 2 * imgsz)
+    return canvas, everything
+
+
+def affine_matrix(
+    in_shape: tuple[int, int], out_shape: tuple[int, int], hyp: Mapping[str, float], rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Random rotation, scale, shear, perspective and translation as a 3x3 matrix, and the scale.
+
+    The centre of an image of in_shape (h, w) goes to the centre of out_shape, moved by up to `translate`.
+    """
+    centre = np.eye(3)
+    centre[:2, 2] = -in_shape[1] / 2, -in_shape[0] / 2
+    perspective = np.eye(3)
+    perspective[2, :2] = rng.uniform(-1, 1, 2) * hyp["perspective"]
+    angle = rng.uniform(-1, 1) * hyp["degrees"]
+    scale = rng.uniform(1 - hyp["scale"], 1 + hyp["scale"])
+    rotation = np.eye(3)
+    rotation[:2] = cv2.getRotationMatrix2D(angle=angle, center=(0, 0), scale=scale)
+    shear = np.eye(3)
+    shear[0, 1], shear[1, 0] = (math.tan(math.radians(v * hyp["shear"])) for v in rng.uniform(-1, 1, 2))
+    move = np.eye(3)
+    fractions = rng.uniform(0.5 - hyp["translate"], 0.5 + hyp["translate"], 2)
+    move[:2, 2] = fractions * (out_shape[1], out_shape[0])
+    return move @ shear @ rotation @ perspective @ centre, scale
+
+
+def random_perspective(
+    im: np.ndarray,
+    labels: np.ndarray,
+    hyp: Mapping[str, float],
+    rng: np.random.Generator,
+    out_shape: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Warp an image and its labels by a random matrix (see `affine_matrix`) into out_shape (h, w).
+
+    A label becomes the box around its four warped corners, clipped; boxes that are lost or nearly so are left out.
+    """
+    out_shape = out_shape or im.shape[:2]
+    matrix, scale = affine_matrix(im.shape[:2], out_shape, hyp, rng)
+    size = (out_shape[1], out_shape[0])
+    if im.shape[:2] != out_shape or (matrix != np.eye(3)).any():
+        border = (GREY, GREY, GREY)
+        if hyp["perspective"]:
+            im = cv2.warpPerspective(im, matrix, dsize=size, borderValue=border)
+        else:
+            im = cv2.warpAffine(im, matrix[:2], dsize=size, borderValue=border)
+    if not len(labels):
+        return im, labels
+    new = warp_boxes(labels[:, 1:], matrix)
+    new[:, [0, 2]] = new[:, [0, 2]].clip(0, out_shape[1])
+    new[:, [1, 3]] = new[:, [1, 3]].clip(0, out_shape[0])
+    keep = box_candidates(labels[:, 1:] * scale, new)
+    return im, np.concatenate((labels[keep, :1], new[keep]), 1).astype(np.float32)
+
+
+def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) around the corners of boxes (n, 4) after a 3x3 matrix."""
+    corners = np.ones((len(boxes) * 4, 3))
+    corners[:, :2] = boxes[:, [0, 1, 2, 3, 0, 3, 2, 1]].reshape(-1, 2)
+    corners = corners @ matrix.T
+    corners = (corners[:, :2] / corners[:, 2:3]).reshape(-1, 4, 2)
+    return np.concatenate((corners.min(1), corners.max(1)), 1)
+
+
+def box_candidates(
+    before: np.ndarray, after: np.ndarray, wh_thr: float = 2, ar_thr: float = 100, area_thr: float = 0.1
+) -> np.ndarray:
+    """Which boxes (n, 4) are still worth a label after a warp: (n,) bool.
+
+    Sides above wh_thr pixels, proportions below ar_thr, and more than area_thr of the (scaled) area left.
+    """
+    w1, h1 = before[:, 2] - before[:, 0], before[:, 3] - before[:, 1]
+    w2, h2 = after[:, 2] - after[:, 0], after[:, 3] - after[:, 1]
+    proportion = np.maximum(w2 / (h2 + 1e-16), h2 / (w2 + 1e-16))
+    return (w2 > wh_thr) & (h2 > wh_thr) & (w2 * h2 / (w1 * h1 + 1e-16) > area_thr) & (proportion < ar_thr)
+
+
+def flip_up_down(im: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn an image and its labels upside down."""
+    labels = labels.copy()
+    labels[:, [2, 4]] = im.shape[0] - labels[:, [4, 2]]
+    return np.flipud(im), labels
+
+
+def flip_left_right(im: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror an image and its labels."""
+    labels = labels.copy()
+    labels[:, [1, 3]] = im.shape[1] - labels[:, [3, 1]]
+    return np.fliplr(im), labels
+
+
+def mixup(
+    im: np.ndarray, labels: np.ndarray, im2: np.ndarray, labels2: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blend two images of one size about half and half, and keep all labels (Zhang et al., 2018)."""
+    share = rng.beta(32.0, 32.0)
+    return cv2.addWeighted(im, share, im2, 1 - share, 0), np.concatenate((labels, labels2))

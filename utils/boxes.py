@@ -1,0 +1,127 @@
+"""Boxes: conversions between formats, scaling between images, overlap.
+
+xyxy: corners; xywh: centre, width, height; a trailing n: divided by the image's width and height. Functions take
+tensors or numpy arrays of shape (..., 4), or more columns where said, and return the same kind.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+def _empty_like(x: Array) -> Array:
+    return torch.empty_like(x) if isinstance(x, Tensor) else np.empty_like(x)
+
+
+def xyxy2xywh(x: Array) -> Array:
+    """Corners to centre, width, height; further columns are kept."""
+    y = _empty_like(x)
+    y[..., 0] = (x[..., 0] + x[..., 2]) / 2
+    y[..., 1] = (x[..., 1] + x[..., 3]) / 2
+    y[..., 2] = x[..., 2] - x[..., 0]
+    y[..., 3] = x[..., 3] - x[..., 1]
+    y[..., 4:] = x[..., 4:]
+    return y
+
+
+def xywh2xyxy(x: Array) -> Array:
+    """Centre, width, height to corners; further columns are kept."""
+    y = _empty_like(x)
+    half_w, half_h = x[..., 2] / 2, x[..., 3] / 2
+    y[..., 0] = x[..., 0] - half_w
+    y[..., 1] = x[..., 1] - half_h
+    y[..., 2] = x[..., 0] + half_w
+    y[..., 3] = x[..., 1] + half_h
+    y[..., 4:] = x[..., 4:]
+    return y
+
+
+def xywhn2xyxy(x: Array, w: float = 640, h: float = 640, padw: float = 0, padh: float = 0) -> Array:
+    """Normalised centre form to corners in pixels of a w x h image that lies at (padw, padh)."""
+    y = xywh2xyxy(x)
+    y[..., 0] = y[..., 0] * w + padw
+    y[..., 1] = y[..., 1] * h + padh
+    y[..., 2] = y[..., 2] * w + padw
+    y[..., 3] = y[..., 3] * h + padh
+    return y
+
+
+def xyxy2xywhn(x: Array, w: float = 640, h: float = 640) -> Array:
+    """Corners in pixels of a w x h image to normalised centre form."""
+    y = xyxy2xywh(x)
+    y[..., 0] /= w
+    y[..., 1] /= h
+    y[..., 2] /= w
+    y[..., 3] /= h
+    return y
+
+
+def clip_boxes(boxes: Array, shape: tuple[int, int]) -> Array:
+    """Clip corners, in place, to an image of shape (height, width); returns them."""
+    h, w = shape[:2]
+    if isinstance(boxes, Tensor):
+        boxes[..., 0].clamp_(0, w)
+        boxes[..., 1].clamp_(0, h)
+        boxes[..., 2].clamp_(0, w)
+        boxes[..., 3].clamp_(0, h)
+    else:
+        boxes[..., [0, 2]] = boxes[..., [0, 2]].clip(0, w)
+        boxes[..., [1, 3]] = boxes[..., [1, 3]].clip(0, h)
+    return boxes
+
+
+def scale_boxes(
+    img1_shape: tuple[int, int],
+    boxes: Array,
+    img0_shape: tuple[int, int],
+    ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
+) -> Array:
+    """Move corners, in place, from a letterboxed image of shape img1 (h, w) to the original of shape img0.
+
+    ratio_pad: ((ratio_h, ratio_w), (padw, padh)) as `letterbox` and the loader give it; worked out if None.
+    """
+    if ratio_pad is None:
+        gain = min(img1_shape[0] / img0_shape[0], img1_shape[1] / img0_shape[1])
+        ratio = (gain, gain)
+        pad = ((img1_shape[1] - img0_shape[1] * gain) / 2, (img1_shape[0] - img0_shape[0] * gain) / 2)
+    else:
+        ratio, pad = ratio_pad
+    boxes[..., [0, 2]] = (boxes[..., [0, 2]] - pad[0]) / ratio[1]
+    boxes[..., [1, 3]] = (boxes[..., [1, 3]] - pad[1]) / ratio[0]
+    return clip_boxes(boxes, img0_shape)
+
+
+def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+    """Overlap of every box of a (n, 4) with every box of b (m, 4), corners: (n, m) in [0, 1]."""
+    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = torch.minimum(a[:, None, 2:4], b[None, :, 2:4])
+    inter = (bottom_right - top_left).clamp_(0).prod(2)
+    area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
+    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    return inter / (area_a[:, None] + area_b[None] - inter + eps)
+
+
+def bbox_ciou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+    """Complete IoU of box pairs in xywh form, (n, 4) each: (n,) (Zheng et al., 2020).
+
+    IoU, less the squared centre distance in units of the enclosing diagonal, less a term for unlike aspect ratios.
+    """
+    ax, ay, aw, ah = a.unbind(-1)
+    bx, by, bw, bh = b.unbind(-1)
+    ax1, ax2, ay1, ay2 = ax - aw / 2, ax + aw / 2, ay - ah / 2, ay + ah / 2
+    bx1, bx2, by1, by2 = bx - bw / 2, bx + bw / 2, by - bh / 2, by + bh / 2
+    inter = (ax2.minimum(bx2) - ax1.maximum(bx1)).clamp(0) * (ay2.minimum(by2) - ay1.maximum(by1)).clamp(0)
+    iou = inter / (aw * ah + bw * bh - inter + eps)
+    diagonal = (ax2.maximum(bx2) - ax1.minimum(bx1)) ** 2 + (ay2.maximum(by2) - ay1.minimum(by1)) ** 2 + eps
+    distance = (ax - bx) ** 2 + (ay - by) ** 2
+    v = (4 / math.pi**2) * (torch.atan(bw / (bh + eps)) - torch.atan(aw / (ah + eps))) ** 2
+    with torch.no_grad():
+        alpha = v / (v - iou + (1 + eps))
+    return iou - (distance / diagonal + v * alpha)

@@ -1,0 +1,230 @@
+"""yaml files read as data and checked: data sets, hyper-parameters, model configs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.console import LOGGER
+from utils.errors import UserError, did_you_mean
+from utils.files import ROOT, atomic_write, find_file
+
+# key: (default, lowest, highest). The defaults are those of YOLOv5's hyp.scratch-low.
+HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
+    "lr0": (0.01, 1e-8, 10.0),  # first learning rate (SGD 1e-2, Adam 1e-3)
+    "lrf": (0.01, 0.0, 1.0),  # last learning rate is lr0 * lrf
+    "momentum": (0.937, 0.0, 0.9999),  # of SGD; beta1 of Adam
+    "weight_decay": (0.0005, 0.0, 1.0),
+    "warmup_epochs": (3.0, 0.0, 1000.0),
+    "warmup_momentum": (0.8, 0.0, 0.9999),
+    "warmup_bias_lr": (0.1, 0.0, 1.0),
+    "nbs": (64, 1, 65536),  # nominal batch size: smaller batches are accumulated up to it
+    "box": (0.05, 0.0, 1e3),  # gains of the three losses
+    "cls": (0.5, 0.0, 1e3),
+    "cls_pw": (1.0, 1e-6, 1e3),  # weight of positives in the class loss
+    "obj": (1.0, 0.0, 1e3),
+    "obj_pw": (1.0, 1e-6, 1e3),
+    "iou_t": (0.2, 0.0, 1.0),  # kept for old files; not used by the loss
+    "anchor_t": (4.0, 1.0, 100.0),  # a label fits an anchor up to this ratio of sides
+    "anchors": (0, 0, 100),  # anchors per output map; 0: those of the model yaml
+    "fl_gamma": (0.0, 0.0, 10.0),  # focal loss (1.5 in RetinaNet), 0: off
+    "label_smoothing": (0.0, 0.0, 1.0),
+    "hsv_h": (0.015, 0.0, 1.0),  # fractions of hue, saturation, value
+    "hsv_s": (0.7, 0.0, 1.0),
+    "hsv_v": (0.4, 0.0, 1.0),
+    "degrees": (0.0, 0.0, 180.0),
+    "translate": (0.1, 0.0, 0.9),  # fraction of the image
+    "scale": (0.5, 0.0, 0.99),  # gain from 1 - scale to 1 + scale
+    "shear": (0.0, 0.0, 89.0),  # degrees
+    "perspective": (0.0, 0.0, 0.001),
+    "flipud": (0.0, 0.0, 1.0),  # probabilities from here on
+    "fliplr": (0.5, 0.0, 1.0),
+    "mosaic": (1.0, 0.0, 1.0),
+    "mixup": (0.0, 0.0, 1.0),
+    "copy_paste": (0.0, 0.0, 1.0),  # kept for old files; needs polygons, does nothing for boxes
+}
+MODEL_KEYS = (
+    "nc names depth_multiple width_multiple channel_multiple activation anchors backbone head ch inplace yaml_file"
+).split()
+DATA_KEYS = "path train val test nc names download hint defaults roboflow".split()
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a yaml file that holds a mapping. Raises UserError with file and line if it does not."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="strict"))
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: is not a text file in UTF-8 (byte {e.start})") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid yaml ({getattr(e, 'problem', None) or e})".replace("\n", " ")) from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no 'key: value' lines")
+    return content
+
+
+def save_yaml(path: str | Path, content: dict[str, Any]) -> None:
+    """Write plain values as yaml, whole or not at all, in the order given."""
+    with atomic_write(path, "w") as f:
+        yaml.safe_dump(content, f, sort_keys=False, allow_unicode=True)
+
+
+def check_keys(content: dict[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise UserError for a key that is not in `known`."""
+    known = list(known)
+    for key in content:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise UserError(f"{where}: unknown key '{key}'{hint}" + ("" if hint else f"; known: {', '.join(known)}"))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a yaml value is a finite int or float (a bool is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) != float("inf")
+
+
+def load_hyp(name: str | Path) -> dict[str, float]:
+    """Read a hyper-parameter yaml; keys it leaves out take YOLOv5's defaults.
+
+    Raises UserError for unknown keys and for values that are no number or out of range.
+    """
+    path = find_file(name, ("data/hyps", "data"), "--hyp")
+    content = load_yaml(path)
+    check_keys(content, HYPERPARAMETERS, str(path))
+    hyp = {key: default for key, (default, _, _) in HYPERPARAMETERS.items()}
+    for key, value in content.items():
+        _, low, high = HYPERPARAMETERS[key]
+        if not is_number(value) or not low <= value <= high:
+            raise UserError(f"{path}: {key} is {value!r}, it must be a number from {low:g} to {high:g}")
+        hyp[key] = value
+    if hyp["copy_paste"]:
+        LOGGER.warning(f"{path}: copy_paste needs polygon labels, boxes have none: it does nothing")
+    return hyp
+
+
+def load_model_cfg(name: str | Path) -> dict[str, Any]:
+    """Read a model yaml (looked for in models/ too); `yaml_file` in the result is its path.
+
+    Raises UserError for unknown or missing keys. The rows themselves are checked when the model is built.
+    """
+    path = find_file(name, ("models",), "--cfg")
+    cfg = load_yaml(path)
+    check_model_cfg(cfg, str(path))
+    return {**cfg, "yaml_file": path.name}
+
+
+def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
+    """Raise UserError if a model config lacks a key, has an unknown one, or a value of a wrong kind."""
+    check_keys(cfg, MODEL_KEYS, where)
+    for key in ("nc", "anchors", "backbone", "head"):
+        if key not in cfg:
+            raise UserError(f"{where}: the key '{key}' is missing")
+    if not isinstance(cfg["nc"], int) or isinstance(cfg["nc"], bool) or cfg["nc"] < 1:
+        raise UserError(f"{where}: nc is {cfg['nc']!r}, it must be a whole number from 1")
+    for key in ("depth_multiple", "width_multiple"):
+        if not is_number(cfg.get(key, 1.0)) or not 0 < cfg.get(key, 1.0) <= 100:
+            raise UserError(f"{where}: {key} is {cfg[key]!r}, it must be a number above 0")
+    multiple = cfg.get("channel_multiple", 8)
+    if not isinstance(multiple, int) or isinstance(multiple, bool) or not 1 <= multiple <= 1024:
+        raise UserError(f"{where}: channel_multiple is {multiple!r}, it must be a whole number from 1")
+    anchors = cfg["anchors"]
+    pairs = isinstance(anchors, list) and anchors and all(
+        isinstance(row, list) and row and len(row) % 2 == 0 and len(row) == len(anchors[0])
+        and all(is_number(v) and v > 0 for v in row) for row in anchors
+    )  # fmt: skip
+    if not pairs and not (isinstance(anchors, int) and 1 <= anchors <= 100):
+        raise UserError(f"{where}: anchors must be rows of width, height pairs in pixels (equally many), or a count")
+    for key in ("backbone", "head"):
+        if not isinstance(cfg[key], list) or not cfg[key]:
+            raise UserError(f"{where}: {key} must be a list of rows [from, repeats, module, args]")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set as its yaml describes it; `train`, `val`, `test` are folders or list files, absolute."""
+
+    yaml_file: Path
+    names: dict[int, str]
+    path: Path
+    train: tuple[Path, ...] = ()
+    val: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+    hint: str = ""
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nc(self) -> int:
+        return len(self.names)
+
+    def existing(self, split: str) -> tuple[Path, ...]:
+        """The parts of a split that are there. Raises UserError, with the yaml's hint, if none is."""
+        parts: tuple[Path, ...] = getattr(self, split)
+        if not parts:
+            raise UserError(f"{self.yaml_file}: there is no '{split}:' in it")
+        found = tuple(p for p in parts if p.exists())
+        if not found:
+            hint = self.hint or "correct 'path:' or the split in the yaml, or put the images there"
+            raise UserError(f"{self.yaml_file}: '{split}' is not there ({parts[0]}). {hint}")
+        return found
+
+
+def load_data(name: str | Path) -> DataConfig:
+    """Read a data yaml (looked for in data/ too). Relative paths start at `path:`, and that at the project's root.
+
+    Raises UserError for unknown keys, names that do not fit nc, or a missing split.
+    """
+    file = find_file(name, ("data",), "--data")
+    content = load_yaml(file)
+    check_keys(content, DATA_KEYS, str(file))
+    base = _base_folder(content.get("path"), file)
+    splits = {split: _split_paths(content.get(split), base, f"{file}: {split}") for split in ("train", "val", "test")}
+    if not splits["train"] and not splits["val"] and not splits["test"]:
+        raise UserError(f"{file}: there is no 'train:' or 'val:' in it")
+    defaults = content.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        raise UserError(f"{file}: defaults must be 'flag: value' lines")
+    return DataConfig(
+        yaml_file=file, names=_class_names(content, file), path=base, hint=" ".join(str(content.get("hint", "")).split()),
+        defaults=defaults, **splits
+    )  # fmt: skip
+
+
+def _base_folder(value: Any, file: Path) -> Path:
+    if value is None:
+        return ROOT
+    if not isinstance(value, str):
+        raise UserError(f"{file}: path is {value!r}, it must be a folder")
+    if Path(value).is_absolute() or (ROOT / value).exists():
+        return (ROOT / value).resolve()
+    beside = (file.parent / value).resolve()  # a yaml lying with its images, as most tools write it
+    return beside if beside.exists() else (ROOT / value).resolve()
+
+
+def _split_paths(value: Any, base: Path, where: str) -> tuple[Path, ...]:
+    values = value if isinstance(value, list) else [] if value in (None, "") else [value]
+    if not all(isinstance(v, str) and "\0" not in v for v in values):
+        raise UserError(f"{where} must be a folder, a .txt list of images, or a list of these")
+    return tuple((base / v).resolve() for v in values)
+
+
+def _class_names(content: dict[str, Any], file: Path) -> dict[int, str]:
+    names = content.get("names")
+    if names is None and isinstance(content.get("nc"), int):
+        names = [f"class{i}" for i in range(content["nc"])]
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{file}: 'names' must list the class names")
+    if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        raise UserError(f"{file}: the keys of 'names' must be 0 to {len(names) - 1}, each once")
+    if "nc" in content and content["nc"] != len(names):
+        raise UserError(f"{file}: nc is {content['nc']}, but there are {len(names)} names")
+    return {i: str(names[i]) for i in range(len(names))}

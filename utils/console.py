@@ -1,0 +1,59 @@
+"""What the user sees in a terminal: the logger, colours, progress bars, and how a script ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolov5")
+
+_COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36, "bold": 1}
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes through tqdm, so that a message does not tear a progress bar apart; looks stdout up at each line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            text = colorstr("red", "error: ") + text
+        elif record.levelno >= logging.WARNING:
+            text = colorstr("yellow", "WARNING: ") + text
+        tqdm.write(text, file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
+
+
+if not LOGGER.handlers:
+    LOGGER.addHandler(_ConsoleHandler())
+    LOGGER.setLevel(logging.INFO)
+
+
+def colorstr(colour: str, text: str) -> str:
+    """Wrap `text` in an ANSI colour where the terminal shows it (not into files, not with NO_COLOR set)."""
+    if "NO_COLOR" in os.environ or not sys.stdout.isatty():
+        return text
+    return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+
+
+def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) -> tqdm:
+    """A progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
+    kwargs.setdefault("bar_format", "{l_bar}{bar:10}{r_bar}{bar:-10b}")
+    return tqdm(iterable, desc=desc, **kwargs)
+
+
+def run_script(main: Callable[[Any], Any], opt: Any) -> None:
+    """Run `main(opt)`; a `UserError` becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    try:
+        main(opt)
+    except UserError as e:
+        LOGGER.error(str(e))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        LOGGER.error("interrupted")
+        sys.exit(130)

@@ -1,0 +1,259 @@
+"""Images and labels as batches: the data set, what it does to an image, and the loader around it.
+
+An item depends on the seed, the epoch and the index alone, never on which worker made it or on what came before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.augment import (
+    GREY,
+    augment_hsv,
+    flip_left_right,
+    flip_up_down,
+    letterbox,
+    mixup,
+    mosaic4,
+    random_perspective,
+)
+from utils.boxes import xywhn2xyxy, xyxy2xywhn
+from utils.console import LOGGER, progress
+from utils.device import available_memory
+from utils.files import atomic_write
+from utils.images import ImageError, read_image
+from utils.labels import LabelIndex
+
+# (h0, w0) of the file, ((ratio_h, ratio_w), (padw, padh)) as `scale_boxes` takes it; None after augmentation
+Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
+Item = tuple[Tensor, Tensor, str, Shapes]
+Batch = tuple[Tensor, Tensor, tuple[str, ...], tuple[Shapes, ...]]
+
+
+class DetectionDataset(Dataset):
+    """Items are (image (3, h, w) uint8 RGB, labels (n, 6) 0, class, cx, cy, w, h normalised, path, shapes).
+
+    hyp: augmentation strengths, None for none. rect: batches of like proportions with little padding, in an order of
+    their own; `pad` is in strides. cache: "", "ram" or "disk".
+    """
+
+    def __init__(
+        self, index: LabelIndex, imgsz: int, batch_size: int, hyp: Mapping[str, float] | None = None,
+        rect: bool = False, stride: int = 32, pad: float = 0.0, cache: str = "", single_cls: bool = False,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.imgsz, self.hyp, self.rect, self.single_cls, self.seed = imgsz, hyp, rect, single_cls, seed
+        self.batch_size = batch_size
+        if rect:
+            index, self.rect_shapes = sort_by_proportion(index, imgsz, batch_size, stride, pad)
+        self.index = index
+        self._ram: list[np.ndarray] | None = None
+        self._disk = cache == "disk"
+        if cache == "ram" and self._fits_memory():
+            self._ram = self._preload()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Item:
+        epoch, i = key if isinstance(key, tuple) else (0, key)
+        if self.hyp is None:
+            return self._plain_item(i)
+        rng = np.random.default_rng((self.seed, epoch, i))
+        im, labels = self._augmented(i, rng)
+        return self._to_item(im, labels, i, None)
+
+    def _plain_item(self, i: int) -> Item:
+        """Image i letterboxed, without augmentation."""
+        im, (h0, w0) = self._load(i)
+        h, w = im.shape[:2]
+        shape = tuple(self.rect_shapes[i // self.batch_size]) if self.rect else (self.imgsz, self.imgsz)
+        im, ratio, pad = letterbox(im, shape, auto=False, scaleup=False)
+        shapes = ((h0, w0), ((h / h0 * ratio[1], w / w0 * ratio[0]), pad))
+        return self._to_item(im, self._pixel_labels(i, w * ratio[0], h * ratio[1], *pad), i, shapes)
+
+    def _augmented(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        hyp = self.hyp
+        if not self.rect and rng.random() < hyp["mosaic"]:
+            im, labels = self._mosaic(i, rng)
+            if rng.random() < hyp["mixup"]:
+                im, labels = mixup(im, labels, *self._mosaic(int(rng.integers(len(self))), rng), rng)
+        else:
+            im, _ = self._load(i)
+            h, w = im.shape[:2]
+            shape = tuple(self.rect_shapes[i // self.batch_size]) if self.rect else (self.imgsz, self.imgsz)
+            im, ratio, pad = letterbox(im, shape, auto=False)
+            labels = self._pixel_labels(i, w * ratio[0], h * ratio[1], *pad)
+            im, labels = random_perspective(im, labels, hyp, rng)
+        im = augment_hsv(im, rng, hyp["hsv_h"], hyp["hsv_s"], hyp["hsv_v"])
+        if rng.random() < hyp["flipud"]:
+            im, labels = flip_up_down(im, labels)
+        if rng.random() < hyp["fliplr"]:
+            im, labels = flip_left_right(im, labels)
+        return im, labels
+
+    def _mosaic(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [i, *rng.integers(len(self), size=3).tolist()]
+        rng.shuffle(chosen)
+        images = [self._load(k)[0] for k in chosen]
+        labels = [self._pixel_labels(k, im.shape[1], im.shape[0]) for k, im in zip(chosen, images, strict=True)]
+        canvas, everything = mosaic4(images, labels, self.imgsz, rng)
+        return random_perspective(canvas, everything, self.hyp, rng, (self.imgsz, self.imgsz))
+
+    def _pixel_labels(self, i: int, w: float, h: float, padw: float = 0, padh: float = 0) -> np.ndarray:
+        """Labels of image i, (n, 5) class and corners, as it lies at (padw, padh) with size w x h."""
+        values = self.index.labels(i)
+        labels = np.concatenate((values[:, :1], xywhn2xyxy(values[:, 1:], w, h, padw, padh)), 1)
+        if self.single_cls:
+            labels[:, 0] = 0
+        return labels
+
+    def _to_item(self, im: np.ndarray, labels: np.ndarray, i: int, shapes: Shapes) -> Item:
+        h, w = im.shape[:2]
+        target = torch.zeros(len(labels), 6)
+        if len(labels):
+            corners = labels[:, 1:].copy()
+            corners[:, [0, 2]] = corners[:, [0, 2]].clip(0, w - 1e-3)
+            corners[:, [1, 3]] = corners[:, [1, 3]].clip(0, h - 1e-3)
+            target[:, 1] = torch.from_numpy(np.ascontiguousarray(labels[:, 0]))
+            target[:, 2:] = torch.from_numpy(xyxy2xywhn(corners, w, h))
+        image = torch.from_numpy(np.ascontiguousarray(im[..., ::-1].transpose(2, 0, 1)))
+        return image, target, self.index.file(i), shapes
+
+    def _load(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Image i with its longer side imgsz, and the file's own (height, width).
+
+        A file that has become unreadable is a warning and a grey image.
+        """
+        h0, w0 = self.index.shapes[i].tolist()
+        if self._ram is not None:
+            return self._ram[i], (h0, w0)
+        if self._disk:
+            return self._load_from_disk(i), (h0, w0)
+        return self._read(i), (h0, w0)
+
+    def _read(self, i: int) -> np.ndarray:
+        h0, w0 = self.index.shapes[i].tolist()
+        r = self.imgsz / max(h0, w0)
+        try:
+            im = read_image(self.index.file(i))
+        except ImageError as e:
+            LOGGER.warning(f"{self.index.file(i)}: {e}; a grey image takes its place")
+            im = np.full((h0, w0, 3), GREY, np.uint8)
+        if r != 1:
+            interpolation = cv2.INTER_LINEAR if self.hyp is not None or r > 1 else cv2.INTER_AREA
+            im = cv2.resize(im, (max(int(w0 * r), 1), max(int(h0 * r), 1)), interpolation=interpolation)
+        return im
+
+    def _load_from_disk(self, i: int) -> np.ndarray:
+        """Image i from a .npy file beside it, written at first use."""
+        source = Path(self.index.file(i))
+        kind = "train" if self.hyp is not None else "val"
+        file = source.with_name(f"{source.name}.{kind}{self.imgsz}.npy")
+        try:
+            if file.stat().st_mtime_ns >= source.stat().st_mtime_ns:
+                return np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            pass  # not there yet, or damaged: made anew
+        im = self._read(i)
+        try:
+            with atomic_write(file) as f:
+                np.save(f, im)
+        except OSError as e:
+            LOGGER.warning(f"--cache disk: {file} cannot be written ({e.strerror}); going on without the disk cache")
+            self._disk = False
+        return im
+
+    def _fits_memory(self) -> bool:
+        needed = int(len(self) * self.imgsz**2 * 3 * 0.8)
+        free = available_memory()
+        if free is None or needed < 0.7 * free:
+            return True
+        LOGGER.warning(f"--cache ram needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: not caching")
+        return False
+
+    def _preload(self) -> list[np.ndarray]:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            images = pool.map(self._read, range(len(self)))
+            return list(progress(images, "caching images in memory", total=len(self)))
+
+
+def sort_by_proportion(
+    index: LabelIndex, imgsz: int, batch_size: int, stride: int, pad: float
+) -> tuple[LabelIndex, np.ndarray]:
+    """Put images of like proportions together; returns the new order and per batch the (height, width) it needs."""
+    proportion = index.shapes[:, 0] / index.shapes[:, 1]
+    order = np.argsort(proportion, kind="stable")
+    labels = [index.labels(i) for i in order]
+    counts = [len(v) for v in labels]
+    ordered = LabelIndex(
+        index.files[order], index.shapes[order], np.concatenate(labels),
+        np.concatenate(([0], np.cumsum(counts))).astype(np.int64), index.problems,
+    )  # fmt: skip
+    proportion = proportion[order]
+    shapes = []
+    for start in range(0, len(order), batch_size):
+        lowest, highest = proportion[start], proportion[start : start + batch_size][-1]
+        if highest < 1:
+            shape = (highest, 1.0)
+        elif lowest > 1:
+            shape = (1.0, 1 / lowest)
+        else:
+            shape = (1.0, 1.0)
+        shapes.append([int(np.ceil(side * imgsz / stride + pad)) * stride for side in shape])
+    return ordered, np.array(shapes)
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index), in an order that depends on seed and epoch alone; set `epoch` before each pass."""
+
+    def __init__(self, length: int, shuffle: bool, seed: int = 0) -> None:
+        self.length, self.shuffle, self.seed, self.epoch = length, shuffle, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        return iter([(self.epoch, int(i)) for i in order])
+
+
+def collate(items: list[Item]) -> Batch:
+    """Stack items: images (b, 3, h, w) uint8, targets (n, 6) with the image's number in column 0, paths, shapes."""
+    images, targets, paths, shapes = zip(*items, strict=True)
+    for number, target in enumerate(targets):
+        target[:, 0] = number
+    return torch.stack(images), torch.cat(targets), paths, shapes
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # one worker per core: OpenCV's own threads would fight over them
+    torch.set_num_threads(1)
+
+
+def create_loader(
+    dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, pin_memory: bool = False
+) -> DataLoader:
+    """A loader over a data set. `loader.sampler.epoch = n` chooses the epoch that the next pass draws."""
+    workers = min(workers, os.cpu_count() or 1, max(len(dataset) // batch_size, 1))
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), shuffle, dataset.seed),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+    )

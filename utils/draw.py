@@ -1,0 +1,141 @@
+"""Drawing on pictures: boxes with labels, class colours, mosaics of a batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from utils.augment import GREY
+from utils.boxes import xywh2xyxy
+
+# twenty hues far apart, as RGB
+PALETTE = (
+    "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
+    "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
+).split()
+
+
+def color_of(cls: int) -> tuple[int, int, int]:
+    """The BGR colour of a class."""
+    value = int(PALETTE[int(cls) % len(PALETTE)], 16)
+    return value & 255, value >> 8 & 255, value >> 16
+
+
+@functools.lru_cache(maxsize=16)
+def _font(size: int):
+    """matplotlib's own font, for names that OpenCV's letters do not cover (nothing is fetched)."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+class Annotator:
+    """Draws on a copy of an image (h, w, 3) uint8 BGR; `result()` returns it."""
+
+    def __init__(self, im: np.ndarray, line_width: int | None = None) -> None:
+        self.im = np.ascontiguousarray(im).copy()
+        self.lw = line_width or max(round(sum(im.shape[:2]) / 2 * 0.003), 2)
+        self.scale = max(self.lw / 3, 0.35)
+
+    def box_label(self, box: Sequence[float], label: str = "", color: tuple[int, int, int] = (128, 128, 128)) -> None:
+        """Draw one box (x1, y1, x2, y2 in pixels) with its label above it, or inside where there is no room."""
+        x1, y1, x2, y2 = (round(float(v)) for v in box)
+        cv2.rectangle(self.im, (x1, y1), (x2, y2), color, self.lw, cv2.LINE_AA)
+        if label:
+            self.text((x1, y1), label, color)
+
+    def text(self, corner: tuple[int, int], label: str, color: tuple[int, int, int]) -> None:
+        """Write a label on a coloured ground above `corner`, or below it at the top of the image."""
+        w, h = self._text_size(label)
+        x = max(min(corner[0], self.im.shape[1] - w - 2), 0)
+        y = corner[1] - h - 4 if corner[1] - h - 4 >= 0 else corner[1]
+        cv2.rectangle(self.im, (x, y), (x + w + 2, y + h + 4), color, -1)
+        ink = (0, 0, 0) if color[0] * 0.114 + color[1] * 0.587 + color[2] * 0.299 > 140 else (255, 255, 255)
+        if label.isascii():
+            cv2.putText(self.im, label, (x + 1, y + h + 1), 0, self.scale, ink, self._stroke, cv2.LINE_AA)
+        else:
+            self._unicode_text((x + 1, y), label, ink)
+
+    @property
+    def _stroke(self) -> int:
+        return max(self.lw - 1, 1)
+
+    def _text_size(self, label: str) -> tuple[int, int]:
+        if label.isascii():
+            (w, h), _ = cv2.getTextSize(label, 0, self.scale, self._stroke)
+            return w, h
+        left, top, right, bottom = _font(max(round(self.scale * 30), 8)).getbbox(label)
+        return int(right - left), int(bottom)
+
+    def _unicode_text(self, corner: tuple[int, int], label: str, ink: tuple[int, int, int]) -> None:
+        from PIL import Image, ImageDraw
+
+        picture = Image.fromarray(self.im)
+        ImageDraw.Draw(picture).text(corner, label, fill=ink, font=_font(max(round(self.scale * 30), 8)))
+        self.im = np.array(picture)
+
+    def result(self) -> np.ndarray:
+        return self.im
+
+
+def crop_box(im: np.ndarray, box: Sequence[float], gain: float = 1.02, pad: int = 10) -> np.ndarray:
+    """Cut a box (x1, y1, x2, y2 in pixels), enlarged by gain and pad, out of an image."""
+    x1, y1, x2, y2 = (float(v) for v in box)
+    cx, cy, w, h = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) * gain + pad, (y2 - y1) * gain + pad
+    left, top = max(int(cx - w / 2), 0), max(int(cy - h / 2), 0)
+    return im[top : int(cy + h / 2) + 1, left : int(cx + w / 2) + 1]
+
+
+def draw_batch(
+    images: Tensor,
+    targets: np.ndarray,
+    paths: Sequence[str],
+    names: Mapping[int, str],
+    conf_thres: float = 0.25,
+    max_images: int = 16,
+    max_side: int = 1920,
+) -> np.ndarray:
+    """A mosaic (h, w, 3) BGR of the first images of a batch with their boxes and file names.
+
+    images: (b, 3, h, w) uint8 RGB; targets: (n, 6) image, class, cx, cy, w, h normalised, or (n, 7) in pixels with
+    the confidence last, of which those above conf_thres are drawn.
+    """
+    count = min(len(images), max_images)
+    h, w = images.shape[2:]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    scale = min(max_side / max(columns * w, rows * h), max(1.0, 320 / max(h, w)))
+    tile_h, tile_w = math.ceil(h * scale), math.ceil(w * scale)
+    canvas = np.full((rows * tile_h, columns * tile_w, 3), 255, np.uint8)
+    for k in range(count):
+        im = np.ascontiguousarray(images[k].cpu().numpy().transpose(1, 2, 0)[..., ::-1])
+        painter = Annotator(cv2.resize(im, (tile_w, tile_h)), line_width=max(round(tile_w / 320), 1))
+        for row in targets[targets[:, 0] == k]:
+            _draw_target(painter, row, (tile_w, tile_h), scale, names, conf_thres)
+        top, left = divmod(k, columns)
+        name = Path(paths[k]).name.encode("ascii", "replace").decode()[:40]
+        tile = painter.result()
+        cv2.putText(tile, name, (4, tile_h - 6), 0, 0.4, (GREY,) * 3, 2, cv2.LINE_AA)
+        cv2.putText(tile, name, (4, tile_h - 6), 0, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.rectangle(tile, (0, 0), (tile_w - 1, tile_h - 1), (255, 255, 255), 1)
+        canvas[top * tile_h : (top + 1) * tile_h, left * tile_w : (left + 1) * tile_w] = tile
+    return canvas
+
+
+def _draw_target(
+    painter: Annotator, row: np.ndarray, size: tuple[int, int], scale: float, names: Mapping[int, str], conf: float
+) -> None:
+    predicted = len(row) == 7
+    if predicted and row[6] < conf:
+        return
+    unit = np.array([scale] * 4) if predicted else np.array(size * 2)
+    cls = int(row[1])
+    label = names.get(cls, str(cls)) + (f" {row[6]:.1f}" if predicted else "")
+    painter.box_label(xywh2xyxy(row[2:6] * unit), label, color_of(cls))

@@ -1,0 +1,19 @@
+"""What goes wrong because of the user's input: one exception, and the did-you-mean for misspelt words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input, told in one line: what, which file, which line or key, what to do.
+
+    Scripts print it and exit with code 1 (see `utils.console.run_script`); code that calls `run()` catches it.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known word nearest to `word`, or an empty string."""
+    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -1,0 +1,55 @@
+"""Reading and writing one picture file, whatever its name's alphabet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.files import atomic_write
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message says why, without the file's name."""
+
+
+def decode_image(content: bytes) -> np.ndarray:
+    """Decode a picture: (h, w, 3) uint8 BGR, turned as its EXIF data say.
+
+    Raises ImageError if it is empty, cut off, too large, or no picture.
+    """
+    if not content:
+        raise ImageError("the file is empty")
+    # a cut-off JPEG decodes to a picture with a grey lower part, and nobody notices
+    if content[:2] == b"\xff\xd8" and b"\xff\xd9" not in content[-4096:]:
+        raise ImageError("the JPEG is cut off")
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except (cv2.error, MemoryError):
+        image = None
+    if image is None:
+        raise ImageError("the file is no picture that OpenCV can read, or too large")
+    return image
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a picture file: (h, w, 3) uint8 BGR. Raises ImageError."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as e:
+        raise ImageError(e.strerror or "cannot be read") from e
+    return decode_image(content)
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write (h, w, 3) uint8 BGR, in the format its suffix names, whole or not at all. Raises ImageError."""
+    path = Path(path)
+    try:
+        done, content = cv2.imencode(path.suffix or ".jpg", image)
+    except cv2.error as e:
+        raise ImageError(f"cannot be written as {path.suffix}") from e
+    if not done:
+        raise ImageError(f"cannot be written as {path.suffix}")
+    with atomic_write(path) as f:
+        f.write(content.tobytes())

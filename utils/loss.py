@@ -1,0 +1,101 @@
+"""YOLOv5's loss: complete IoU of matched boxes, objectness everywhere, class scores of matched boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.boxes import bbox_ciou
+
+LevelTargets = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# objectness weights per map, finest first (YOLOv5)
+BALANCE = {3: (4.0, 1.0, 0.4)}
+BALANCE_OTHER = (4.0, 1.0, 0.25, 0.06, 0.02)
+# besides the cell a centre lies in, the nearest neighbour in x and the nearest in y are responsible for it
+NEIGHBOURS = torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float32) * 0.5
+
+
+def focal_weights(pred: Tensor, true: Tensor, gamma: float, alpha: float = 0.25) -> Tensor:
+    """Weights (same shape) that turn binary cross-entropy into focal loss (Lin et al., 2017)."""
+    p = pred.sigmoid()
+    p_true = true * p + (1 - true) * (1 - p)
+    return (true * alpha + (1 - true) * (1 - alpha)) * (1 - p_true) ** gamma
+
+
+class ComputeLoss:
+    """Loss of a detector; `model` needs a head as its last layer (`na nc nl anchors stride`) and `hyp`.
+
+    Call with the raw maps (b, na, h, w, 5 + nc) and targets (n, 6): image, class, cx, cy, w, h normalised. Returns
+    the loss, shape (1,), weighted and times the batch size; and its parts (box, obj, cls), shape (3,), detached.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        head = model.model[-1]
+        self.hyp: dict[str, float] = model.hyp
+        self.nc, self.na, self.nl = head.nc, head.na, head.nl
+        self.anchors: Tensor = head.anchors
+        device = head.anchors.device
+        self.cls_weight = torch.tensor([self.hyp["cls_pw"]], device=device)
+        self.obj_weight = torch.tensor([self.hyp["obj_pw"]], device=device)
+        smoothing = self.hyp.get("label_smoothing", 0.0)
+        self.positive, self.negative = 1.0 - 0.5 * smoothing, 0.5 * smoothing
+        self.balance = BALANCE.get(self.nl, BALANCE_OTHER)
+        self.neighbours = NEIGHBOURS.to(device)
+
+    def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+        box = obj = cls = torch.zeros(1, device=targets.device)
+        for raw, weight, level in zip(preds, self.balance, self.build_targets(preds, targets), strict=False):
+            raw = raw.float()
+            image, anchor, y, x, true_box, anchor_wh, true_cls = level
+            objectness = torch.zeros(raw.shape[:4], device=raw.device)
+            if len(image):
+                matched = raw[image, anchor, y, x]
+                xy = matched[:, :2].sigmoid() * 2 - 0.5
+                wh = (matched[:, 2:4].sigmoid() * 2) ** 2 * anchor_wh
+                iou = bbox_ciou(torch.cat((xy, wh), 1), true_box)
+                box = box + (1.0 - iou).mean()
+                objectness[image, anchor, y, x] = iou.detach().clamp(0)
+                if self.nc > 1:
+                    goal = torch.full_like(matched[:, 5:], self.negative)
+                    goal[torch.arange(len(goal), device=goal.device), true_cls] = self.positive
+                    cls = cls + self._bce(matched[:, 5:], goal, self.cls_weight)
+            obj = obj + self._bce(raw[..., 4], objectness, self.obj_weight) * weight
+        parts = torch.cat((box * self.hyp["box"], obj * self.hyp["obj"], cls * self.hyp["cls"]))
+        return parts.sum(0, keepdim=True) * preds[0].shape[0], parts.detach()
+
+    def _bce(self, pred: Tensor, true: Tensor, positive_weight: Tensor) -> Tensor:
+        gamma = self.hyp.get("fl_gamma", 0.0)
+        if not gamma:
+            return F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight)
+        loss = F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight, reduction="none")
+        return (loss * focal_weights(pred, true, gamma)).mean()
+
+    def build_targets(self, preds: list[Tensor], targets: Tensor) -> list[LevelTargets]:
+        """Assign labels to anchors and cells.
+
+        Per map: image, anchor, row, column (m,), the true box (m, 4) as offset from the cell and size in cells, the
+        anchor's size (m, 2), the class (m,). A label goes to each anchor whose sides are within `anchor_t` times its
+        own, in its cell and in two neighbours.
+        """
+        return [self._level_targets(preds[i].shape, self.anchors[i], targets) for i in range(self.nl)]
+
+    def _level_targets(self, shape: torch.Size, anchors: Tensor, targets: Tensor) -> LevelTargets:
+        _, na, height, width, _ = shape
+        size = torch.tensor([width, height, width, height], device=targets.device, dtype=torch.float32)
+        boxes = targets[:, 2:6] * size
+        ratio = boxes[None, :, 2:4] / anchors[:, None]
+        fits = torch.maximum(ratio, 1 / ratio).amax(2) < self.hyp["anchor_t"]
+        anchor, label = fits.nonzero(as_tuple=True)
+        boxes = boxes[label]
+        xy, inverse = boxes[:, :2], size[:2] - boxes[:, :2]
+        left, up = ((xy % 1 < 0.5) & (xy > 1)).T
+        right, down = ((inverse % 1 < 0.5) & (inverse > 1)).T
+        # row k says for which labels the k-th neighbour is responsible too
+        offset, pick = torch.stack((torch.ones_like(left), left, up, right, down)).nonzero(as_tuple=True)
+        boxes, anchor, label = boxes[pick], anchor[pick], label[pick]
+        cell = (boxes[:, :2] - self.neighbours[offset]).long()
+        true_box = torch.cat((boxes[:, :2] - cell, boxes[:, 2:]), 1)
+        x, y = cell[:, 0].clamp(0, width - 1), cell[:, 1].clamp(0, height - 1)
+        image, true_cls = targets[label, 0].long(), targets[label, 1].long()
+        return image, anchor, y, x, true_box, anchors[anchor], true_cls

@@ -1,0 +1,109 @@
+"""Non-maximum suppression of YOLOv5 head output, with torchvision's kernel or, where that does not load, our own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from utils.boxes import box_iou, xywh2xyxy
+from utils.console import LOGGER
+
+CLASS_OFFSET = 7680  # pixels: boxes of different classes are moved this far apart, so that they never overlap
+MAX_CANDIDATES = 30000  # the best-scored candidates of an image that are looked at
+
+
+@functools.cache
+def nms_kernel() -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Return `nms(boxes, scores, iou_thres) -> kept indices`, torchvision's if it works here.
+
+    A torchvision that does not fit torch fails on import or on first use ("operator torchvision::nms does not
+    exist"); that costs one warning and the speed of the kernel, not the run.
+    """
+    try:
+        from torchvision.ops import nms
+
+        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+    except Exception as e:  # a broken pair raises ImportError, RuntimeError, AttributeError or OSError
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        LOGGER.warning(
+            f"torchvision does not work with torch {torch.__version__} ({reason}); the project's own, slower NMS is "
+            "used. To mend it: pip install --upgrade --force-reinstall torch torchvision"
+        )
+        return plain_nms
+    return nms
+
+
+def plain_nms(boxes: Tensor, scores: Tensor, iou_thres: float) -> Tensor:
+    """Greedy NMS without torchvision: boxes (n, 4) corners, scores (n,); indices kept, best first."""
+    order = scores.argsort(descending=True, stable=True)
+    kept = []
+    while order.numel():
+        best, order = order[0], order[1:]
+        kept.append(best)
+        if order.numel():
+            order = order[box_iou(boxes[best][None], boxes[order], eps=0.0)[0] <= iou_thres]
+    return torch.stack(kept) if kept else torch.empty(0, dtype=torch.long, device=boxes.device)
+
+
+def non_max_suppression(
+    prediction: Tensor | Sequence[Tensor],
+    conf_thres: float = 0.25,
+    iou_thres: float = 0.45,
+    classes: Sequence[int] | None = None,
+    agnostic: bool = False,
+    multi_label: bool = False,
+    max_det: int = 300,
+) -> list[Tensor]:
+    """Pick the detections of each image from decoded head output.
+
+    prediction: (b, n, 5 + nc): cx, cy, w, h in pixels, objectness, class scores (or a head's tuple that starts so).
+    multi_label: a box may carry several classes. classes: keep only these. agnostic: classes suppress each other.
+    Returns per image (m, 6): x1, y1, x2, y2, confidence, class; best first, at most max_det.
+    Raises ValueError for thresholds outside [0, 1].
+    """
+    if not 0 <= conf_thres <= 1 or not 0 <= iou_thres <= 1:
+        raise ValueError(f"conf_thres {conf_thres} and iou_thres {iou_thres} must lie in [0, 1]")
+    if not isinstance(prediction, Tensor):
+        prediction = prediction[0]
+    return [_image_nms(x, conf_thres, iou_thres, classes, agnostic, multi_label, max_det) for x in prediction]
+
+
+def _image_nms(
+    x: Tensor, conf_thres: float, iou_thres: float, classes: Sequence[int] | None, agnostic: bool,
+    multi_label: bool, max_det: int,
+) -> Tensor:  # fmt: skip
+    x = x[x[:, 4] > conf_thres]
+    scores = x[:, 5:] * x[:, 4:5]
+    if multi_label and scores.shape[1] > 1:
+        rows, cls = (scores > conf_thres).nonzero(as_tuple=True)
+        conf = scores[rows, cls]
+    else:
+        conf, cls = scores.max(1)
+        rows = (conf > conf_thres).nonzero(as_tuple=True)[0]
+        conf, cls = conf[rows], cls[rows]
+    if classes is not None:
+        wanted = torch.isin(cls, torch.as_tensor(list(classes), device=cls.device))
+        rows, conf, cls = rows[wanted], conf[wanted], cls[wanted]
+    order = conf.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    rows, conf, cls = rows[order], conf[order], cls[order]
+    boxes = xywh2xyxy(x[rows, :4])
+    kept = _first_survivors(boxes + (0 if agnostic else cls[:, None] * CLASS_OFFSET), conf, iou_thres, max_det)
+    return torch.cat((boxes[kept], conf[kept, None], cls[kept, None].to(boxes)), 1)
+
+
+def _first_survivors(boxes: Tensor, conf: Tensor, iou_thres: float, max_det: int) -> Tensor:
+    """The first max_det indices that greedy NMS keeps of boxes sorted by confidence.
+
+    Whether a box survives depends on better ones only, so a prefix gives the same survivors as the whole; a network
+    at the start of its training fires everywhere, and then the prefix is a small part of the candidates.
+    """
+    nms = nms_kernel()
+    size = max(4 * max_det, 1024)
+    while True:
+        kept = nms(boxes[:size], conf[:size], iou_thres)
+        if len(kept) >= max_det or size >= len(boxes):
+            return kept[:max_det]
+        size *= 4
