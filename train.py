@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, transfer_weights, weights_content
-from models.runtime import Runtime, check_img_size
+from models.runtime import Runtime, check_img_size, to_input
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
 from my_tools.default_set import prepare_shapes
 from utils.anchors import check_anchors
@@ -29,14 +29,14 @@ from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, seed_everything, select_device
 from utils.draw import draw_batch
 from utils.errors import UserError
-from utils.files import ROOT, increment_path, newest
+from utils.files import increment_path, newest
 from utils.images import write_image
 from utils.labels import LabelIndex, load_labels
 from utils.logs import ResultsLog
 from utils.loss import ComputeLoss
 from utils.metrics import fitness
-from utils.optim import OPTIMIZERS, EarlyStopping, ModelEMA, create_optimizer, lr_factor, set_rates
-from utils.options import TrainOptions
+from utils.optim import EarlyStopping, ModelEMA, create_optimizer, lr_factor, set_rates
+from utils.options import OPTIMIZERS, TrainOptions
 from utils.plots import plot_labels, plot_results
 from val import Results, Settings, evaluate, results_table
 
@@ -106,7 +106,7 @@ def train(run: Run) -> None:
 def train_epoch(run: Run, epoch: int, lr: float, compute_loss: ComputeLoss) -> list[float]:
     """One pass over the training images; returns the mean of the three losses."""
     opt, hyp, batches = run.opt, run.hyp, len(run.loader)
-    warmup = max(round(hyp["warmup_epochs"] * batches), min(100, opt.epochs * batches // 4)) if hyp["warmup_epochs"] else 0
+    warmup = warmup_steps(hyp["warmup_epochs"], batches, opt.epochs)
     per_step = max(hyp["nbs"] / opt.batch_size, 1.0)
     run.model.train()
     run.loader.sampler.epoch = epoch
@@ -119,12 +119,11 @@ def train_epoch(run: Run, epoch: int, lr: float, compute_loss: ComputeLoss) -> l
         set_rates(run.optimizer, step, warmup, lr, hyp)
         part = min(step / warmup, 1.0) if warmup else 1.0
         accumulate = max(round(1 + part * (per_step - 1)), 1)
-        x = images.to(run.device, non_blocking=True).float() / 255
-        loss, parts = compute_loss(run.model(x), targets.to(run.device))
+        loss, parts = compute_loss(run.model(to_input(images, run.device)), targets.to(run.device))
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} in epoch {epoch}, batch {i}. Resume from before it with a lower learning "
-                f"rate: lower lr0 (now {hyp['lr0']:g}) in a copy of {opt.hyp}; check the labels in train_batch0.jpg"
+                f"the loss is {loss.item()} in epoch {epoch}, batch {i}: train with a lower learning rate (lr0, now "
+                f"{hyp['lr0']:g}, in a copy of {opt.hyp}) and look at the labels in train_batch0.jpg"
             )
         loss.backward()
         if step - run.last_step >= accumulate:
@@ -135,18 +134,25 @@ def train_epoch(run: Run, epoch: int, lr: float, compute_loss: ComputeLoss) -> l
             run.last_step = step
         mean = (mean * i + parts) / (i + 1)
         memory = torch.cuda.memory_reserved() / 1e9 if run.device.type == "cuda" else 0
-        bar.set_description(("%11s" * 2 + "%11.4g" * 5) % (f"{epoch}/{opt.epochs - 1}", f"{memory:.3g}G", *mean.tolist(),
-                                                          len(targets), images.shape[-1]))  # fmt: skip
+        where = (f"{epoch}/{opt.epochs - 1}", f"{memory:.3g}G")
+        bar.set_description(("%11s" * 2 + "%11.4g" * 5) % (*where, *mean.tolist(), len(targets), images.shape[-1]))
         if step < PICTURED_BATCHES and not opt.noplots:
             picture = draw_batch(images, targets.numpy(), paths, run.names)
             write_image(run.folder / f"train_batch{step}.jpg", picture)
     return mean.tolist()
 
 
+def warmup_steps(warmup_epochs: float, batches: int, epochs: int) -> int:
+    """Batches of warm-up: at least 100 as in YOLOv5, but at most a quarter of a run too short for that."""
+    if not warmup_epochs:
+        return 0
+    return max(round(warmup_epochs * batches), min(100, epochs * batches // 4))
+
+
 def validate(run: Run, compute_loss: ComputeLoss) -> Results:
     """Score the smoothed weights on the validation images."""
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return run.ema.ema(images.float() / 255)
+        return run.ema.ema(to_input(images, run.device))
 
     settings = Settings(single_cls=run.opt.single_cls)
     return evaluate(forward, run.val_loader, run.names, run.device, settings, compute_loss)
@@ -188,7 +194,7 @@ def scaled_gains(hyp: dict[str, float], model: DetectionModel, imgsz: int) -> di
 
 
 def finish(run: Run) -> Results | None:
-    """Draw the curves, score best.pt on the validation split and, if it is another, the test split; say what is where."""
+    """Draw the curves, score best.pt on the val split and, if it is another, the test split; say what is where."""
     if not run.opt.noplots:
         plot_results(run.log.path, run.folder / "results.png")
     LOGGER.info(f"\n{len(run.log.rows)} epochs in {run.seconds:.0f} s")
@@ -229,7 +235,7 @@ def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
     device = select_device(opt.device)
     seed_everything(opt.seed)
     names = {0: "object"} if opt.single_cls else data.names
-    model = build_model(opt, hyp, len(names), resumed).to(device)
+    model = build_model(opt, hyp, len(names), resumed).to(device, memory_format=torch.channels_last)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, seed {opt.seed}, {opt.hyp}")
     if warning := coarse_stride_warning(model):
@@ -248,7 +254,7 @@ def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
 
 
 def build_model(opt: TrainOptions, hyp: dict[str, float], nc: int, resumed: dict | None) -> DetectionModel:
-    """The network: from a checkpoint to go on with, from --cfg, from --weights, or from --cfg with --weights' tensors."""
+    """The network: resumed, from --cfg, from --weights, or from --cfg with the tensors of --weights that fit."""
     if resumed:
         model = model_from_checkpoint(resumed, "last.pt")
         model.load_state_dict(resumed["training"]["model"])
@@ -325,8 +331,8 @@ def open_resumed(resume: bool | str) -> tuple[TrainOptions, dict, Path]:
         raise UserError("--resume: there is no last.pt in runs/train; give its path")
     content = load_checkpoint(file, training=True)
     if content["training"]["finished"]:
-        raise UserError(f"{file}: this run is finished ({content['epoch'] + 1} epochs); to train on, start a new one with "
-                        f"--weights {file}")  # fmt: skip
+        raise UserError(f"{file}: this run is finished ({content['epoch'] + 1} epochs); start a new one with "
+                        f"--weights {file} to train on")  # fmt: skip
     options = TrainOptions.from_flags(content["options"])
     return options, content, file.resolve().parents[1]
 

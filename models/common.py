@@ -26,6 +26,10 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     ShuffleNet (Zhang et al., 2018). Plain reshape and transpose, so that it can be traced and exported.
     """
     b, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        # the same along the last axis in memory: one copy, and the result stays channels-last
+        y = x.permute(0, 2, 3, 1).reshape(b, h, w, groups, c // groups).transpose(3, 4)
+        return y.reshape(b, h, w, c).permute(0, 3, 1, 2)
     return x.reshape(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 

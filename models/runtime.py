@@ -26,7 +26,7 @@ class Runtime:
             LOGGER.warning("--half is for GPUs; on a CPU the model stays in float32")
             half = False
         self.device, self.half = device, half
-        self.model = model.fuse().to(device).eval()
+        self.model = model.fuse().to(device, memory_format=torch.channels_last).eval()
         self.model = self.model.half() if half else self.model.float()
         self.names, self.stride, self.imgsz = model.names, int(model.stride.max()), imgsz or DEFAULT_IMGSZ
 
@@ -36,10 +36,15 @@ class Runtime:
 
         Returns (b, n, 5 + nc) float32: cx, cy, w, h in pixels, objectness, class scores.
         """
-        x = images.to(self.device, non_blocking=True)
-        scale = 255 if x.dtype == torch.uint8 else 1
-        x = (x.half() if self.half else x.float()) / scale
-        return self.model(x, augment=augment)[0]
+        x = to_input(images, self.device)
+        return self.model(x.half() if self.half else x, augment=augment)[0]
+
+
+def to_input(images: Tensor, device: torch.device) -> Tensor:
+    """Images (b, 3, h, w) uint8, or float in [0, 1], as a network takes them: float32, channels-last, on `device`."""
+    x = images.to(device, non_blocking=True)
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def load_runtime(weights: str | Path, device: torch.device, half: bool = False) -> Runtime:

@@ -28,7 +28,8 @@ from utils.config import check_model_cfg, load_model_cfg
 from utils.console import LOGGER, run_script
 from utils.errors import UserError, did_you_mean
 
-ACTIVATIONS = {c.__name__: c for c in (nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU, nn.ReLU6)}
+_KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
+ACTIVATIONS = {cls.__name__: cls for cls in _KNOWN}
 PROBE_SIZE = 256  # pixels: side of the empty image on which strides are read off; strides divide it
 
 
@@ -274,8 +275,10 @@ class DetectionModel(nn.Module):
         maps = [shapes[f] for f in head.f]
         for f, shape in zip(head.f, maps, strict=True):
             if PROBE_SIZE % shape[-1] or PROBE_SIZE % shape[-2] or shape[-1] != shape[-2]:
-                raise UserError(f"{where}: Detect cannot use layer {f}: its map is {shape[-2]}x{shape[-1]} for an image "
-                                f"of {PROBE_SIZE}x{PROBE_SIZE}, which is no whole stride")  # fmt: skip
+                raise UserError(
+                    f"{where}: Detect cannot use layer {f}: its map is {shape[-2]}x{shape[-1]} for an image of "
+                    f"{PROBE_SIZE}x{PROBE_SIZE}, which is no whole stride"
+                )
         head.stride = torch.tensor([PROBE_SIZE / shape[-1] for shape in maps])
         head.anchors /= head.stride.reshape(-1, 1, 1)
         _order_anchors(head)
@@ -366,8 +369,9 @@ def coarse_stride_warning(model: DetectionModel) -> str:
     finest = int(model.stride.min())
     if finest < 32:
         return ""
-    return (f"{model.yaml.get('yaml_file', 'this model')} detects at strides "
-            f"{'/'.join(f'{s:g}' for s in model.stride)}: objects under about {finest} px are out of its reach")  # fmt: skip
+    strides = "/".join(f"{s:g}" for s in model.stride)
+    name = model.yaml.get("yaml_file") or "this model"
+    return f"{name} detects at strides {strides}: objects under about {finest} px are out of its reach"
 
 
 def parse_opt() -> argparse.Namespace:

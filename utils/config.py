@@ -191,10 +191,8 @@ def load_data(name: str | Path) -> DataConfig:
     defaults = content.get("defaults") or {}
     if not isinstance(defaults, dict):
         raise UserError(f"{file}: defaults must be 'flag: value' lines")
-    return DataConfig(
-        yaml_file=file, names=_class_names(content, file), path=base, hint=" ".join(str(content.get("hint", "")).split()),
-        defaults=defaults, **splits
-    )  # fmt: skip
+    hint = " ".join(str(content.get("hint", "")).split())
+    return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, **splits)
 
 
 def _base_folder(value: Any, file: Path) -> Path:

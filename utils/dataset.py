@@ -178,7 +178,7 @@ class DetectionDataset(Dataset):
         free = available_memory()
         if free is None or needed < 0.7 * free:
             return True
-        LOGGER.warning(f"--cache ram needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: not caching")
+        LOGGER.warning(f"--cache ram needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: not caching")
         return False
 
     def _preload(self) -> list[np.ndarray]:

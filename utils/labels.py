@@ -72,7 +72,7 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
             raise UserError(f"{source} does not exist: correct the data yaml")
     images = sorted({f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES})
     if not images:
-        raise UserError(f"no images in {', '.join(map(str, sources))}: one of {' '.join(sorted(IMAGE_SUFFIXES))} needed")
+        raise UserError(f"no images ({' '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, sources))}")
     return images
 
 

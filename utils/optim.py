@@ -11,8 +11,6 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
-
 
 def create_optimizer(model: nn.Module, name: str, lr: float, momentum: float, decay: float) -> Optimizer:
     """An optimizer with three groups, in YOLOv5's order: biases, weights (these alone decay), batch norm weights."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT
-from utils.optim import OPTIMIZERS
 
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
 # what a data yaml's `defaults:` may set, for flags that are not given
 DATA_DEFAULTS = ("hyp", "epochs", "batch_size", "imgsz", "optimizer", "cache", "cos_lr", "patience")
 
@@ -83,7 +83,8 @@ class TrainOptions:
                 raise UserError(f"{flag} is {value!r}, it must be a text")
             if f.type == "bool" and not isinstance(value, bool):
                 raise UserError(f"{flag} is {value!r}, it must be true or false")
-        for name, low in (("epochs", 1), ("batch_size", 1), ("imgsz", 32), ("workers", 0), ("patience", 0), ("seed", 0)):
+        least = {"epochs": 1, "batch_size": 1, "imgsz": 32, "workers": 0, "patience": 0, "seed": 0}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{where}--{name.replace('_', '-')} is {getattr(self, name)}, the least is {low}")
         if self.optimizer not in OPTIMIZERS:

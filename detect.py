@@ -1,0 +1,296 @@
+"""Find objects in pictures, videos and streams.
+
+    python detect.py                                                # the newest run's best.pt on data/images
+    python detect.py --weights best.pt --source street.mp4          # or a folder, 'a/*.jpg', list.txt, 0 (webcam), rtsp://...
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.runtime import Runtime, check_img_size, load_runtime
+from utils.boxes import scale_boxes, xyxy2xywhn
+from utils.console import LOGGER, run_script
+from utils.device import describe_device, select_device
+from utils.draw import Annotator, color_of, crop_box
+from utils.errors import UserError
+from utils.files import ROOT, atomic_write, increment_path, newest
+from utils.images import write_image
+from utils.nms import non_max_suppression
+from utils.plots import plot_features
+from utils.sources import LoadStreams, open_source
+
+
+@dataclass
+class Output:
+    """What is written of the detections, and where."""
+
+    folder: Path
+    names: dict[int, str]
+    save_img: bool = True
+    save_txt: bool = False
+    save_conf: bool = False
+    save_crop: bool = False
+    save_csv: bool = False
+    view_img: bool = False
+    line_thickness: int = 3
+    hide_labels: bool = False
+    hide_conf: bool = False
+    videos: dict[str, cv2.VideoWriter] = field(default_factory=dict)
+    taken: dict[str, str] = field(default_factory=dict)  # file name -> the source that has it
+
+    def add(self, found: Tensor, im0: np.ndarray, path: str, mode: str, frame: int, fps: float) -> None:
+        """Write one frame: found (m, 6) corners in its pixels, confidence, class; best first."""
+        name = self._file_name(path, mode)
+        stem = Path(name).stem if mode == "image" else f"{Path(name).stem}_{frame}"
+        if self.save_txt:
+            self._write_txt(found, im0.shape, self.folder / "labels" / f"{stem}.txt")
+        if self.save_csv and len(found):
+            self._write_csv(found, name)
+        if self.save_crop:
+            for k, row in enumerate(found.tolist()):
+                folder = self.folder / "crops" / safe_name(self.names[int(row[5])])
+                folder.mkdir(parents=True, exist_ok=True)
+                write_image(folder / f"{stem}{k + 1 if k else ''}.jpg", crop_box(im0, row[:4]))
+        if self.save_img or self.view_img:
+            picture = self.draw(found, im0)
+            if self.view_img:
+                show(name, picture)
+            if self.save_img and mode == "image":
+                write_image(self.folder / name, picture)
+            elif self.save_img:
+                self._video(name, picture, fps).write(picture)
+
+    def draw(self, found: Tensor, im0: np.ndarray) -> np.ndarray:
+        """The frame with its boxes, the most confident on top."""
+        painter = Annotator(im0, self.line_thickness)
+        for row in reversed(found.tolist()):
+            name = self.names[int(row[5])]
+            label = "" if self.hide_labels else name if self.hide_conf else f"{name} {row[4]:.2f}"
+            painter.box_label(row[:4], label, color_of(int(row[5])))
+        return painter.result()
+
+    def _file_name(self, path: str, mode: str) -> str:
+        """A name in the folder for this source; two sources of one name do not overwrite each other."""
+        name = Path(path).name if mode != "stream" else f"{safe_name(path)}.mp4"
+        candidate, number = name, 1
+        while self.taken.setdefault(candidate, path) != path:
+            number += 1
+            candidate = f"{Path(name).stem}_{number}{Path(name).suffix}"
+        return candidate
+
+    def _write_txt(self, found: Tensor, shape: tuple[int, ...], file: Path) -> None:
+        boxes = xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist()
+        with atomic_write(file, "w") as f:
+            for row, box in zip(found.tolist(), boxes, strict=True):
+                values = [*box, row[4]] if self.save_conf else box
+                f.write(" ".join([f"{int(row[5])}", *(f"{v:.6g}" for v in values)]) + "\n")
+
+    def _write_csv(self, found: Tensor, name: str) -> None:
+        file = self.folder / "predictions.csv"
+        new = not file.exists()
+        with open(file, "a", encoding="utf-8", newline="") as f:
+            writer = csv.writer(f)
+            if new:
+                writer.writerow(("Image Name", "Prediction", "Confidence"))
+            writer.writerows((name, self.names[int(row[5])], f"{row[4]:.2f}") for row in found.tolist())
+
+    def _video(self, name: str, picture: np.ndarray, fps: float) -> cv2.VideoWriter:
+        if name not in self.videos:
+            file = self.folder / Path(name).with_suffix(".mp4")
+            size = (picture.shape[1], picture.shape[0])
+            writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), fps or 30, size)
+            if not writer.isOpened():
+                raise UserError(f"{file}: OpenCV cannot write this video; use --nosave or --save-txt")
+            self.videos[name] = writer
+        return self.videos[name]
+
+    def close(self) -> None:
+        """Finish the video files."""
+        for writer in self.videos.values():
+            writer.release()
+
+
+def safe_name(text: str) -> str:
+    """A file name made of a class name or an address."""
+    return re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"
+
+
+def show(title: str, picture: np.ndarray) -> None:
+    """Show a picture in a window. Raises UserError where there is no display."""
+    try:
+        cv2.imshow(title, picture)
+        cv2.waitKey(1)
+    except cv2.error as e:
+        raise UserError("--view-img: OpenCV cannot open a window here (no display, or opencv-python-headless)") from e
+
+
+def summary(found: Tensor, names: dict[int, str]) -> str:
+    """`4 persons, 1 bus`, by class."""
+    counts = Counter(int(c) for c in found[:, 5].tolist())
+    return ", ".join(f"{n} {names[c]}{'s' if n > 1 else ''}" for c, n in sorted(counts.items())) or "nothing"
+
+
+def save_features(runtime: Runtime, image: Tensor, folder: Path) -> None:
+    """Write a picture of every layer's output for one image (1, 3, h, w)."""
+    handles = []
+    for layer in runtime.model.model[:-1]:
+        def draw(module: torch.nn.Module, args: tuple, output: Tensor) -> None:
+            plot_features(output[0], folder / f"stage{module.i}_{module.type}_features.png")
+
+        handles.append(layer.register_forward_hook(draw))
+    try:
+        runtime.predict(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def predict_all(
+    runtime: Runtime, source: str, size: list[int], out: Output, conf_thres: float, iou_thres: float, max_det: int,
+    classes: list[int] | None, agnostic_nms: bool, augment: bool, visualize: bool, vid_stride: int,
+) -> int:  # fmt: skip
+    """The prediction loop; returns the number of frames looked at."""
+    frames, seconds = 0, np.zeros(3)
+    dataset = open_source(source, size, runtime.stride, vid_stride=vid_stride)
+    start = time.perf_counter()
+    for path, im, im0s, capture, text in dataset:
+        streams = isinstance(dataset, LoadStreams)
+        batch = torch.from_numpy(im if streams else im[None])
+        loaded = time.perf_counter()
+        if visualize:
+            folder = out.folder / f"features_{safe_name(Path(str(path)).stem)}"
+            folder.mkdir(exist_ok=True)
+            save_features(runtime, batch[:1], folder)
+        prediction = runtime.predict(batch, augment)
+        predicted = time.perf_counter()
+        detections = non_max_suppression(prediction, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)
+        seconds += np.diff([start, loaded, predicted, time.perf_counter()])
+        paths, originals = (path, im0s) if streams else ([path], [im0s])
+        for k, (found, im0) in enumerate(zip(detections, originals, strict=True)):
+            found = found.cpu()
+            scale_boxes(tuple(batch.shape[2:]), found[:, :4], im0.shape[:2])
+            found[:, :4] = found[:, :4].round()
+            fps = capture.get(cv2.CAP_PROP_FPS) / vid_stride if capture else 30
+            out.add(found, im0, paths[k], dataset.mode, dataset.frame, fps)
+            shape = f"{batch.shape[2]}x{batch.shape[3]}"
+            head = text or f"{k}: "
+            LOGGER.info(f"{head}{shape} {summary(found, out.names)}, {(predicted - loaded) * 1e3:.1f}ms")
+            frames += 1
+        start = time.perf_counter()
+    if frames:
+        times = ", ".join(f"{v:.1f}ms {k}" for k, v in zip(("pre-process", "inference", "NMS"), seconds / frames * 1e3,
+                                                          strict=True))  # fmt: skip
+        LOGGER.info(f"speed per image: {times}")
+    return frames
+
+
+def run(
+    weights: str = "",
+    source: str = str(ROOT / "data/images"),
+    imgsz: int | list[int] | None = None,
+    conf_thres: float = 0.25,
+    iou_thres: float = 0.45,
+    max_det: int = 1000,
+    device: str = "",
+    view_img: bool = False,
+    save_txt: bool = False,
+    save_conf: bool = False,
+    save_crop: bool = False,
+    save_csv: bool = False,
+    nosave: bool = False,
+    classes: list[int] | None = None,
+    agnostic_nms: bool = False,
+    augment: bool = False,
+    visualize: bool = False,
+    project: str = str(ROOT / "runs/detect"),
+    name: str = "exp",
+    exist_ok: bool = False,
+    line_thickness: int = 3,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+    half: bool = False,
+    vid_stride: int = 1,
+) -> Path:
+    """Detect objects and return the folder of the results. Raises UserError for bad input."""
+    if not 0 <= conf_thres <= 1 or not 0 <= iou_thres <= 1:
+        raise UserError(f"--conf-thres {conf_thres} and --iou-thres {iou_thres} must lie between 0 and 1")
+    if min(max_det, line_thickness, vid_stride) < 1:
+        raise UserError("--max-det, --line-thickness and --vid-stride must be 1 or more")
+    file = Path(weights) if weights else newest("train/*/weights/best.pt")
+    if file is None:
+        raise UserError("no --weights given and no trained model in runs/train; run train.py first")
+    where = select_device(device)
+    runtime = load_runtime(file, where, half)
+    for c in classes or ():
+        if c not in runtime.names:
+            raise UserError(f"--classes {c}: this model knows 0 to {len(runtime.names) - 1}")
+    size = check_img_size(imgsz or runtime.imgsz, runtime.stride)
+    LOGGER.info(f"detect: {file}, {size[0]}x{size[1]} px; {describe_device(where)}")
+    folder = increment_path(Path(project) / name, exist_ok)
+    if save_txt:
+        (folder / "labels").mkdir(exist_ok=True)
+    out = Output(folder, runtime.names, not nosave, save_txt, save_conf, save_crop, save_csv, view_img, line_thickness,
+                 hide_labels, hide_conf)  # fmt: skip
+    try:
+        frames = predict_all(runtime, source, size, out, conf_thres, iou_thres, max_det, classes, agnostic_nms, augment,
+                             visualize, vid_stride)  # fmt: skip
+    finally:
+        out.close()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    if not frames:
+        raise UserError(f"--source {source}: not one picture in it could be read")
+    if folder.is_dir():
+        LOGGER.info(f"results in {folder}")
+    return folder
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Detect objects")
+    add = parser.add_argument
+    add("--weights", default="", help="checkpoint; the newest run's best.pt if left out")
+    add("--source", default=str(ROOT / "data/images"), help="picture, video, folder, glob, list, webcam, URL")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=int, help="pixels, one or h w; as trained if left out")
+    add("--conf-thres", type=float, default=0.25, help="confidence below which boxes are dropped")
+    add("--iou-thres", type=float, default=0.45, help="overlap above which NMS drops a box")
+    add("--max-det", type=int, default=1000, help="detections per image at most")
+    add("--device", default="", help="cpu, mps, or a GPU's number")
+    add("--view-img", action="store_true", help="show the pictures in a window")
+    add("--save-txt", action="store_true", help="write labels/*.txt")
+    add("--save-conf", action="store_true", help="with confidences in them")
+    add("--save-crop", action="store_true", help="write each object as a picture")
+    add("--save-csv", action="store_true", help="write predictions.csv")
+    add("--nosave", action="store_true", help="write no pictures or videos")
+    add("--classes", nargs="+", type=int, default=None, help="keep only these, such as 0 2 3")
+    add("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other")
+    add("--augment", action="store_true", help="test-time augmentation")
+    add("--visualize", action="store_true", help="write pictures of every layer's output")
+    add("--project", default=str(ROOT / "runs/detect"), help="results go to project/name")
+    add("--name", default="exp")
+    add("--exist-ok", action="store_true", help="use project/name even if it exists")
+    add("--line-thickness", type=int, default=3, help="pixels")
+    add("--hide-labels", action="store_true", help="boxes without names")
+    add("--hide-conf", action="store_true", help="names without confidences")
+    add("--half", action="store_true", help="half precision, on a GPU")
+    add("--vid-stride", type=int, default=1, help="look at every n-th frame")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    run(**vars(opt))
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())
