@@ -84,12 +84,12 @@ def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
     if not str(name):
         raise UserError(f"{what} is empty")
     name = Path(name)
-    names = [name] if name.suffix else [name, name.with_name(f"{name.name}.yaml")]
+    names = [name] if name.suffix in (".yaml", ".yml") else [name, name.with_name(f"{name.name}.yaml")]
     tried = [base / n for n in names for base in (Path(), ROOT, *(ROOT / folder for folder in folders))]
     for path in tried:
         if path.is_file():
             return path.resolve()
-    known = sorted(p.name for folder in folders for p in (ROOT / folder).glob(f"*{name.suffix or '.yaml'}"))
+    known = sorted(p.name for folder in folders for p in (ROOT / folder).glob("*.yaml"))
     hint = did_you_mean(name.name, known)
     listed = f"; known: {', '.join(known)}" if known and not hint else ""
     raise UserError(f"{what} '{name}' does not exist{hint}{listed}")

@@ -44,8 +44,9 @@ def process_batch(detections: Tensor, labels: Tensor, iouv: Tensor) -> Tensor:
 
 
 def smooth(y: np.ndarray, fraction: float = 0.05) -> np.ndarray:
-    """Box filter of a curve (n,), over `fraction` of its length."""
+    """Box filter of a curve (n,), over `fraction` of its length; the same length comes out."""
     width = round(len(y) * fraction * 2) // 2 + 1
+    width += 1 - width % 2
     pad = np.ones(width // 2)
     return np.convolve(np.concatenate((pad * y[0], y, pad * y[-1])), np.ones(width) / width, mode="valid")
 

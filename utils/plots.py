@@ -61,7 +61,7 @@ def plot_results(csv_file: Path, path: Path) -> None:
         y = data[:, header.index(name)]
         axis.plot(data[:, 0], y, marker=".", color="#4878a8", linewidth=1, markersize=5)
         if len(y) > 10 and np.isfinite(y).all():
-            axis.plot(data[:, 0], smooth(y, 0.1)[: len(y)], color="#e07b39", linewidth=2, label="smoothed")
+            axis.plot(data[:, 0], smooth(y, 0.1), color="#e07b39", linewidth=2, label="smoothed")
         axis.set_title(name, fontsize=11)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)

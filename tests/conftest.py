@@ -1,0 +1,17 @@
+"""Fixtures, and the threads that tests use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import write_yolo_set
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def yolo_set(tmp_path: Path) -> Path:
+    """The data yaml of a small drawn set."""
+    return write_yolo_set(tmp_path / "squares")

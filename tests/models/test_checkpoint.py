@@ -1,0 +1,152 @@
+"""Checkpoints: round trip, size, and every wrong file refused with one line and nothing run."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import checkpoint
+from models.checkpoint import (
+    load_checkpoint,
+    model_from_checkpoint,
+    save_checkpoint,
+    transfer_weights,
+    weights_content,
+)
+from models.runtime import Runtime, check_img_size, load_runtime
+from models.yolo import Model
+from utils.errors import UserError
+
+
+def small_model() -> Model:
+    torch.manual_seed(0)
+    model = Model("yolov5_shufflenet.yaml", nc=2).eval()
+    model.names = {0: "red", 1: "blue"}
+    return model
+
+
+def test_round_trip_keeps_outputs_and_facts(tmp_path: Path) -> None:
+    model, x = small_model(), torch.rand(1, 3, 64, 64)
+    model.model[-1].anchors[0, 0] = 7.25  # as autoanchor changes them
+    save_checkpoint(tmp_path / "a.pt", weights_content(model, 320, half=False, epoch=3))
+    content = load_checkpoint(tmp_path / "a.pt")
+    assert (content["kind"], content["imgsz"], content["epoch"], content["stride"]) == ("weights", 320, 3, [8, 16, 32])
+    again = model_from_checkpoint(content)
+    assert torch.equal(again(x)[0], model(x)[0]) and again.names == model.names
+
+
+def test_best_pt_is_as_small_as_the_article_says(tmp_path: Path) -> None:
+    model = Model("yolov5_shufflenet.yaml", nc=20)
+    save_checkpoint(tmp_path / "best.pt", weights_content(model, 640))
+    assert 1.7 < (tmp_path / "best.pt").stat().st_size / 2**20 < 2.1
+    runtime = load_runtime(tmp_path / "best.pt", torch.device("cpu"))
+    assert runtime.imgsz == 640 and next(runtime.model.parameters()).dtype == torch.float32
+
+
+class Attack:
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self):
+        return Path.touch, (self.flag,)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: torch.save({"model": Attack(p.with_suffix(".ran"))}, p), "holds pickled Python code"),
+        (lambda p: p.write_bytes(pickle.dumps(Attack(p.with_suffix(".ran")))), "is no checkpoint|damaged"),
+        (lambda p: p.write_text("<!doctype html><html>not found</html>"), "is no checkpoint|damaged"),
+        (lambda p: p.write_bytes(b""), "damaged"),
+        (lambda p: p.mkdir(), "is a folder"),
+        (lambda p: None, "no such file"),
+        (lambda p: torch.save([1, 2], p), "no checkpoint of this program"),
+        (lambda p: torch.save({"model": {}}, p), "no checkpoint of this program"),
+        (lambda p: torch.save({"format": "yolov5-light", "version": 99}, p), "newer version"),
+    ],
+)
+def test_anything_else_is_one_line(tmp_path: Path, make, message: str) -> None:
+    file = tmp_path / "x.pt"
+    make(file)
+    with pytest.raises(UserError, match=message) as e:
+        load_checkpoint(file)
+    assert "\n" not in str(e.value) and "x.pt" in str(e.value)
+    assert not file.with_suffix(".ran").exists()
+
+
+def test_cut_off_file(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", weights_content(small_model(), 640))
+    content = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="damaged or cut off|is no checkpoint"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+def test_weights_of_another_network(tmp_path: Path) -> None:
+    content = weights_content(small_model(), 640)
+    content["yaml"]["width_multiple"] = 0.75
+    with pytest.raises(UserError, match="do not fit its own model config"):
+        model_from_checkpoint(content)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "last.pt"
+    save_checkpoint(file, {"a": torch.ones(1)})
+    before = file.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.files.os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device.*intact"):
+        save_checkpoint(file, {"a": torch.zeros(100)})
+    assert file.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_only_a_training_checkpoint_can_be_resumed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "best.pt", weights_content(small_model(), 640))
+    with pytest.raises(UserError, match="--resume takes last.pt"):
+        load_checkpoint(tmp_path / "best.pt", training=True)
+
+
+def test_transfer_takes_what_fits(caplog: pytest.LogCaptureFixture) -> None:
+    source = small_model()
+    target = Model("yolov5_shufflenet.yaml", nc=5)
+    taken = transfer_weights(target, weights_content(source, 640), "a.pt")
+    total = len(target.state_dict())
+    assert taken == total - 7  # three head weights, three head biases, the anchors
+    assert torch.equal(target.state_dict()["model.0.conv1.0.weight"],
+                       source.state_dict()["model.0.conv1.0.weight"].half().float())  # fmt: skip
+    with pytest.raises(UserError, match="not one tensor fits"):
+        transfer_weights(Model("yolov5x.yaml"), {"model": {}}, "a.pt")
+
+
+def test_runtime_takes_uint8_and_float() -> None:
+    runtime = Runtime(small_model(), torch.device("cpu"), imgsz=320)
+    x = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    torch.testing.assert_close(runtime.predict(x), runtime.predict(x.float() / 255))
+    assert (runtime.stride, runtime.imgsz) == (32, 320)
+
+
+@pytest.mark.parametrize(
+    ("imgsz", "expected"), [(640, [640, 640]), (630, [640, 640]), ([320], [320, 320]), ([300, 500], [320, 512])]
+)
+def test_image_size_is_rounded_up_to_the_stride(imgsz, expected: list[int]) -> None:
+    assert check_img_size(imgsz, 32) == expected
+
+
+@pytest.mark.parametrize("imgsz", [0, -32, [1, 2, 3]])
+def test_impossible_image_size(imgsz) -> None:
+    with pytest.raises(UserError, match="--imgsz"):
+        check_img_size(imgsz, 32)
+
+
+def test_torch_load_and_save_stay_in_one_file() -> None:
+    root = Path(checkpoint.__file__).parents[1]
+    files = [p for p in root.rglob("*.py") if not {"tests", ".venv", "venv"} & set(p.relative_to(root).parts)]
+    users = {p.name for p in files if "torch.load(" in p.read_text() or "torch.save(" in p.read_text()}
+    assert users == {"checkpoint.py"}

@@ -1,0 +1,106 @@
+"""NMS against the reference, with torchvision's kernel and with our own."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from helpers import golden
+
+from utils import nms as module
+from utils.nms import nms_kernel, non_max_suppression, plain_nms
+
+
+@pytest.fixture(params=["torchvision", "own"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "own":
+        monkeypatch.setattr(module, "nms_kernel", lambda: plain_nms)
+    return request.param
+
+
+@pytest.mark.parametrize("name", ["nms_default", "nms_val", "nms_agnostic_classes"])
+def test_reference_detections(name: str, kernel: str) -> None:
+    z = golden(f"{name}.npz")
+    found = non_max_suppression(torch.tensor(z["pred"]), **json.loads(str(z["kw"])))
+    for i, rows in enumerate(found):
+        np.testing.assert_allclose(rows, z[f"out{i}"], atol=1e-3)
+
+
+def crowd(n: int = 700, nc: int = 3) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(1, n, 5 + nc, generator=g)
+    x[..., :2] *= 600
+    x[..., 2:4] = x[..., 2:4] * 60 + 10
+    return x
+
+
+def test_looking_at_a_prefix_gives_the_same_as_looking_at_all(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = crowd()
+    quick = non_max_suppression(x, 0.001, 0.6, multi_label=True, max_det=50)[0]
+    monkeypatch.setattr(module, "_first_survivors", lambda b, c, t, m: plain_nms(b, c, t)[:m])
+    assert torch.equal(quick, non_max_suppression(x, 0.001, 0.6, multi_label=True, max_det=50)[0])
+
+
+@pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("operator torchvision::nms does not exist")])
+def test_broken_torchvision_costs_a_warning(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = builtins.__import__
+
+    def broken(name, *args, **kwargs):
+        if name.startswith("torchvision"):
+            raise error
+        return real(name, *args, **kwargs)
+
+    expected = non_max_suppression(crowd(500))
+    nms_kernel.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with caplog.at_level(logging.WARNING, logger="yolov5"):
+        found = non_max_suppression(crowd(500))
+        non_max_suppression(crowd(500))
+    monkeypatch.undo()
+    nms_kernel.cache_clear()
+    assert torch.equal(found[0], expected[0])
+    assert len(caplog.records) == 1 and "pip install" in caplog.text and str(error) in caplog.text
+
+
+@pytest.mark.parametrize("n", [0, 1, 200])
+def test_own_kernel_equals_torchvision(n: int) -> None:
+    ops = pytest.importorskip("torchvision.ops", reason="needs a torchvision that loads", exc_type=Exception)
+    g = torch.Generator().manual_seed(n)
+    corner = torch.rand(n, 2, generator=g) * 50
+    boxes = torch.cat((corner, corner + torch.rand(n, 2, generator=g) * 30), 1)
+    scores = torch.rand(n, generator=g)
+    assert torch.equal(plain_nms(boxes, scores, 0.5), ops.nms(boxes, scores, 0.5))
+
+
+def box(x: float, conf: float, *scores: float) -> list[float]:
+    return [x, 10, 10, 10, conf, *scores]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "expected"),
+    [
+        ([], {}, []),
+        ([box(10, 0.2, 1, 0)], {}, []),  # below the threshold
+        ([box(10, 0.9, 1, 0), box(11, 0.8, 1, 0)], {}, [(0.9, 0)]),  # same class: one goes
+        ([box(10, 0.9, 1, 0), box(11, 0.8, 0, 1)], {}, [(0.9, 0), (0.8, 1)]),  # other class: both stay
+        ([box(10, 0.9, 1, 0), box(11, 0.8, 0, 1)], {"agnostic": True}, [(0.9, 0)]),
+        ([box(10, 0.9, 1, 0.9)], {"multi_label": True}, [(0.9, 0), (0.81, 1)]),
+        ([box(10, 0.9, 1, 0), box(90, 0.8, 0, 1)], {"classes": [1]}, [(0.8, 1)]),
+        ([box(10, 0.9, 1, 0), box(90, 0.8, 0, 1)], {"max_det": 1}, [(0.9, 0)]),
+    ],
+)
+def test_hand_made_cases(rows: list, options: dict, expected: list, kernel: str) -> None:
+    pred = torch.tensor(rows).reshape(1, -1, 7)
+    found = [(round(c, 4), int(k)) for c, k in non_max_suppression(pred, **options)[0][:, 4:].tolist()]
+    assert found == expected
+
+
+def test_thresholds_are_checked() -> None:
+    with pytest.raises(ValueError, match="conf_thres"):
+        non_max_suppression(crowd(10), conf_thres=1.5)
