@@ -127,7 +127,7 @@ def train_epoch(run: Run, epoch: int, lr: float, compute_loss: ComputeLoss) -> l
             )
         loss.backward()
         if step - run.last_step >= accumulate:
-            nn.utils.clip_grad_norm_(run.model.parameters(), max_norm=10.0)
+            nn.utils.clip_grad_norm_(run.model.parameters(), max_norm=10.0, foreach=run.device.type != "mps")
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.ema.update(run.model)

@@ -27,9 +27,11 @@ def create_optimizer(model: nn.Module, name: str, lr: float, momentum: float, de
         {"params": scales, "weight_decay": 0.0, "kind": "norm"},
     ]
     groups = [g for g in groups if g["params"]]
+    # one kernel for all tensors: a light model has hundreds of small ones
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     if name == "SGD":
-        return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    return {"Adam": Adam, "AdamW": AdamW}[name](groups, lr=lr, betas=(momentum, 0.999))
+        return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    return {"Adam": Adam, "AdamW": AdamW}[name](groups, lr=lr, betas=(momentum, 0.999), fused=fused)
 
 
 def lr_factor(epochs: int, lrf: float, cosine: bool) -> Callable[[float], float]:
@@ -72,12 +74,16 @@ class ModelEMA:
         """Move the average towards the model."""
         self.updates += 1
         share = 1 - self.decay * (1 - math.exp(-self.updates / self.tau))
-        new = model.state_dict()
-        for key, value in self.ema.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(new[key].to(value), share)
-            else:
-                value.copy_(new[key])
+        old, new = _tensors(self.ema), _tensors(model)
+        pairs = [(o, n) for o, n in zip(old, new, strict=True) if o.is_floating_point()]
+        torch._foreach_lerp_([o for o, _ in pairs], [n for _, n in pairs], share)
+        for o, n in zip(old, new, strict=True):
+            if not o.is_floating_point():
+                o.copy_(n)
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 class EarlyStopping:

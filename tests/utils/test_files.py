@@ -1,0 +1,123 @@
+"""Files: run folders, whole-or-nothing writes, finding a named file, reading pictures."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.draw import Annotator, color_of, crop_box
+from utils.errors import UserError, did_you_mean
+from utils.files import atomic_write, find_file, increment_path, newest
+from utils.images import ImageError, decode_image, read_image, write_image
+
+
+def test_run_folders_count_up(tmp_path: Path) -> None:
+    names = [increment_path(tmp_path / "train/exp").name for _ in range(3)]
+    assert names == ["exp", "exp2", "exp3"]
+    assert increment_path(tmp_path / "train/exp", exist_ok=True).name == "exp"
+
+
+def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+    got: list[Path] = []
+    threads = [threading.Thread(target=lambda: got.append(increment_path(tmp_path / "exp"))) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(got)) == 8
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        increment_path(tmp_path / "runs/train/exp")
+
+
+def test_atomic_write_is_whole_or_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    with atomic_write(file, "w") as f:
+        f.write("old")
+        assert not file.exists()
+    with pytest.raises(ZeroDivisionError), atomic_write(file, "w") as f:
+        f.write("new")
+        raise ZeroDivisionError
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    assert stat.S_IMODE(file.stat().st_mode) & 0o444 == 0o444 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5n.yaml", "models/yolov5n.yaml"])
+def test_find_file(name: str) -> None:
+    assert find_file(name, ("models",), "--cfg").name == "yolov5n.yaml"
+
+
+def test_newest(tmp_path: Path) -> None:
+    assert newest("*/best.pt", tmp_path) is None
+    for k, name in enumerate(("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.pt").touch()
+        os.utime(tmp_path / name / "best.pt", (1000 + k, 1000 + k))
+    assert newest("*/best.pt", tmp_path) == tmp_path / "a/best.pt"
+
+
+@pytest.mark.parametrize(("word", "hint"), [("batchsize", "batch_size"), ("CONV", "Conv"), ("qqq", "")])
+def test_did_you_mean(word: str, hint: str) -> None:
+    assert did_you_mean(word, ["batch_size", "Conv"]) == (f" (did you mean '{hint}'?)" if hint else "")
+
+
+def test_pictures_with_odd_names_round_trip(tmp_path: Path) -> None:
+    im = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    file = tmp_path / "Bild ü 图片.png"
+    write_image(file, im)
+    assert np.array_equal(read_image(file), im)
+
+
+def jpeg(noise: int = 200) -> bytes:
+    im = np.random.default_rng(0).integers(0, noise, (64, 64, 3), np.uint8)
+    return cv2.imencode(".jpg", im)[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b"GIF", "no picture"), (jpeg()[: len(jpeg()) // 2], "cut off"), (jpeg()[:2], "cut off")],
+)
+def test_unusable_pictures(content: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode_image(content)
+
+
+def test_whole_jpeg_with_a_tail_is_fine() -> None:
+    assert decode_image(jpeg() + b"\0" * 16).shape == (64, 64, 3)
+
+
+def test_annotator_draws_where_it_should() -> None:
+    painter = Annotator(np.zeros((100, 100, 3), np.uint8), line_width=1)
+    painter.box_label((20, 40, 60, 80), "", (0, 0, 255))
+    ys, xs = np.nonzero(painter.result()[..., 2] > 128)
+    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (20, 40, 60, 80)
+
+
+@pytest.mark.parametrize("label", ["person 0.87", "人 0.87", "é"])
+@pytest.mark.parametrize("box", [(0, 0, 5, 5), (90, 90, 100, 100), (-10, -10, 200, 200)])
+def test_labels_of_any_alphabet_fit_into_the_picture(label: str, box: tuple) -> None:
+    painter = Annotator(np.zeros((100, 160, 3), np.uint8))
+    painter.box_label(box, label, color_of(3))
+    assert painter.result().shape == (100, 160, 3) and painter.result().any()
+
+
+def test_crop_is_the_box_with_a_margin() -> None:
+    im = np.arange(100 * 100, dtype=np.int32).reshape(100, 100)
+    crop = crop_box(np.stack((im,) * 3, -1), (40, 40, 60, 60), gain=1.0, pad=10)
+    assert crop.shape[:2] == (31, 31) and crop[0, 0, 0] == 35 * 100 + 35
+    assert crop_box(np.zeros((10, 10, 3)), (-5, -5, 3, 3)).size > 0
