@@ -202,18 +202,18 @@ def finish(run: Run) -> Results | None:
     if run.val_loader and run.best_file.exists():
         content = load_checkpoint(run.best_file)
         runtime = Runtime(model_from_checkpoint(content, run.best_file), run.device)
-        results = score(run, runtime, "val", run.val_loader)
+        results = score(run, runtime, "val", run.val_loader, plots=not run.opt.noplots)
         if run.data.test and run.data.test != run.data.val and any(p.exists() for p in run.data.test):
-            results = score(run, runtime, "test", eval_loader(run, "test", runtime.stride))
+            results = score(run, runtime, "test", eval_loader(run, "test", runtime.stride), plots=False)
     command = f"python detect.py --weights {shlex.quote(shown(run.best_file))} --source {shlex.quote('data/images')}"
     LOGGER.info(f"\nweights   {shown(run.best_file)}  ({run.best_file.stat().st_size / 2**20:.1f} MiB)\n"
                 f"pictures  {shown(run.folder)}\nnext      {command}")  # fmt: skip
     return results
 
 
-def score(run: Run, runtime: Runtime, split: str, loader: DataLoader) -> Results:
-    """Evaluate best.pt on a split, with pictures, and print the table."""
-    settings = Settings(single_cls=run.opt.single_cls, folder=run.folder, plots=not run.opt.noplots)
+def score(run: Run, runtime: Runtime, split: str, loader: DataLoader, plots: bool) -> Results:
+    """Evaluate best.pt on a split and print the table."""
+    settings = Settings(single_cls=run.opt.single_cls, folder=run.folder, plots=plots)
     LOGGER.info(f"\nbest epoch ({run.stopper.best_epoch}) on the {split} split:")
     results = evaluate(lambda im: (runtime.predict(im), None), loader, run.names, run.device, settings)
     LOGGER.info(results_table(results, run.names, per_class=len(run.names) <= 30))

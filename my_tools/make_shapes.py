@@ -1,4 +1,4 @@
-"""Draws the embedded data set: pictures of six kinds of shapes on busy grounds, written as a VOC set.
+"""Draws the embedded data set: pictures of five kinds of shapes on busy grounds, written as a VOC set.
 
 Usage:
     python my_tools/make_shapes.py                                  # the whole set, into ../datasets/shapes/VOCshapes
@@ -26,21 +26,22 @@ from utils.console import LOGGER, progress, run_script
 from utils.errors import UserError
 from utils.files import DATASETS, ROOT, atomic_write
 
-CLASSES = ("circle", "square", "triangle", "star", "cross", "heart")
-IMAGES = 700
-SIZE = 224  # pixels of an image's longer side
-VERSION = 2  # raise it when the drawing changes, so that an older set is not taken for a new one
+CLASSES = ("circle", "square", "triangle", "star", "cross")
+IMAGES = 800
+SIZE = 160  # pixels of an image's longer side
+VERSION = 1  # raise it when the drawing changes, so that an older set is not taken for a new one
 OUT = DATASETS / "shapes" / "VOCshapes"
 SAMPLES_OUT = ROOT / "data" / "images"
-SPLITS = ("train",) * 7 + ("val",) + ("test",) * 2  # in turn
-OBJECTS = (1, 6)  # least and most objects in an image
-OBJECT_SIZE = (28 / 224, 112 / 224)  # longer side of an object's box, as a share of the image's
-STYLES = ("filled", "gradient", "striped", "bordered", "outlined")
+SPLITS = (*("train",) * 4, "test", *("train",) * 4, "val", *("train",) * 4, "test", *("train",) * 4, "test")
+OBJECTS = (1, 4)  # least and most objects in an image
+OBJECT_SIZE = (0.28, 0.6)  # longer side of an object's box, as a share of the image's
+STYLES = ("filled", "gradient", "striped", "bordered")
+TURN = 20  # degrees a shape is turned by at most
 SAMPLE_SHAPES = ((480, 320), (320, 480), (400, 400), (480, 360))  # width, height
-MIN_VISIBLE = 0.2  # an object that shows less of itself is not drawn
-EASY_VISIBLE = 0.4  # an object that shows less of itself is marked difficult
-WELL_VISIBLE = 0.7  # most objects show this much of themselves
-MAX_IOU = 0.35  # two boxes that share more than this could be taken for one object
+MIN_VISIBLE = 0.4  # an object that shows less of itself is not drawn
+EASY_VISIBLE = 0.6  # an object that shows less of itself is marked difficult
+WELL_VISIBLE = 0.85  # most objects show this much of themselves
+MAX_IOU = 0.15  # two boxes that share more than this could be taken for one object
 OPAQUE = 0.3  # share of a pixel that a shape must cover for the pixel to belong to its box
 JPEG_QUALITY = 90
 _FINE, _SHIFT = 4, 4  # shapes are cut on a finer grid of pixels, at corners with so many binary places
@@ -64,7 +65,6 @@ class Cutout(NamedTuple):
     rows: slice
     columns: slice
     body: np.ndarray  # (h, w) float32 0..1: what the shape covers
-    alpha: np.ndarray  # (h, w) float32 0..1: what is painted, the body or only its rim
     painted: int  # pixels, with those that were cut off
     style: str
     box: Box  # a box without a name: a strip that only hides things
@@ -80,42 +80,38 @@ class Scene(NamedTuple):
 def shape_points(name: str, size: float, rng: np.random.Generator) -> np.ndarray:
     """Return the corners (n, 2) of a shape around the origin, turned at random, the longer box side `size` pixels."""
     corners = {"square": 4, "triangle": 3, "star": 10}.get(name, 96)
-    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    if name == "heart":
-        y = 13 * np.cos(angle) - 5 * np.cos(2 * angle) - 2 * np.cos(3 * angle) - np.cos(4 * angle)
-        z = 16 * np.sin(angle) ** 3 - 1j * y
-    elif name == "cross":
+    if name == "cross":
         arm = rng.uniform(0.28, 0.4)
         z = np.concatenate([np.array((arm + arm * 1j, 1 + arm * 1j, 1 - arm * 1j)) * 1j**-k for k in range(4)])
     else:
+        angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
         z = np.exp(1j * (angle + np.pi / corners))  # a square stands on a side before it is stretched and turned
         z[1::2] *= rng.uniform(0.4, 0.5) if name == "star" else 1
-    points = _turned(z.real * rng.uniform(0.86, 1.16) + 1j * z.imag, rng)
+    points = _turned(z.real * rng.uniform(0.86, 1.16) + 1j * z.imag, rng.uniform(-TURN, TURN))
     low, high = points.min(0), points.max(0)
     return (points - (low + high) / 2) * (size / (high - low).max())
 
 
-def _turned(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Complex corners (n,), turned by a random angle, as (n, 2)."""
-    return (z * np.exp(1j * rng.uniform(0, 2 * np.pi))).view(float).reshape(-1, 2)
+def _turned(z: np.ndarray, degrees: float) -> np.ndarray:
+    """Complex corners (n,), turned, as (n, 2)."""
+    return (z * np.exp(1j * np.deg2rad(degrees))).view(float).reshape(-1, 2)
 
 
-def cut(points: np.ndarray, width: int, height: int, name: str, style: str, rim: int = 0) -> Cutout:
-    """Cut a polygon (n, 2), in pixels, for an image of `width` x `height`; `rim`: only the rim of so many pixels."""
+def cut(points: np.ndarray, width: int, height: int, name: str, style: str) -> Cutout:
+    """Cut a polygon (n, 2), in pixels, for an image of `width` x `height`."""
     low = np.floor(points.min(0)).astype(int) - 1
     (x, y), (w, h) = low.tolist(), (np.ceil(points.max(0)).astype(int) + 1 - low).tolist()
     fine = np.zeros((h * _FINE, w * _FINE), np.uint8)
     corners = ((points - low) * _FINE - 0.5) * 2**_SHIFT  # OpenCV counts from the middle of a pixel
     cv2.fillPoly(fine, [np.rint(corners).astype(np.int32)], 255, shift=_SHIFT)
     body = cv2.resize(fine, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    alpha = body - _shrunk(body, rim) if rim else body
     xs, ys = (np.flatnonzero((body >= OPAQUE).any(axis)) for axis in (0, 1))
     whole = (x + int(xs[0]), y + int(ys[0]), x + int(xs[-1]) + 1, y + int(ys[-1]) + 1)
     inside = (max(whole[0], 0), max(whole[1], 0), min(whole[2], width), min(whole[3], height))
     rows, columns = (slice(*np.clip((a, a + n), 0, limit).tolist()) for a, n, limit in ((y, h, height), (x, w, width)))
     part = slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x)
-    box, painted = Box(name, *inside, truncated=inside != whole), int(np.count_nonzero(alpha > 0.5))
-    return Cutout(rows, columns, body[part], alpha[part], painted, style, box)
+    box, painted = Box(name, *inside, truncated=inside != whole), int(np.count_nonzero(body > 0.5))
+    return Cutout(rows, columns, body[part], painted, style, box)
 
 
 def _shrunk(body: np.ndarray, pixels: int) -> np.ndarray:
@@ -139,7 +135,7 @@ def arrange(rng: np.random.Generator, width: int, height: int, objects: int, str
     for k in range(objects + strips):
         for _ in range(12):
             new = _random_shape(rng, width, height) if k < objects else _random_strip(rng, width, height)
-            below, mask = top[new.rows, new.columns], new.alpha > 0.5
+            below, mask = top[new.rows, new.columns], new.body > 0.5
             left, whole = seen - np.bincount(below[mask], minlength=len(seen) + 1)[1:], painted
             if k < objects:
                 left, whole = np.append(left, np.count_nonzero(mask)), np.append(whole, new.painted)
@@ -158,17 +154,16 @@ def _random_shape(rng: np.random.Generator, width: int, height: int) -> Cutout:
     size = max(width, height) * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
     margin = 0.3 * size  # some shapes may leave the image, none by more than its middle
     points = shape_points(name, size, rng) + rng.uniform(margin, (width - margin, height - margin))
-    rim = max(2, round(size * rng.uniform(0.07, 0.12))) if style == "outlined" else 0
-    return cut(points, width, height, name, style, rim)
+    return cut(points, width, height, name, style)
 
 
 def _random_strip(rng: np.random.Generator, width: int, height: int) -> Cutout:
     long, wide = max(width, height) * rng.uniform((0.25, 0.012), (0.7, 0.032))
-    points = _turned(np.array((-1, 1, 1, -1)) * long + 1j * np.array((-1, -1, 1, 1)) * wide, rng)
+    points = _turned(np.array((-1, 1, 1, -1)) * long + 1j * np.array((-1, -1, 1, 1)) * wide, rng.uniform(0, 180))
     return cut(points + rng.uniform(0, (width, height)), width, height, "", STYLES[rng.integers(3)])
 
 
-def pick_colour(rng: np.random.Generator, *others: np.ndarray, distance: float = 120) -> np.ndarray:
+def pick_colour(rng: np.random.Generator, *others: np.ndarray, distance: float = 160) -> np.ndarray:
     """Return a BGR colour (3,), of 24 tries the first that is `distance` away from all `others`, or the best."""
     tries = rng.uniform(10, 245, (24, 3))
     return tries[np.argmax(np.linalg.norm(tries[:, None] - others, axis=2).min(1, initial=distance))]
@@ -200,7 +195,7 @@ def paint(canvas: np.ndarray, cutout: Cutout, rng: np.random.Generator) -> None:
         mix = np.clip(np.sin(_ramp(rng, h, w, period)) * (period / 4) + 0.5, 0, 1)
     elif cutout.style == "bordered":
         mix = 1 - _shrunk(cutout.body, max(2, round(max(h, w) * 0.07)))
-    below += cv2.merge([cutout.alpha] * 3) * (_mixed(mix, first, second) - below)
+    below += cv2.merge([cutout.body] * 3) * (_mixed(mix, first, second) - below)
 
 
 def draw_ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
@@ -211,7 +206,7 @@ def draw_ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray
         angle, layer = np.linspace(0, 2 * np.pi, 48, endpoint=False), canvas.copy()
         for _ in range(rng.integers(2, 6)):
             radius = 1 + sum(rng.uniform(0.15, 0.3) * np.sin(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5))
-            points = _turned(radius * np.exp(1j * angle), rng) * max(width, height) * rng.uniform(0.08, 0.3)
+            points = _turned(radius * np.exp(1j * angle), rng.uniform(0, 360)) * max(width, height) * rng.uniform(0.08, 0.3)
             points = np.rint(points + rng.uniform(0, (width, height))).astype(np.int32)
             cv2.fillPoly(layer, [points], rng.uniform(10, 245, 3).tolist())
         canvas = cv2.addWeighted(canvas, 0.6, cv2.blur(layer, (3, 3)), 0.4, 0)
@@ -245,7 +240,7 @@ def _add_clutter(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 def draw_scene(rng: np.random.Generator, width: int, height: int, objects: int = 0, plain: bool = False) -> Scene:
     """Draw a picture of `width` x `height` pixels with `objects` shapes; `plain`: on grey, no blur or noise."""
     objects = objects or int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
-    cutouts = arrange(rng, width, height, objects, strips=0 if plain else int(rng.integers(0, 4)))
+    cutouts = arrange(rng, width, height, objects, strips=0 if plain else int(rng.integers(0, 2)))
     canvas = np.full((height, width, 3), 128, np.float32) if plain else draw_ground(rng, width, height)
     for cutout in cutouts:
         paint(canvas, cutout, rng)

@@ -1,0 +1,201 @@
+"""The scripts as a user runs them: train, val, detect, resume, and what wrong input is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import ROOT, run_script, write_yolo_set
+
+import detect
+import train
+import val
+from models.checkpoint import load_checkpoint, save_checkpoint
+from utils.errors import UserError
+from utils.logs import COLUMNS
+
+QUICK = {"cfg": "yolov5_shufflenet.yaml", "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
+RUN_FILES = """weights/best.pt weights/last.pt results.csv results.png opt.yaml hyp.yaml labels.jpg train_batch0.jpg
+    val_batch0_labels.jpg val_batch0_pred.jpg confusion_matrix.png P_curve.png R_curve.png F1_curve.png
+    PR_curve.png""".split()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A run of two epochs through the command line: its folder, its data yaml, what was printed."""
+    folder = tmp_path_factory.mktemp("squares")
+    data = write_yolo_set(folder / "set")
+    done = run_script("train.py", "--cfg", "yolov5_shufflenet.yaml", "--data", data, "--imgsz", 64, "--epochs", 2,
+                      "--batch-size", 4, "--workers", 1, "--project", folder / "runs")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "runs/exp", data, done.stdout
+
+
+@pytest.mark.slow
+def test_train_leaves_what_a_yolov5_user_expects(trained: tuple[Path, Path, str]) -> None:
+    folder, _, printed = trained
+    assert [f for f in RUN_FILES if not (folder / f).is_file()] == []
+    with open(folder / "results.csv", newline="") as f:
+        rows = list(csv.reader(f))
+    assert tuple(rows[0]) == COLUMNS and [r[0] for r in rows[1:]] == ["0", "1"]
+    options = yaml.safe_load((folder / "opt.yaml").read_text())
+    assert (options["imgsz"], options["batch_size"], options["optimizer"]) == (64, 4, "SGD")
+    assert f"python detect.py --weights {folder / 'weights/best.pt'} --source data/images" in printed
+    assert "mAP50-95" in printed and " red " in printed and " blue " in printed
+
+
+@pytest.mark.slow
+def test_val_command_line(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
+    folder, data, _ = trained
+    done = run_script("val.py", "--weights", folder / "weights/best.pt", "--data", data, "--save-txt", "--save-conf",
+                      "--save-json", "--project", tmp_path, "--conf-thres", 0.01, "--workers", 0)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "exp/predictions.json").read_text())
+    lines = [line for f in (tmp_path / "exp/labels").iterdir() for line in f.read_text().splitlines()]
+    assert len(rows) == len(lines) and all(len(line.split()) == 6 for line in lines)
+    assert all(set(r) == {"image_id", "category_id", "bbox", "score"} for r in rows)
+
+
+@pytest.mark.slow
+def test_detect_command_line(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
+    folder, _, _ = trained
+    done = run_script("detect.py", "--weights", folder / "weights/best.pt", "--source", "data/images", "--imgsz", 96,
+                      "--conf-thres", 0.001, "--max-det", 3, "--save-txt", "--save-conf", "--save-crop", "--save-csv",
+                      "--project", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pictures = sorted(p.name for p in (ROOT / "data/images").iterdir())
+    out = tmp_path / "exp"
+    assert sorted(p.name for p in out.glob("*.jpg")) == pictures
+    assert len(list((out / "labels").iterdir())) == len(pictures)
+    with open(out / "predictions.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    crops = list((out / "crops").rglob("*.jpg"))
+    assert len(rows) == len(crops) > 0 and set(rows[0]) == {"Image Name", "Prediction", "Confidence"}
+
+
+@pytest.mark.slow
+def test_all_three_scripts_agree_on_the_model(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
+    folder, data, printed = trained
+    results = val.run(data=str(data), weights=str(folder / "weights/best.pt"), project=str(tmp_path), workers=0,
+                      batch_size=8, noplots=True)  # fmt: skip
+    line = next(x for x in reversed(printed.splitlines()) if x.split()[:1] == ["all"])
+    assert [float(v) for v in line.split()[3:]] == pytest.approx(results.summary.tolist(), rel=0.01, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_resume_equals_a_run_that_was_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_yolo_set(tmp_path / "set", 8)
+    flags = {**QUICK, "data": str(data), "epochs": 3, "project": str(tmp_path), "noplots": True}
+    train.run(**flags, name="whole")
+    real = train.save
+
+    def stop_after_first(run: train.Run, epoch: int, *args, **kwargs) -> None:
+        real(run, epoch, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(train, "save", stop_after_first)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(**flags, name="stopped")
+    train.run(resume=str(tmp_path / "stopped/weights/last.pt"))
+    whole, resumed = (load_checkpoint(tmp_path / n / "weights/last.pt") for n in ("whole", "stopped"))
+    for part in (lambda c: c["model"], lambda c: c["training"]["model"]):
+        assert all(torch.equal(v, part(resumed)[k]) for k, v in part(whole).items())
+    assert (tmp_path / "whole/results.csv").read_text() == (tmp_path / "stopped/results.csv").read_text()
+    with pytest.raises(UserError, match="finished"):
+        train.run(resume=str(tmp_path / "stopped/weights/last.pt"))
+
+
+@pytest.mark.slow
+def test_flags_do_what_they_say(tmp_path: Path) -> None:
+    data = write_yolo_set(tmp_path / "set", 8)
+    train.run(**QUICK, data=str(data), epochs=2, project=str(tmp_path), name="a", single_cls=True, rect=True, noval=True,
+              nosave=True, noplots=True, optimizer="Adam", cos_lr=True, cache="ram", seed=3)  # fmt: skip
+    content = load_checkpoint(tmp_path / "a/weights/best.pt")
+    assert content["names"] == {0: "object"} and content["yaml"]["nc"] == 1
+    rows = (tmp_path / "a/results.csv").read_text().splitlines()
+    assert rows[1].split(",")[6] == "0.0" and len(rows) == 3
+    assert not list((tmp_path / "a").glob("*.jpg")) and not list((tmp_path / "a").glob("*.png"))
+    train.run(**QUICK, data=str(data), epochs=1, project=str(tmp_path), name="b", noplots=True,
+              weights=str(tmp_path / "a/weights/best.pt"))  # fmt: skip
+    assert load_checkpoint(tmp_path / "b/weights/best.pt")["names"] == {0: "red", 1: "blue"}
+
+
+@pytest.mark.slow
+def test_bad_files_in_a_set_are_skipped_and_named(tmp_path: Path) -> None:
+    data = write_yolo_set(tmp_path / "set", 8)
+    (tmp_path / "set/images/train/000.png").write_bytes(b"junk")
+    (tmp_path / "set/labels/train/001.txt").write_text("9 0.5 0.5 0.1 0.1\n")
+    done = run_script("train.py", "--data", data, "--imgsz", 64, "--epochs", 1, "--batch-size", 4, "--workers", 0,
+                      "--project", tmp_path, "--noplots")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "001.txt: line 1: class 9" in done.stdout and "000.png" in done.stdout and "2 left out" in done.stdout
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_yolo_set(tmp_path / "set", 4)
+    nan = torch.full((1,), float("nan"), requires_grad=True)
+    monkeypatch.setattr(train.ComputeLoss, "__call__", lambda *a: (nan * 1, torch.zeros(3)))
+    with pytest.raises(UserError, match="the loss is nan in epoch 0, batch 0.*lr0"):
+        train.run(**QUICK, data=str(data), epochs=1, project=str(tmp_path), noplots=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        (train, {"data": "nowhere.yaml"}, "--data 'nowhere.yaml' does not exist"),
+        (train, {"cfg": "yolov5_shuflenet.yaml", "data": "SET"}, "did you mean 'yolov5_shufflenet.yaml'"),
+        (train, {"hyp": "hyp.voc.yaml", "data": "SET"}, "did you mean 'hyp.VOC.yaml'"),
+        (train, {"weights": "nowhere.pt", "data": "SET"}, "nowhere.pt: no such file"),
+        (train, {"epochs": 0}, "--epochs is 0"),
+        (train, {"device": "7", "data": "SET"}, "--device 7: "),
+        (train, {"resume": "nowhere.pt"}, "nowhere.pt: no such file"),
+        (val, {"weights": "nowhere.pt", "data": "SET"}, "nowhere.pt: no such file"),
+        (val, {"conf_thres": 2.0}, "--conf-thres 2.0"),
+        (val, {"batch_size": 0}, "--batch-size"),
+        (detect, {"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
+        (detect, {"weights": "WEIGHTS", "source": "nowhere.jpg"}, "--source nowhere.jpg: no such file"),
+        (detect, {"weights": "WEIGHTS", "classes": [9]}, "--classes 9: this model knows 0 to 1"),
+        (detect, {"iou_thres": -1.0}, "--iou-thres -1.0"),
+        (detect, {"vid_stride": 0}, "--vid-stride"),
+    ],
+)
+def test_wrong_input_is_one_line(script, flags: dict, message: str, tmp_path: Path, yolo_set: Path) -> None:
+    from models.checkpoint import weights_content
+    from models.yolo import Model
+
+    if flags.get("weights") == "WEIGHTS":
+        save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
+    words = {"SET": str(yolo_set), "WEIGHTS": str(tmp_path / "w.pt")}
+    flags = {k: words.get(v, v) if isinstance(v, str) else v for k, v in flags.items()}
+    with pytest.raises(UserError, match=message) as e:
+        script.run(**flags, **({"project": str(tmp_path / "runs")} if "resume" not in flags else {}))
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").rglob("*.*"))
+
+
+def test_the_command_line_exits_with_one_line_and_code_1(tmp_path: Path) -> None:
+    done = run_script("train.py", "--data", "nowhere.yaml")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line][-1].startswith("error: --data 'nowhere.yaml'")
+
+
+def test_wrong_number_of_classes(tmp_path: Path, yolo_set: Path) -> None:
+    from models.checkpoint import weights_content
+    from models.yolo import Model
+
+    save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=5), 64))
+    with pytest.raises(UserError, match="knows 5 classes, .* lists 2"):
+        val.run(data=str(yolo_set), weights=str(tmp_path / "w.pt"), project=str(tmp_path))
+
+
+def test_detect_outputs_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    out = detect.Output(tmp_path, {0: "a"})
+    names = [out._file_name(p, "image") for p in ("x/1.jpg", "y/1.jpg", "x/1.jpg")]
+    assert names == ["1.jpg", "1_2.jpg", "1.jpg"]
+    assert out._file_name("rtsp://camera/1?a=b", "stream") == "rtsp_camera_1_a_b.mp4"
+    assert detect.safe_name("../../etc") == "_.._etc"
