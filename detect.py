@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.runtime import Runtime, check_img_size, load_runtime
+from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, run_script
 from utils.device import describe_device, select_device
@@ -164,6 +164,7 @@ def predict_all(
     """The prediction loop; returns the number of frames looked at."""
     frames, seconds = 0, np.zeros(3)
     dataset = open_source(source, size, runtime.stride, vid_stride=vid_stride)
+    warm_up(runtime, *size)
     start = time.perf_counter()
     for path, im, im0s, capture, text in dataset:
         streams = isinstance(dataset, LoadStreams)

@@ -229,6 +229,7 @@ def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
     """Build everything a run needs, from the options alone or with the state of a checkpoint."""
     data = load_data(opt.data)
     prepare_shapes(data.yaml_file)
+    train_parts, val_parts = data.existing("train"), data.existing("val") if data.val else ()
     if taken := opt.with_defaults(data.defaults, str(data.yaml_file)):
         LOGGER.info(f"defaults from {data.yaml_file.name}: {' '.join(taken)}")
     hyp = resumed["hyp"] if resumed else load_hyp(opt.hyp)
@@ -240,9 +241,9 @@ def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, seed {opt.seed}, {opt.hyp}")
     if warning := coarse_stride_warning(model):
         LOGGER.warning(warning)
-    index = load_labels(data.existing("train"), data.nc, "train: ")
-    named_missing(data, "train")
-    val_index = load_labels(data.existing("val"), data.nc, "val: ") if data.val else None
+    warn_of_missing(data, "train")
+    index = load_labels(train_parts, data.nc, "train: ")
+    val_index = load_labels(val_parts, data.nc, "val: ") if val_parts else None
     if not opt.noautoanchor and not resumed:
         check_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
     if folder is None:
@@ -297,11 +298,11 @@ def eval_loader(run: Run, split: str, stride: int, index: LabelIndex | None = No
     return create_loader(dataset, batch, run.opt.workers, shuffle=False, pin_memory=run.device.type == "cuda")
 
 
-def named_missing(data: DataConfig, split: str) -> None:
+def warn_of_missing(data: DataConfig, split: str) -> None:
     """Warn of parts of a split that the yaml lists and the disk lacks."""
     missing = [str(p) for p in getattr(data, split) if not p.exists()]
     if missing:
-        LOGGER.warning(f"{data.yaml_file.name} lists, but there is no {', '.join(missing)}: trained without")
+        LOGGER.warning(f"{data.yaml_file.name} lists {', '.join(missing)}, which is not there: training without it")
 
 
 def write_settings(opt: TrainOptions, hyp: dict, index: LabelIndex, names: dict[int, str], folder: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.runtime import Runtime, check_img_size, load_runtime
+from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
 from utils.boxes import scale_boxes, xywhn2xyxy, xyxy2xywh, xyxy2xywhn
 from utils.config import DataConfig, load_data
@@ -261,6 +261,7 @@ def run(
     settings = Settings(conf_thres, iou_thres, max_det, single_cls, folder, not noplots, save_txt, save_conf, save_json,
                         annotation_ids(config, task) if save_json else {})  # fmt: skip
     names = {0: "object"} if single_cls else runtime.names
+    warm_up(runtime, *size)
     results = evaluate(lambda images: (runtime.predict(images, augment), None),
                        create_loader(dataset, batch_size, workers, shuffle=False), names, where, settings)  # fmt: skip
     LOGGER.info(results_table(results, names, verbose or len(names) <= 30))

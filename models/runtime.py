@@ -11,6 +11,7 @@ from models.checkpoint import load_checkpoint, model_from_checkpoint
 from models.yolo import DetectionModel
 from utils.console import LOGGER
 from utils.errors import UserError
+from utils.nms import non_max_suppression
 
 DEFAULT_IMGSZ = 640
 
@@ -38,6 +39,11 @@ class Runtime:
         """
         x = to_input(images, self.device)
         return self.model(x.half() if self.half else x, augment=augment)[0]
+
+
+def warm_up(runtime: Runtime, height: int, width: int) -> None:
+    """Run one empty image through network and NMS, so that what the first use costs is not in the times shown."""
+    non_max_suppression(runtime.predict(torch.zeros(1, 3, height, width, dtype=torch.uint8)))
 
 
 def to_input(images: Tensor, device: torch.device) -> Tensor:

@@ -206,7 +206,8 @@ def draw_ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray
         angle, layer = np.linspace(0, 2 * np.pi, 48, endpoint=False), canvas.copy()
         for _ in range(rng.integers(2, 6)):
             radius = 1 + sum(rng.uniform(0.15, 0.3) * np.sin(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5))
-            points = _turned(radius * np.exp(1j * angle), rng.uniform(0, 360)) * max(width, height) * rng.uniform(0.08, 0.3)
+            radius *= max(width, height) * rng.uniform(0.08, 0.3)
+            points = _turned(radius * np.exp(1j * angle), rng.uniform(0, 360))
             points = np.rint(points + rng.uniform(0, (width, height))).astype(np.int32)
             cv2.fillPoly(layer, [points], rng.uniform(10, 245, 3).tolist())
         canvas = cv2.addWeighted(canvas, 0.6, cv2.blur(layer, (3, 3)), 0.4, 0)

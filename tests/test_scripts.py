@@ -113,8 +113,8 @@ def test_resume_equals_a_run_that_was_not_stopped(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_flags_do_what_they_say(tmp_path: Path) -> None:
     data = write_yolo_set(tmp_path / "set", 8)
-    train.run(**QUICK, data=str(data), epochs=2, project=str(tmp_path), name="a", single_cls=True, rect=True, noval=True,
-              nosave=True, noplots=True, optimizer="Adam", cos_lr=True, cache="ram", seed=3)  # fmt: skip
+    train.run(**QUICK, data=str(data), epochs=2, project=str(tmp_path), name="a", single_cls=True, rect=True,
+              noval=True, nosave=True, noplots=True, optimizer="Adam", cos_lr=True, cache="ram", seed=3)  # fmt: skip
     content = load_checkpoint(tmp_path / "a/weights/best.pt")
     assert content["names"] == {0: "object"} and content["yaml"]["nc"] == 1
     rows = (tmp_path / "a/results.csv").read_text().splitlines()

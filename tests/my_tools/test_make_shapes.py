@@ -68,7 +68,7 @@ def test_the_set_is_voc(drawn: Path) -> None:
 
 def test_splits_are_disjoint_and_complete(drawn: Path) -> None:
     splits = {p.stem: p.read_text().split() for p in (drawn / "ImageSets" / "Main").iterdir()}
-    assert {name: len(stems) for name, stems in splits.items()} == {"train": 9, "val": 1, "test": 2}
+    assert {name: len(stems) for name, stems in splits.items()} == {"train": 10, "val": 1, "test": 1}
     assert sorted(sum(splits.values(), [])) == [f"{k:06d}" for k in range(IMAGES)]
 
 

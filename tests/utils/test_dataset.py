@@ -44,8 +44,8 @@ def test_plain_item_has_its_labels_on_its_pixels(index: LabelIndex) -> None:
     assert ratio == (1.0, 1.0) and pad == (0.0, 16.0) and path.endswith("001.png")
     red = (image[0] > 180) & (image[1] < 60)
     ys, xs = np.nonzero(red.numpy())
-    cx, cy = targets[0, 2:4].tolist()
-    assert ((xs.min() + xs.max() + 1) / 2 / 128, (ys.min() + ys.max() + 1) / 2 / 128) == pytest.approx((cx, cy), abs=0.1)
+    middle = (xs.min() + xs.max() + 1) / 2 / 128, (ys.min() + ys.max() + 1) / 2 / 128
+    assert middle == pytest.approx(targets[0, 2:4].tolist(), abs=0.1)  # the blue square may hide a part of it
 
 
 @pytest.mark.parametrize("rect", [False, True])

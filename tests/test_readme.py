@@ -1,0 +1,76 @@
+"""The README's commands and figures: files exist, flags are known, the table of models is recomputed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT, run_script
+
+from models.yolo import Model, count_gflops
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+PYTHON = sorted({part.strip() for c in COMMANDS for part in c.split("&&") if part.strip().startswith("python ")})
+ROWS = re.findall(r"^\| `(\w+\.yaml)` \| ([\d,]+) \| ([\d.]+) \| ([\d/]+) \|$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", PYTHON)
+def test_commands_name_files_and_flags_that_exist(command: str) -> None:
+    _, script, *words = shlex.split(command)
+    assert (ROOT / script).is_file()
+    text = (ROOT / script).read_text(encoding="utf-8")
+    for flag, value in zip(words, [*words[1:], ""], strict=True):
+        if flag.startswith("--"):
+            assert f'"{flag}"' in text, flag
+        folders = {"--cfg": "models", "--data": "data", "--hyp": "data/hyps"}
+        if flag in folders and not value.startswith("../"):
+            assert (ROOT / value).is_file() or (ROOT / folders[flag] / value).is_file(), value
+
+
+def test_requirement_files_of_the_install_commands_exist() -> None:
+    named = {w for c in COMMANDS for w in c.split() if w.startswith("requirements")}
+    assert named == {"requirements.txt", "requirements-dev.txt"} and all((ROOT / n).is_file() for n in named)
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    (command,) = [c for c in COMMANDS if c.endswith("&& pytest")]
+    assert command in (ROOT / ".ci/run").read_text()
+
+
+def test_requirements_agree_with_pyproject() -> None:
+    listed = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r'"(.+?)"', listed.group(1))) == set((ROOT / "requirements.txt").read_text().split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "params", "gflops", "strides"), ROWS)
+def test_table_of_models(name: str, params: str, gflops: str, strides: str) -> None:
+    model = Model(name, nc=20)
+    assert f"{sum(p.numel() for p in model.parameters()):,}" == params
+    assert "/".join(f"{s:g}" for s in model.stride) == strides
+    assert f"{count_gflops(model):.2f}" == gflops
+
+
+def test_table_holds_every_config() -> None:
+    assert {r[0] for r in ROWS} == {p.name for p in (ROOT / "models").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "models/yolo.py", "my_tools/voc2yolo.py"])
+def test_help(script: str) -> None:
+    done = run_script(script, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage:")
+
+
+def test_data_yamls_read_as_yolov5_reads_them() -> None:
+    for file in Path(ROOT / "data").glob("*.yaml"):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert {"path", "train", "val", "names"} <= set(content)
