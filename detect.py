@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ from utils.images import write_image
 from utils.nms import non_max_suppression
 from utils.plots import plot_features
 from utils.sources import LoadStreams, open_source
+
+WRITABLE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .mp4".split())  # other kinds of picture become .jpg
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Output:
         """Write one frame: found (m, 6) corners in its pixels, confidence, class; best first."""
         name = self._file_name(path, mode)
         stem = Path(name).stem if mode == "image" else f"{Path(name).stem}_{frame}"
+        number_width = len(str(len(found)))
         if self.save_txt:
             self._write_txt(found, im0.shape, self.folder / "labels" / f"{stem}.txt")
         if self.save_csv and len(found):
@@ -62,7 +67,7 @@ class Output:
             for k, row in enumerate(found.tolist()):
                 folder = self.folder / "crops" / safe_name(self.names[int(row[5])])
                 folder.mkdir(parents=True, exist_ok=True)
-                write_image(folder / f"{stem}{k + 1 if k else ''}.jpg", crop_box(im0, row[:4]))
+                write_image(folder / f"{stem}-{k + 1:0{number_width}}.jpg", crop_box(im0, row[:4]))
         if self.save_img or self.view_img:
             picture = self.draw(found, im0)
             if self.view_img:
@@ -82,13 +87,14 @@ class Output:
         return painter.result()
 
     def _file_name(self, path: str, mode: str) -> str:
-        """A name in the folder for this source; two sources of one name do not overwrite each other."""
-        name = Path(path).name if mode != "stream" else f"{safe_name(path)}.mp4"
-        candidate, number = name, 1
-        while self.taken.setdefault(candidate, path) != path:
+        """A name in the folder for this source; no two sources share a stem, so that none overwrites another."""
+        name = Path(path).name if mode == "image" else f"{safe_name(Path(path).stem if mode == 'video' else path)}.mp4"
+        suffix = Path(name).suffix if Path(name).suffix.lower() in WRITABLE else ".jpg"
+        stem, number = Path(name).stem, 1
+        while self.taken.setdefault(stem, path) != path:
             number += 1
-            candidate = f"{Path(name).stem}_{number}{Path(name).suffix}"
-        return candidate
+            stem = f"{Path(name).stem}_{number}"
+        return f"{stem}{suffix}"
 
     def _write_txt(self, found: Tensor, shape: tuple[int, ...], file: Path) -> None:
         boxes = xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist()
@@ -108,7 +114,7 @@ class Output:
 
     def _video(self, name: str, picture: np.ndarray, fps: float) -> cv2.VideoWriter:
         if name not in self.videos:
-            file = self.folder / Path(name).with_suffix(".mp4")
+            file = self.folder / name
             size = (picture.shape[1], picture.shape[0])
             writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), fps or 30, size)
             if not writer.isOpened():
@@ -129,11 +135,14 @@ def safe_name(text: str) -> str:
 
 def show(title: str, picture: np.ndarray) -> None:
     """Show a picture in a window. Raises UserError where there is no display."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UserError("--view-img: there is no display here")  # OpenCV would end the process
     try:
         cv2.imshow(title, picture)
         cv2.waitKey(1)
     except cv2.error as e:
-        raise UserError("--view-img: OpenCV cannot open a window here (no display, or opencv-python-headless)") from e
+        raise UserError("--view-img: this OpenCV has no windows; pip uninstall opencv-python-headless, then "
+                        "pip install opencv-python") from e  # fmt: skip
 
 
 def summary(found: Tensor, names: dict[int, str]) -> str:
@@ -239,6 +248,7 @@ def run(
             raise UserError(f"--classes {c}: this model knows 0 to {len(runtime.names) - 1}")
     size = check_img_size(imgsz or runtime.imgsz, runtime.stride)
     LOGGER.info(f"detect: {file}, {size[0]}x{size[1]} px; {describe_device(where)}")
+    existed = (Path(project) / name).is_dir() and exist_ok
     folder = increment_path(Path(project) / name, exist_ok)
     if save_txt:
         (folder / "labels").mkdir(exist_ok=True)
@@ -249,7 +259,7 @@ def run(
                              visualize, vid_stride)  # fmt: skip
     finally:
         out.close()
-        if not any(folder.iterdir()):
+        if not existed and not any(folder.iterdir()):
             folder.rmdir()
     if not frames:
         raise UserError(f"--source {source}: not one picture in it could be read")

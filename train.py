@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,15 @@ from models.runtime import Runtime, check_img_size, to_input
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
 from my_tools.default_set import prepare_shapes
 from utils.anchors import check_anchors
-from utils.config import DataConfig, load_data, load_hyp, save_yaml
+from utils.config import DataConfig, load_data, load_hyp, load_yaml, save_yaml
 from utils.console import LOGGER, progress, run_script
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, seed_everything, select_device
 from utils.draw import draw_batch
 from utils.errors import UserError
-from utils.files import increment_path, newest
+from utils.files import find_file, git_commit, increment_path, newest
 from utils.images import write_image
-from utils.labels import LabelIndex, load_labels
+from utils.labels import LabelIndex, label_path, load_labels
 from utils.logs import ResultsLog
 from utils.loss import ComputeLoss
 from utils.metrics import fitness
@@ -161,9 +161,9 @@ def validate(run: Run, compute_loss: ComputeLoss) -> Results:
 def save(run: Run, epoch: int, figures: list[float], finished: bool) -> None:
     """Write last.pt, to resume from, and best.pt if this epoch is the best."""
     metrics = dict(zip(("precision", "recall", "mAP50", "mAP50-95"), map(float, figures), strict=True))
-    facts = {"metrics": metrics, "epoch": epoch, "options": run.opt.plain(), "hyp": run.hyp}
+    facts = {"metrics": metrics, "epoch": epoch, "options": run.opt.plain(), "hyp": run.hyp, "commit": git_commit()}
     run.ema.ema.names = run.names
-    best = run.stopper.best_epoch == epoch
+    best = run.stopper.best_epoch == epoch or run.opt.nosave  # with --nosave the last epoch is all there is
     # best.pt first: a run cut off between the two files resumes from an epoch before and writes both again
     if best:
         save_checkpoint(run.best_file, weights_content(run.ema.ema, run.opt.imgsz, **facts))
@@ -202,10 +202,11 @@ def finish(run: Run) -> Results | None:
     if run.val_loader and run.best_file.exists():
         content = load_checkpoint(run.best_file)
         runtime = Runtime(model_from_checkpoint(content, run.best_file), run.device)
+        LOGGER.info(f"\n{run.best_file.name} is of epoch {content['epoch']}")
         results = score(run, runtime, "val", run.val_loader, plots=not run.opt.noplots)
         if run.data.test and run.data.test != run.data.val and any(p.exists() for p in run.data.test):
             results = score(run, runtime, "test", eval_loader(run, "test", runtime.stride), plots=False)
-    command = f"python detect.py --weights {shlex.quote(shown(run.best_file))} --source {shlex.quote('data/images')}"
+    command = f"python detect.py --weights {quoted(shown(run.best_file))} --source data/images"
     LOGGER.info(f"\nweights   {shown(run.best_file)}  ({run.best_file.stat().st_size / 2**20:.1f} MiB)\n"
                 f"pictures  {shown(run.folder)}\nnext      {command}")  # fmt: skip
     return results
@@ -214,7 +215,7 @@ def finish(run: Run) -> Results | None:
 def score(run: Run, runtime: Runtime, split: str, loader: DataLoader, plots: bool) -> Results:
     """Evaluate best.pt on a split and print the table."""
     settings = Settings(single_cls=run.opt.single_cls, folder=run.folder, plots=plots)
-    LOGGER.info(f"\nbest epoch ({run.stopper.best_epoch}) on the {split} split:")
+    LOGGER.info(f"\n{split} split:")
     results = evaluate(lambda im: (runtime.predict(im), None), loader, run.names, run.device, settings)
     LOGGER.info(results_table(results, run.names, per_class=len(run.names) <= 30))
     return results
@@ -222,7 +223,12 @@ def score(run: Run, runtime: Runtime, split: str, loader: DataLoader, plots: boo
 
 def shown(path: Path) -> str:
     """A path as the user would type it from the project's folder."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+def quoted(word: str) -> str:
+    """A word of a command that every shell takes, Windows' too."""
+    return f'"{word}"' if " " in word else word
 
 
 def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
@@ -236,6 +242,8 @@ def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
     device = select_device(opt.device)
     seed_everything(opt.seed)
     names = {0: "object"} if opt.single_cls else data.names
+    if resumed and list(resumed["names"].values()) != list(names.values()):
+        raise UserError(f"--resume: the class names in {data.yaml_file} have changed since this run began")
     model = build_model(opt, hyp, len(names), resumed).to(device, memory_format=torch.channels_last)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, seed {opt.seed}, {opt.hyp}")
@@ -244,6 +252,9 @@ def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
     warn_of_missing(data, "train")
     index = load_labels(train_parts, data.nc, "train: ")
     val_index = load_labels(val_parts, data.nc, "val: ") if val_parts else None
+    if not len(index.values):
+        raise UserError(f"train: not one object in {len(index)} images; label files are looked for in "
+                        f"{label_path(index.file(0)).parent}")  # fmt: skip
     if not opt.noautoanchor and not resumed:
         check_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
     if folder is None:
@@ -264,6 +275,8 @@ def build_model(opt: TrainOptions, hyp: dict[str, float], nc: int, resumed: dict
     cfg = opt.cfg or (content["yaml"] if content else DEFAULT_CFG)
     anchors = round(hyp["anchors"])
     model = DetectionModel(cfg, nc=nc, anchors=anchors or None)
+    if opt.noautoanchor and isinstance(model.yaml["anchors"], int):
+        raise UserError("--noautoanchor: the hyp file or the model yaml gives a number of anchors only; leave it out")
     if content:
         transfer_weights(model, content, opt.weights, anchors=not opt.cfg and not anchors)
     return model
@@ -306,9 +319,11 @@ def warn_of_missing(data: DataConfig, split: str) -> None:
 
 
 def write_settings(opt: TrainOptions, hyp: dict, index: LabelIndex, names: dict[int, str], folder: Path) -> None:
-    """opt.yaml, hyp.yaml and labels.jpg: what the run was asked for and what it learns from."""
+    """opt.yaml, hyp.yaml, environment.yaml, labels.jpg: what the run was asked for and what it learns from."""
     save_yaml(folder / "opt.yaml", opt.plain())
     save_yaml(folder / "hyp.yaml", hyp)
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "commit": git_commit()}
+    save_yaml(folder / "environment.yaml", {**versions, "data": load_yaml(find_file(opt.data, ("data",), "--data"))})
     if not opt.noplots:
         plot_labels(index.values, names, folder / "labels.jpg")
 
@@ -325,16 +340,26 @@ def restore(run: Run, content: dict) -> None:
     run.start_epoch = content["epoch"] + 1
 
 
-def open_resumed(resume: bool | str) -> tuple[TrainOptions, dict, Path]:
-    """The options, checkpoint and folder of the run to go on with. Raises UserError if it is finished."""
-    file = Path(resume) if isinstance(resume, str) else newest("train/*/weights/last.pt")
+def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict, Path]:
+    """The options, checkpoint and folder of the run to go on with. Raises UserError if it is finished.
+
+    Of the flags given now, those that do not change what is learnt take the place of the run's own.
+    """
+    changeable = {"device", "workers", "cache", "noplots"}
+    if others := sorted(set(flags.given) - changeable - {"resume"}):
+        raise UserError(f"--resume goes on with the run's own options: leave out --{others[0].replace('_', '-')} "
+                        f"(only {', '.join(sorted(changeable))} can change)")  # fmt: skip
+    file = Path(flags.resume) if isinstance(flags.resume, str) else newest("train/*/weights/last.pt")
     if file is None:
         raise UserError("--resume: there is no last.pt in runs/train; give its path")
     content = load_checkpoint(file, training=True)
     if content["training"]["finished"]:
         raise UserError(f"{file}: this run is finished ({content['epoch'] + 1} epochs); start a new one with "
                         f"--weights {file} to train on")  # fmt: skip
-    options = TrainOptions.from_flags(content["options"])
+    if file.resolve().parent.name != "weights":
+        raise UserError(f"{file}: lies in no run folder; --resume takes runs/train/<name>/weights/last.pt")
+    changed = {k: getattr(flags, k) for k in changeable & set(flags.given)}
+    options = TrainOptions.from_flags({**content["options"], **changed})
     return options, content, file.resolve().parents[1]
 
 
@@ -345,7 +370,7 @@ def run(**kwargs: object) -> Results | None:
     """
     opt, content, folder = TrainOptions.from_flags(kwargs), None, None
     if opt.resume:
-        opt, content, folder = open_resumed(opt.resume)
+        opt, content, folder = open_resumed(opt)
     session = setup(opt, content, folder)
     if content:
         restore(session, content)

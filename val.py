@@ -210,6 +210,9 @@ def annotation_ids(data: DataConfig, task: str) -> dict[str, int]:
         file = data.path / "annotations" / f"instances_{source.name}.json"
         if file.is_file():
             ids.update({im["file_name"]: im["id"] for im in json.loads(file.read_text(encoding="utf-8"))["images"]})
+    if len(set(ids.values())) < len(ids):
+        LOGGER.warning("--save-json: image ids repeat over the parts of this split; file names take their place")
+        return {}
     return ids
 
 

@@ -8,8 +8,9 @@ Two kinds, one layout. `best.pt` (kind "weights") is what one ships, `last.pt` (
     yaml      the model config; names {index: class name}; stride, anchors (pixels) as lists
     imgsz     side in pixels the model was trained at
     metrics   of that epoch {name: value}; epoch (from 0); date; versions {package: version}; options, hyp of the run
-    training  only in "training": model (the weights that are trained), optimizer, ema_updates, best_fitness,
-              best_epoch, finished
+    commit    of the program, where it ran from a git checkout
+    training  only in "training": model (the weights that are trained), optimizer, ema_updates, last_step, rows (of
+              results.csv), seconds, best_fitness, best_epoch, finished
 """
 
 from __future__ import annotations
@@ -87,14 +88,19 @@ def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
     except pickle.UnpicklingError as e:
         raise UserError(_why_not_ours(path)) from e
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except Exception as e:  # the reader of a damaged pickle stumbles in a dozen ways
         raise UserError(f"{path}: is damaged or cut off: {str(e).splitlines()[0][:120] if str(e) else 'empty'}") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: holds tensors, but is no checkpoint of this program; train one with train.py")
-    if content.get("version", 0) > VERSION:
-        raise UserError(f"{path}: was written by a newer version of this program; update it")
+    if content.get("version") != VERSION:
+        raise UserError(f"{path}: has format version {content.get('version')!r}, this program knows {VERSION}: a newer "
+                        "version of the program wrote it; update")  # fmt: skip
+    if missing := [k for k in ("model", "yaml", "names", "kind") if k not in content]:
+        raise UserError(f"{path}: is incomplete: it lacks '{missing[0]}'")
     if training and content.get("kind") != "training":
         raise UserError(f"{path}: holds weights only and cannot be resumed; --resume takes last.pt")
+    if training and not {"training", "options", "hyp", "epoch"} <= content.keys():
+        raise UserError(f"{path}: is incomplete and cannot be resumed")
     return content
 
 

@@ -152,7 +152,7 @@ def arrange(rng: np.random.Generator, width: int, height: int, objects: int, str
 def _random_shape(rng: np.random.Generator, width: int, height: int) -> Cutout:
     name, style = CLASSES[rng.integers(len(CLASSES))], STYLES[rng.integers(len(STYLES))]
     size = max(width, height) * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
-    margin = 0.3 * size  # some shapes may leave the image, none by more than its middle
+    margin = 0.42 * size  # some shapes leave the image, by a little
     points = shape_points(name, size, rng) + rng.uniform(margin, (width - margin, height - margin))
     return cut(points, width, height, name, style)
 

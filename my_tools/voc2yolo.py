@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.console import LOGGER, progress, run_script
+from utils.console import LOGGER, printable, progress, run_script
 from utils.download import download
 from utils.errors import UserError, did_you_mean
 from utils.files import DATASETS, IMAGE_SUFFIXES, ROOT
@@ -284,11 +284,6 @@ def _write_report(summary: Summary) -> None:
 
 
 # What is said
-
-
-def printable(text: str) -> str:
-    """`text` with everything a terminal might obey written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _plain(name: str) -> str:

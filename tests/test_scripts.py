@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -106,22 +108,35 @@ def test_resume_equals_a_run_that_was_not_stopped(tmp_path: Path, monkeypatch: p
     for part in (lambda c: c["model"], lambda c: c["training"]["model"]):
         assert all(torch.equal(v, part(resumed)[k]) for k, v in part(whole).items())
     assert (tmp_path / "whole/results.csv").read_text() == (tmp_path / "stopped/results.csv").read_text()
+    last = tmp_path / "stopped/weights/last.pt"
     with pytest.raises(UserError, match="finished"):
-        train.run(resume=str(tmp_path / "stopped/weights/last.pt"))
+        train.run(resume=str(last))
+    with pytest.raises(UserError, match="leave out --epochs"):
+        train.run(resume=str(last), epochs=9)
+    (tmp_path / "moved.pt").write_bytes(last.read_bytes())
+    content = load_checkpoint(last)
+    content["training"]["finished"] = False
+    save_checkpoint(tmp_path / "moved.pt", content)
+    with pytest.raises(UserError, match="lies in no run folder"):
+        train.run(resume=str(tmp_path / "moved.pt"))
+    save_checkpoint(last, content)
+    data.write_text(data.read_text().replace("blue", "green"))
+    with pytest.raises(UserError, match="have changed since this run began"):
+        train.run(resume=str(last))
 
 
 @pytest.mark.slow
 def test_flags_do_what_they_say(tmp_path: Path) -> None:
     data = write_yolo_set(tmp_path / "set", 8)
     train.run(**QUICK, data=str(data), epochs=2, project=str(tmp_path), name="a", single_cls=True, rect=True,
-              noval=True, nosave=True, noplots=True, optimizer="Adam", cos_lr=True, cache="ram", seed=3)  # fmt: skip
+              nosave=True, noplots=True, optimizer="Adam", cos_lr=True, cache="ram", seed=3)  # fmt: skip
     content = load_checkpoint(tmp_path / "a/weights/best.pt")
     assert content["names"] == {0: "object"} and content["yaml"]["nc"] == 1
     rows = (tmp_path / "a/results.csv").read_text().splitlines()
-    assert rows[1].split(",")[6] == "0.0" and len(rows) == 3
+    assert len(rows) == 3 and load_checkpoint(tmp_path / "a/weights/best.pt")["epoch"] == 1
     assert not list((tmp_path / "a").glob("*.jpg")) and not list((tmp_path / "a").glob("*.png"))
     train.run(**QUICK, data=str(data), epochs=1, project=str(tmp_path), name="b", noplots=True,
-              weights=str(tmp_path / "a/weights/best.pt"))  # fmt: skip
+              noval=True, weights=str(tmp_path / "a/weights/best.pt"))  # fmt: skip
     assert load_checkpoint(tmp_path / "b/weights/best.pt")["names"] == {0: "red", 1: "blue"}
 
 
@@ -134,6 +149,28 @@ def test_bad_files_in_a_set_are_skipped_and_named(tmp_path: Path) -> None:
                       "--project", tmp_path, "--noplots")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "001.txt: line 1: class 9" in done.stdout and "000.png" in done.stdout and "2 left out" in done.stdout
+
+
+def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
+    data = write_yolo_set(tmp_path / "set", 4)
+    for file in (tmp_path / "set/labels/train").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="not one object in 4 images.*labels.train"):
+        train.run(**QUICK, data=str(data), epochs=1, project=str(tmp_path / "runs"))
+
+
+def test_a_last_batch_of_one_image_and_a_map_of_one_cell(tmp_path: Path) -> None:
+    data = write_yolo_set(tmp_path / "set", 5)
+    flags = {**QUICK, "cfg": "yolov5_stem_shufflenet.yaml", "imgsz": 128}
+    train.run(**flags, data=str(data), epochs=1, project=str(tmp_path), noplots=True, noval=True)
+
+
+def test_view_img_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="--view-img: there is no display"):
+        detect.show("x", np.zeros((4, 4, 3), np.uint8))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +189,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
         (train, {"hyp": "hyp.voc.yaml", "data": "SET"}, "did you mean 'hyp.VOC.yaml'"),
         (train, {"weights": "nowhere.pt", "data": "SET"}, "nowhere.pt: no such file"),
         (train, {"epochs": 0}, "--epochs is 0"),
+        (train, {"seed": 10**20}, "--seed 1.* too large"),
+        (train, {"noautoanchor": True, "hyp": "hyp.VOC", "data": "SET"}, "--noautoanchor: the hyp file"),
         (train, {"device": "7", "data": "SET"}, "--device 7: "),
         (train, {"resume": "nowhere.pt"}, "nowhere.pt: no such file"),
         (val, {"weights": "nowhere.pt", "data": "SET"}, "nowhere.pt: no such file"),
@@ -195,7 +234,8 @@ def test_wrong_number_of_classes(tmp_path: Path, yolo_set: Path) -> None:
 
 def test_detect_outputs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     out = detect.Output(tmp_path, {0: "a"})
-    names = [out._file_name(p, "image") for p in ("x/1.jpg", "y/1.jpg", "x/1.jpg")]
-    assert names == ["1.jpg", "1_2.jpg", "1.jpg"]
+    names = [out._file_name(p, "image") for p in ("x/1.jpg", "y/1.jpg", "x/1.jpg", "x/1.png", "x/1.mpo")]
+    assert names == ["1.jpg", "1_2.jpg", "1.jpg", "1_3.png", "1_4.jpg"]
+    assert [out._file_name(p, "video") for p in ("c.avi", "c.mov")] == ["c.mp4", "c_2.mp4"]
     assert out._file_name("rtsp://camera/1?a=b", "stream") == "rtsp_camera_1_a_b.mp4"
     assert detect.safe_name("../../etc") == "_.._etc"

@@ -80,4 +80,7 @@ def check_anchors(index: LabelIndex, head: nn.Module, threshold: float, imgsz: i
         LOGGER.info(f"{line}; no better ones were found, the anchors stay")
         return
     LOGGER.info(f"{line}; replaced by {np.round(new).astype(int).tolist()}, which fit {new_recall:.4f}")
-    head.anchors.copy_(torch.as_tensor(new, dtype=head.anchors.dtype).reshape(head.anchors.shape) / stride)
+    per_map = torch.as_tensor(new, dtype=head.anchors.dtype).reshape(head.anchors.shape)
+    if head.stride[0] > head.stride[-1]:  # a head that lists its coarse map first
+        per_map = per_map.flip(0)
+    head.anchors.copy_(per_map.to(stride) / stride)

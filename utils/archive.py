@@ -63,6 +63,10 @@ class Archive:
         """Bytes of the member `name` when unpacked, as the zip tells it."""
         return self._infos[name].file_size
 
+    def crc(self, name: str) -> int:
+        """Return the CRC-32 the zip gives for a member."""
+        return self._infos[name].CRC
+
     def read(self, name: str, limit: int) -> bytes:
         """Return the content of the member `name`, checked against its CRC.
 

@@ -21,17 +21,24 @@ class _ConsoleHandler(logging.Handler):
     """Writes through tqdm, so that a message does not tear a progress bar apart; looks stdout up at each line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        text = printable(record.getMessage(), keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
         if record.levelno >= logging.ERROR:
             text = colorstr("red", "error: ") + text
         elif record.levelno >= logging.WARNING:
             text = colorstr("yellow", "WARNING: ") + text
-        tqdm.write(text, file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
+        tqdm.write(text, file=stream)
 
 
 if not LOGGER.handlers:
     LOGGER.addHandler(_ConsoleHandler())
     LOGGER.setLevel(logging.INFO)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with everything a terminal might obey, except the characters of `keep`, written as an escape."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def colorstr(colour: str, text: str) -> str:

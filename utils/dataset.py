@@ -247,6 +247,8 @@ def create_loader(
 ) -> DataLoader:
     """A loader over a data set. `loader.sampler.epoch = n` chooses the epoch that the next pass draws."""
     workers = min(workers, os.cpu_count() or 1, max(len(dataset) // batch_size, 1))
+    # batch norm cannot learn from a last batch of one image whose coarsest map is a single cell
+    single = shuffle and len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -255,5 +257,6 @@ def create_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        drop_last=single,
         worker_init_fn=_start_worker,
     )

@@ -99,3 +99,18 @@ def newest(pattern: str, root: Path = ROOT / "runs") -> Path | None:
     """Return the most recently written file below `root` that matches `pattern`, or None."""
     files = [p for p in root.glob(pattern) if p.is_file()]
     return max(files, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def git_commit() -> str:
+    """The commit that is checked out in ROOT, read from .git without running git; empty where there is none."""
+    try:
+        head = (ROOT / ".git" / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head
+        ref = ROOT / ".git" / head.removeprefix("ref: ")
+        if ref.is_file():
+            return ref.read_text(encoding="utf-8").strip()
+        packed = (ROOT / ".git" / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(head.removeprefix("ref: "))), "")
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -7,11 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.errors import UserError
 from utils.files import atomic_write
 
 
-class ImageError(ValueError):
-    """A picture that cannot be used; the message says why, without the file's name."""
+class ImageError(UserError):
+    """A picture that cannot be used; the message says why."""
 
 
 def decode_image(content: bytes) -> np.ndarray:
@@ -22,7 +23,7 @@ def decode_image(content: bytes) -> np.ndarray:
     if not content:
         raise ImageError("the file is empty")
     # a cut-off JPEG decodes to a picture with a grey lower part, and nobody notices
-    if content[:2] == b"\xff\xd8" and b"\xff\xd9" not in content[-4096:]:
+    if content[:2] == b"\xff\xd8" and b"\xff\xd9" not in content[_scan_start(content) :]:
         raise ImageError("the JPEG is cut off")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
@@ -31,6 +32,14 @@ def decode_image(content: bytes) -> np.ndarray:
     if image is None:
         raise ImageError("the file is no picture that OpenCV can read, or too large")
     return image
+
+
+def _scan_start(jpeg: bytes) -> int:
+    """Where a JPEG's own pixel data begin: behind its header segments, which may hold a whole thumbnail."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return at
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -48,8 +57,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     try:
         done, content = cv2.imencode(path.suffix or ".jpg", image)
     except cv2.error as e:
-        raise ImageError(f"cannot be written as {path.suffix}") from e
+        raise ImageError(f"{path}: cannot be written as {path.suffix}") from e
     if not done:
-        raise ImageError(f"cannot be written as {path.suffix}")
+        raise ImageError(f"{path}: cannot be written as {path.suffix}")
     with atomic_write(path) as f:
         f.write(content.tobytes())

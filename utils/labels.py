@@ -64,7 +64,7 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
             files += [os.path.join(d, f) for d, _, names in os.walk(source, followlinks=True) for f in names]
         elif source.is_file():
             try:
-                lines = source.read_text(encoding="utf-8").splitlines()
+                lines = source.read_text(encoding="utf-8-sig").replace("\0", "").splitlines()
             except UnicodeDecodeError:
                 raise UserError(f"{source}: a list of images must be a text file in UTF-8") from None
             files += [os.path.normpath(source.parent / line.strip()) for line in lines if line.strip()]
@@ -124,7 +124,7 @@ def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, s
         return None, empty, f"{image}: {shape[1]}x{shape[0]} px is too small, 10 px a side needed"
     file = label_path(image)
     try:
-        return shape, parse_labels(file.read_text(encoding="utf-8"), nc), ""
+        return shape, parse_labels(file.read_text(encoding="utf-8-sig"), nc), ""
     except FileNotFoundError:
         return shape, empty, ""
     except UnicodeDecodeError:
@@ -170,7 +170,7 @@ def load_labels(sources: tuple[Path, ...], nc: int, desc: str = "") -> LabelInde
     if not len(index):
         raise UserError(f"{desc}no usable image in {', '.join(map(str, sources))}")
     if not len(index.values):
-        LOGGER.warning(f"{desc}no label file was found for any image (looked in {label_path(images[0]).parent})")
+        LOGGER.warning(f"{desc}not one object in these images; labels are looked for in {label_path(images[0]).parent}")
     return index
 
 

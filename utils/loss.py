@@ -41,6 +41,8 @@ class ComputeLoss:
         smoothing = self.hyp.get("label_smoothing", 0.0)
         self.positive, self.negative = 1.0 - 0.5 * smoothing, 0.5 * smoothing
         self.balance = BALANCE.get(self.nl, BALANCE_OTHER)
+        if self.nl > len(self.balance):
+            raise ValueError(f"the loss is made for up to {len(self.balance)} maps, the head has {self.nl}")
         self.neighbours = NEIGHBOURS.to(device)
 
     def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +97,8 @@ class ComputeLoss:
         offset, pick = torch.stack((torch.ones_like(left), left, up, right, down)).nonzero(as_tuple=True)
         boxes, anchor, label = boxes[pick], anchor[pick], label[pick]
         cell = (boxes[:, :2] - self.neighbours[offset]).long()
+        cell = torch.minimum(cell.clamp(0), size[:2].long() - 1)
         true_box = torch.cat((boxes[:, :2] - cell, boxes[:, 2:]), 1)
-        x, y = cell[:, 0].clamp(0, width - 1), cell[:, 1].clamp(0, height - 1)
+        x, y = cell.T
         image, true_cls = targets[label, 0].long(), targets[label, 1].long()
         return image, anchor, y, x, true_box, anchors[anchor], true_cls

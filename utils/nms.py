@@ -16,8 +16,8 @@ MAX_CANDIDATES = 30000  # the best-scored candidates of an image that are looked
 
 
 @functools.cache
-def nms_kernel() -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Return `nms(boxes, scores, iou_thres) -> kept indices`, torchvision's if it works here.
+def nms_kernel(device: str = "cpu") -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Return `nms(boxes, scores, iou_thres) -> kept indices`, torchvision's if it works on this type of device.
 
     A torchvision that does not fit torch fails on import or on first use ("operator torchvision::nms does not
     exist"); that costs one warning and the speed of the kernel, not the run.
@@ -25,8 +25,8 @@ def nms_kernel() -> Callable[[Tensor, Tensor, float], Tensor]:
     try:
         from torchvision.ops import nms
 
-        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
-    except Exception as e:  # a broken pair raises ImportError, RuntimeError, AttributeError or OSError
+        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), torch.ones(1, device=device), 0.5)
+    except Exception as e:  # a broken pair raises ImportError, RuntimeError, NotImplementedError or OSError
         reason = f"{type(e).__name__}: {e}".splitlines()[0]
         LOGGER.warning(
             f"torchvision does not work with torch {torch.__version__} ({reason}); the project's own, slower NMS is "
@@ -44,7 +44,7 @@ def plain_nms(boxes: Tensor, scores: Tensor, iou_thres: float) -> Tensor:
         best, order = order[0], order[1:]
         kept.append(best)
         if order.numel():
-            order = order[box_iou(boxes[best][None], boxes[order], eps=0.0)[0] <= iou_thres]
+            order = order[~(box_iou(boxes[best][None], boxes[order], eps=0.0)[0] > iou_thres)]
     return torch.stack(kept) if kept else torch.empty(0, dtype=torch.long, device=boxes.device)
 
 
@@ -100,7 +100,7 @@ def _first_survivors(boxes: Tensor, conf: Tensor, iou_thres: float, max_det: int
     Whether a box survives depends on better ones only, so a prefix gives the same survivors as the whole; a network
     at the start of its training fires everywhere, and then the prefix is a small part of the candidates.
     """
-    nms = nms_kernel()
+    nms = nms_kernel(boxes.device.type)
     size = max(4 * max_det, 1024)
     while True:
         kept = nms(boxes[:size], conf[:size], iou_thres)

@@ -87,6 +87,8 @@ class TrainOptions:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{where}--{name.replace('_', '-')} is {getattr(self, name)}, the least is {low}")
+        if self.seed >= 2**63:
+            raise UserError(f"{where}--seed {self.seed} is too large, the largest is {2**63 - 1}")
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"{where}--optimizer {self.optimizer}{did_you_mean(self.optimizer, OPTIMIZERS)}: one of "
                             f"{', '.join(OPTIMIZERS)}")  # fmt: skip

@@ -44,11 +44,14 @@ def open_source(
     suffix = Path(urlsplit(source).path if scheme in STREAM_SCHEMES else source).suffix.lower()
     if source.startswith("screen"):
         raise UserError(f"--source {source}: screenshots are not supported; record a video and give its file")
-    if source.isnumeric() or suffix == ".streams" or (scheme in STREAM_SCHEMES and suffix not in IMAGE_SUFFIXES):
+    if scheme in ("http", "https") and suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        folder = tempfile.TemporaryDirectory(prefix="detect-")
+        file = download(source, Path(folder.name) / Path(urlsplit(source).path).name)
+        loader = LoadImages(str(file), imgsz, stride, auto, vid_stride)
+        loader.folder = folder  # removed together with the loader
+        return loader
+    if source.isdecimal() or suffix == ".streams" or scheme in STREAM_SCHEMES:
         return LoadStreams(source, imgsz, stride, auto, vid_stride)
-    if scheme in STREAM_SCHEMES:
-        folder = tempfile.mkdtemp(prefix="detect-")
-        source = str(download(source, Path(folder) / Path(urlsplit(source).path).name))
     return LoadImages(source, imgsz, stride, auto, vid_stride)
 
 
@@ -57,7 +60,7 @@ def list_media(source: str) -> list[str]:
     path = Path(source)
     if path.suffix.lower() == ".txt" and path.is_file():
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError:
             raise UserError(f"--source {source}: a list of files must be a text file in UTF-8") from None
         files = [str(path.parent / line) for line in lines if line]
@@ -92,6 +95,7 @@ class LoadImages:
         self.skipped: list[str] = []
         self.mode = "image"  # of the frame yielded last: image or video
         self.frame = 0  # its number in the video, from 1
+        self.folder: tempfile.TemporaryDirectory | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -148,7 +152,7 @@ class LoadStreams:
         self, sources: str, img_size: int | list[int] = 640, stride: int = 32, auto: bool = True, vid_stride: int = 1
     ) -> None:
         path = Path(sources)
-        listed = path.read_text(encoding="utf-8").split() if path.is_file() else [sources]
+        listed = path.read_text(encoding="utf-8-sig").split() if path.is_file() else [sources]
         if not listed:
             raise UserError(f"--source {sources}: lists no stream")
         self.sources = listed
@@ -172,16 +176,16 @@ class LoadStreams:
 
     @staticmethod
     def _open(source: str) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(int(source) if source.isnumeric() else source)
+        capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         if not capture.isOpened():
-            kind = "webcam" if source.isnumeric() else "stream"
+            kind = "webcam" if source.isdecimal() else "stream"
             raise UserError(f"--source {source}: this {kind} cannot be opened; is it there, and not in use elsewhere?")
         return capture
 
     def _read(self, i: int) -> None:
         """Keep the newest frame of stream i until it ends."""
         capture, count, failures = self.captures[i], 0, 0
-        live = self.sources[i].isnumeric() or urlsplit(self.sources[i]).scheme in STREAM_SCHEMES
+        live = self.sources[i].isdecimal() or urlsplit(self.sources[i]).scheme in STREAM_SCHEMES
         while not self._stop.is_set():
             if not capture.grab():
                 failures += 1
@@ -189,7 +193,7 @@ class LoadStreams:
                     break
                 LOGGER.warning(f"stream {self.sources[i]} does not answer; opening it again ({failures}/{RECONNECTS})")
                 time.sleep(1)
-                capture.open(int(self.sources[i]) if self.sources[i].isnumeric() else self.sources[i])
+                capture.open(int(self.sources[i]) if self.sources[i].isdecimal() else self.sources[i])
                 continue
             count += 1
             if count % self.vid_stride:

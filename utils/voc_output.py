@@ -136,13 +136,13 @@ def write_if_changed(path: Path | str, data: bytes, flush: bool = False) -> bool
 
 
 def image_writer(files: Files, name: str, target: str, link: str) -> Callable[[], None] | None:
-    """Return what puts the image `name` at `target`, or None if a file of its size is there.
+    """Return what puts the image `name` at `target`, or None if it is there already.
 
     Bytes in a zip are read here, not in the writer: raises UserError if they are damaged, with nothing written.
     """
     try:
         status = os.stat(target)
-        if stat.S_ISREG(status.st_mode) and status.st_size == files.size(name):
+        if stat.S_ISREG(status.st_mode) and status.st_size == files.size(name) and files.equals(name, target):
             return None
     except OSError:
         pass

@@ -6,11 +6,13 @@ Names inside annotations and lists are looked up among the files that are there 
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import re
 import stat
 import unicodedata
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,9 @@ class Files(Protocol):
 
     def path(self, name: str) -> Path | None:
         """Return where the file lies on the disk, or None inside a zip."""
+
+    def equals(self, name: str, other: str) -> bool:
+        """Whether the file `other` holds the same bytes."""
 
 
 class FolderFiles:
@@ -96,6 +101,11 @@ class FolderFiles:
         """See `Files.path`."""
         return Path(os.path.realpath(f"{self.where}/{name}"))
 
+    def equals(self, name: str, other: str) -> bool:
+        """See `Files.equals`."""
+        source = f"{self.where}/{name}"
+        return os.path.samefile(source, other) or filecmp.cmp(source, other, shallow=False)
+
 
 class ZipFiles:
     """The safe members of a zip. Raises ArchiveError if it is no whole zip."""
@@ -118,6 +128,11 @@ class ZipFiles:
     def path(self, name: str) -> Path | None:
         """See `Files.path`."""
         return None
+
+    def equals(self, name: str, other: str) -> bool:
+        """See `Files.equals`."""
+        with open(other, "rb") as f:
+            return zlib.crc32(f.read()) == self._archive.crc(name)
 
 
 @dataclass

@@ -66,6 +66,9 @@ class Attack:
         (lambda p: torch.save([1, 2], p), "no checkpoint of this program"),
         (lambda p: torch.save({"model": {}}, p), "no checkpoint of this program"),
         (lambda p: torch.save({"format": "yolov5-light", "version": 99}, p), "newer version"),
+        (lambda p: torch.save({"format": "yolov5-light", "version": "x"}, p), "version 'x'"),
+        (lambda p: torch.save({"format": "yolov5-light", "version": 1}, p), "it lacks 'model'"),
+        (lambda p: p.write_bytes(b"\x80\x02\x2e"), "damaged|is no checkpoint"),
     ],
 )
 def test_anything_else_is_one_line(tmp_path: Path, make, message: str) -> None:

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from my_tools import voc2yolo
-from my_tools.voc2yolo import ROOT, main, parse_opt, printable, run
+from my_tools.voc2yolo import ROOT, main, parse_opt, run
+from utils.console import printable
 from utils.errors import UserError
 from utils.voc import VOC_NAMES
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.console import LOGGER
 from utils.draw import Annotator, color_of, crop_box
 from utils.errors import UserError, did_you_mean
 from utils.files import atomic_write, find_file, increment_path, newest
@@ -98,7 +99,20 @@ def test_unusable_pictures(content: bytes, message: str) -> None:
 
 
 def test_whole_jpeg_with_a_tail_is_fine() -> None:
-    assert decode_image(jpeg() + b"\0" * 16).shape == (64, 64, 3)
+    assert decode_image(jpeg() + b"\0" * 10_000).shape == (64, 64, 3)  # phones append films of megabytes
+
+
+def test_cut_off_jpeg_with_a_whole_thumbnail() -> None:
+    thumbnail = b"\xff\xe1" + (len(jpeg()) + 2).to_bytes(2, "big") + jpeg()
+    whole = jpeg()[:2] + thumbnail + jpeg()[2:]
+    assert decode_image(whole).shape == (64, 64, 3)
+    with pytest.raises(ImageError, match="cut off"):
+        decode_image(whole[: -len(jpeg()) // 2])
+
+
+def test_messages_cannot_steer_the_terminal(capsys: pytest.CaptureFixture) -> None:
+    LOGGER.warning("file \x1b]0;title\x07 \x1b[2J\nnext")
+    assert capsys.readouterr().out == "WARNING: file \\x1b]0;title\\x07 \\x1b[2J\nnext\n"
 
 
 def test_annotator_draws_where_it_should() -> None:

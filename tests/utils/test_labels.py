@@ -21,6 +21,7 @@ from utils.labels import label_path, list_images, load_labels, parse_labels
         ("", []),
         ("\n\n", []),
         ("0 0.5 0.5 0.2 0.4\n", [[0, 0.5, 0.5, 0.2, 0.4]]),
+        ("0 .5 .5 .2 .4 \r\n", [[0, 0.5, 0.5, 0.2, 0.4]]),
         ("1 .5 .5 .2 .4\n1 .5 .5 .2 .4\n", [[1, 0.5, 0.5, 0.2, 0.4]]),  # a repeated row counts once
         ("0 0.9 0.5 0.4 0.2", [[0, 0.85, 0.5, 0.3, 0.2]]),  # clipped at the right border
         ("1 0.1 0.1 0.5 0.1 0.5 0.3 0.1 0.3", [[1, 0.3, 0.2, 0.4, 0.2]]),  # a polygon
@@ -110,7 +111,7 @@ def test_damaged_cache_is_made_anew(tmp_path: Path, junk: bytes) -> None:
 def test_list_of_images(tmp_path: Path) -> None:
     write_yolo_set(tmp_path, 3)
     listed = tmp_path / "train.txt"
-    listed.write_text("images/train/001.png\n./images/train/000.png\n\n")
+    listed.write_text("\ufeffimages/train/001.png\n./images/train/000.png\n\n")
     assert [Path(p).name for p in list_images((listed,))] == ["000.png", "001.png"]
 
 

@@ -51,6 +51,13 @@ def test_labels_at_the_border_stay_in_the_map(xy: tuple[float, float]) -> None:
     assert all(torch.isfinite(p.grad).all() for p in preds)
 
 
+def test_a_centre_on_the_far_border_is_the_far_edge_of_the_last_cell() -> None:
+    targets = torch.tensor([[0, 1, 1.0, 1.0, 0.3, 0.3]])
+    for image, _, y, x, box, *_ in loss_of(ANCHORS, 2, load_hyp("hyp.scratch-low")).build_targets(maps(), targets):
+        last = (y == y.max()) & (x == x.max())
+        assert len(image) == 0 or (box[last, :2] == 1.0).all()
+
+
 def test_bfloat16_maps_are_scored_in_float32() -> None:
     targets = torch.tensor([[0, 1, 0.4, 0.4, 0.3, 0.3]])
     compute = loss_of(ANCHORS, 2, load_hyp("hyp.scratch-low"))

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.yolo import Model
 from utils.anchors import best_possible_recall, check_anchors, kmean_anchors, label_sizes
-from utils.config import load_hyp
+from utils.config import load_hyp, load_model_cfg
 from utils.labels import LabelIndex
 from utils.optim import EarlyStopping, ModelEMA, create_optimizer, lr_factor, set_rates
 
@@ -90,6 +90,16 @@ def test_anchors_that_fit_stay_and_others_are_replaced() -> None:
     anchors = (head.anchors * head.stride.reshape(-1, 1, 1)).reshape(-1, 2).numpy()
     assert best_possible_recall(label_sizes(tiny, 640), anchors, 4.0)[0] > 0.98
     assert (np.diff(anchors.prod(1)) >= 0).all()
+
+
+def test_new_anchors_follow_the_order_of_the_strides() -> None:
+    cfg = load_model_cfg("yolov5_shufflenet.yaml")
+    cfg["head"][-1][0] = [20, 17, 14]
+    head = Model(cfg).model[-1]
+    rng = np.random.default_rng(0)
+    check_anchors(index_of(rng.uniform(0.001, 0.006, (300, 2)).tolist()), head, 4.0, 640)
+    areas = (head.anchors * head.stride.reshape(-1, 1, 1)).prod(-1).mean(-1)
+    assert head.stride.tolist() == [32, 16, 8] and areas[0] > areas[1] > areas[2]
 
 
 def test_kmeans_with_fewer_kinds_of_labels_than_anchors() -> None:
