@@ -24,7 +24,7 @@ from models.yolo import DetectionModel, coarse_stride_warning, model_summary
 from my_tools.default_set import prepare_shapes
 from utils.anchors import check_anchors
 from utils.config import DataConfig, load_data, load_hyp, load_yaml, save_yaml
-from utils.console import LOGGER, progress, run_script
+from utils.console import LOGGER, progress, quoted, run_script, shown
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, seed_everything, select_device
 from utils.draw import draw_batch
@@ -33,9 +33,9 @@ from utils.files import find_file, git_commit, increment_path, newest
 from utils.images import write_image
 from utils.labels import LabelIndex, label_path, load_labels
 from utils.logs import ResultsLog
-from utils.loss import ComputeLoss
+from utils.loss import ComputeLoss, scaled_gains
 from utils.metrics import fitness
-from utils.optim import EarlyStopping, ModelEMA, create_optimizer, lr_factor, set_rates
+from utils.optim import EarlyStopping, ModelEMA, create_optimizer, lr_factor, set_rates, warmup_steps
 from utils.options import OPTIMIZERS, TrainOptions
 from utils.plots import plot_labels, plot_results
 from val import Results, Settings, evaluate, results_table
@@ -79,7 +79,7 @@ def train(run: Run) -> None:
     """The training loop: epochs of batches, an evaluation and a checkpoint after each."""
     opt, hyp = run.opt, run.hyp
     schedule = lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)
-    loss_hyp = scaled_gains(hyp, run.model, opt.imgsz)
+    loss_hyp = scaled_gains(hyp, run.model.model[-1], opt.imgsz)
     run.model.hyp = loss_hyp
     compute_loss = ComputeLoss(run.model)
     for epoch in range(run.start_epoch, opt.epochs):
@@ -142,13 +142,6 @@ def train_epoch(run: Run, epoch: int, lr: float, compute_loss: ComputeLoss) -> l
     return mean.tolist()
 
 
-def warmup_steps(warmup_epochs: float, batches: int, epochs: int) -> int:
-    """Batches of warm-up: at least 100 as in YOLOv5, but at most a quarter of a run too short for that."""
-    if not warmup_epochs:
-        return 0
-    return max(round(warmup_epochs * batches), min(100, epochs * batches // 4))
-
-
 def validate(run: Run, compute_loss: ComputeLoss) -> Results:
     """Score the smoothed weights on the validation images."""
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -182,17 +175,6 @@ def save(run: Run, epoch: int, figures: list[float], finished: bool) -> None:
     save_checkpoint(run.last, content)
 
 
-def scaled_gains(hyp: dict[str, float], model: DetectionModel, imgsz: int) -> dict[str, float]:
-    """Loss gains for this head and image size: the hyp files give them for 3 maps, 80 classes and 640 px."""
-    head = model.model[-1]
-    return {
-        **hyp,
-        "box": hyp["box"] * 3 / head.nl,
-        "cls": hyp["cls"] * head.nc / 80 * 3 / head.nl,
-        "obj": hyp["obj"] * (imgsz / 640) ** 2 * 3 / head.nl,
-    }
-
-
 def finish(run: Run) -> Results | None:
     """Draw the curves, score best.pt on the val split and, if it is another, the test split; say what is where."""
     if not run.opt.noplots:
@@ -219,16 +201,6 @@ def score(run: Run, runtime: Runtime, split: str, loader: DataLoader, plots: boo
     results = evaluate(lambda im: (runtime.predict(im), None), loader, run.names, run.device, settings)
     LOGGER.info(results_table(results, run.names, per_class=len(run.names) <= 30))
     return results
-
-
-def shown(path: Path) -> str:
-    """A path as the user would type it from the project's folder."""
-    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
-
-
-def quoted(word: str) -> str:
-    """A word of a command that every shell takes, Windows' too."""
-    return f'"{word}"' if " " in word else word
 
 
 def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:

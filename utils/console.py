@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -46,6 +47,16 @@ def colorstr(colour: str, text: str) -> str:
     if "NO_COLOR" in os.environ or not sys.stdout.isatty():
         return text
     return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it from the project's folder."""
+    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+def quoted(word: str) -> str:
+    """A word of a command that every shell takes, Windows' too."""
+    return f'"{word}"' if " " in word else word
 
 
 def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) -> tqdm:

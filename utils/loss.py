@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,16 @@ def focal_weights(pred: Tensor, true: Tensor, gamma: float, alpha: float = 0.25)
     p = pred.sigmoid()
     p_true = true * p + (1 - true) * (1 - p)
     return (true * alpha + (1 - true) * (1 - alpha)) * (1 - p_true) ** gamma
+
+
+def scaled_gains(hyp: Mapping[str, float], head: nn.Module, imgsz: int) -> dict[str, float]:
+    """Loss gains for this head and image size: the hyp files give them for 3 maps, 80 classes and 640 px."""
+    return {
+        **hyp,
+        "box": hyp["box"] * 3 / head.nl,
+        "cls": hyp["cls"] * head.nc / 80 * 3 / head.nl,
+        "obj": hyp["obj"] * (imgsz / 640) ** 2 * 3 / head.nl,
+    }
 
 
 class ComputeLoss:

@@ -41,6 +41,13 @@ def lr_factor(epochs: int, lrf: float, cosine: bool) -> Callable[[float], float]
     return lambda epoch: (1 - epoch / epochs) * (1 - lrf) + lrf
 
 
+def warmup_steps(warmup_epochs: float, batches: int, epochs: int) -> int:
+    """Batches of warm-up: at least 100 as in YOLOv5, but at most a quarter of a run too short for that."""
+    if not warmup_epochs:
+        return 0
+    return max(round(warmup_epochs * batches), min(100, epochs * batches // 4))
+
+
 def set_rates(
     optimizer: Optimizer, step: int, warmup_steps: int, lr: float, hyp: Mapping[str, float]
 ) -> None:
