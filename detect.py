@@ -58,7 +58,6 @@ class Output:
         """Write one frame: found (m, 6) corners in its pixels, confidence, class; best first."""
         name = self._file_name(path, mode)
         stem = Path(name).stem if mode == "image" else f"{Path(name).stem}_{frame}"
-        number_width = len(str(len(found)))
         if self.save_txt:
             self._write_txt(found, im0.shape, self.folder / "labels" / f"{stem}.txt")
         if self.save_csv and len(found):
@@ -67,7 +66,7 @@ class Output:
             for k, row in enumerate(found.tolist()):
                 folder = self.folder / "crops" / safe_name(self.names[int(row[5])])
                 folder.mkdir(parents=True, exist_ok=True)
-                write_image(folder / f"{stem}-{k + 1:0{number_width}}.jpg", crop_box(im0, row[:4]))
+                write_image(folder / f"{stem}-{k + 1}.jpg", crop_box(im0, row[:4]))
         if self.save_img or self.view_img:
             picture = self.draw(found, im0)
             if self.view_img:
