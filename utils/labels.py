@@ -154,7 +154,8 @@ def load_labels(sources: tuple[Path, ...], nc: int, desc: str = "") -> LabelInde
     Bad images and labels are left out and reported, with file and line. Raises UserError if nothing is left.
     """
     images = list_images(sources)
-    cache = label_path(images[0]).parent.with_suffix(".cache.npz")
+    # lists of one folder's images have a cache each, beside the list
+    cache = (sources[0] if sources[0].is_file() else label_path(images[0]).parent).with_suffix(".cache.npz")
     fingerprint = _fingerprint(images, nc)
     index = _read_cache(cache, fingerprint)
     if index is None:

@@ -98,6 +98,17 @@ def test_cache_is_used_and_any_change_is_noticed(tmp_path: Path, monkeypatch: py
     assert len(calls) == 5
 
 
+def test_lists_of_one_folder_do_not_push_each_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_yolo_set(tmp_path, 4)
+    lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for k, file in enumerate(lists):
+        file.write_text(f"images/train/00{k}.png\n")
+    calls = scans(monkeypatch)
+    for file in lists * 2:
+        load_labels((file,), 2)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04 cut off"])
 def test_damaged_cache_is_made_anew(tmp_path: Path, junk: bytes) -> None:
     write_yolo_set(tmp_path, 3)
