@@ -28,7 +28,7 @@ def test_commands_name_files_and_flags_that_exist(command: str) -> None:
     _, script, *words = shlex.split(command)
     assert (ROOT / script).is_file()
     text = (ROOT / script).read_text(encoding="utf-8")
-    for flag, value in zip(words, [*words[1:], ""], strict=True):
+    for flag, value in zip(words, [*words[1:], ""], strict=False):  # a script without words has one value too many
         if flag.startswith("--"):
             assert f'"{flag}"' in text, flag
         folders = {"--cfg": "models", "--data": "data", "--hyp": "data/hyps"}
