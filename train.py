@@ -206,12 +206,12 @@ def score(run: Run, runtime: Runtime, split: str, loader: DataLoader, plots: boo
 def setup(opt: TrainOptions, resumed: dict | None, folder: Path | None) -> Run:
     """Build everything a run needs, from the options alone or with the state of a checkpoint."""
     data = load_data(opt.data)
-    prepare_shapes(data.yaml_file)
-    train_parts, val_parts = data.existing("train"), data.existing("val") if data.val else ()
     if taken := opt.with_defaults(data.defaults, str(data.yaml_file)):
         LOGGER.info(f"defaults from {data.yaml_file.name}: {' '.join(taken)}")
     hyp = resumed["hyp"] if resumed else load_hyp(opt.hyp)
     device = select_device(opt.device)
+    prepare_shapes(data.yaml_file)
+    train_parts, val_parts = data.existing("train"), data.existing("val") if data.val else ()
     seed_everything(opt.seed)
     names = {0: "object"} if opt.single_cls else data.names
     if resumed and list(resumed["names"].values()) != list(names.values()):
@@ -352,7 +352,9 @@ def run(**kwargs: object) -> Results | None:
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a detector")
+    parser = argparse.ArgumentParser(
+        description="Train a detector. In brackets: the defaults; those of the data yaml (`defaults:`) come before them"
+    )
     add = parser.add_argument
     add("--weights", default=None, help="checkpoint to start from; from scratch if left out")
     add("--cfg", default=None, help=f"model yaml, also looked for in models/ ({DEFAULT_CFG})")

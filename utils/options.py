@@ -69,7 +69,7 @@ class TrainOptions:
                                 f"{', '.join(DATA_DEFAULTS)}")  # fmt: skip
             if key not in self.given:
                 setattr(self, key, value)
-                taken.append(f"--{key.replace('_', '-')} {value}")
+                taken.append(f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}"))
         self.check(f"{where}: defaults: ")
         return taken
 

@@ -64,6 +64,7 @@ def plot_results(csv_file: Path, path: Path) -> None:
             axis.plot(data[:, 0], smooth(y, 0.1), color="#e07b39", linewidth=2, label="smoothed")
         axis.set_title(name, fontsize=11)
         axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlabel("epoch", fontsize=9)
         axis.grid(alpha=0.3)
     save_figure(figure, path)
 
@@ -114,7 +115,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str], path: Path) -> 
         for i, j in np.argwhere(shares > 0.005):
             axis.text(j, i, f"{shares[i, j]:.2f}", ha="center", va="center", fontsize=7 if len(matrix) > 12 else 10,
                       color="white" if shares[i, j] > 0.5 else "black")  # fmt: skip
-    axis.set(xlabel="true", ylabel="predicted", title="share of the true class found as ...")
+    axis.set(xlabel="true", ylabel="predicted", title="each column adds up to 1")
     save_figure(figure, path)
 
 
