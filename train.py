@@ -343,12 +343,12 @@ def run(**kwargs: object) -> Results | None:
     opt, content, folder = TrainOptions.from_flags(kwargs), None, None
     if opt.resume:
         opt, content, folder = open_resumed(opt)
-    session = setup(opt, content, folder)
+    training = setup(opt, content, folder)
     if content:
-        restore(session, content)
-        LOGGER.info(f"resuming {shown(folder)} at epoch {session.start_epoch}")
-    train(session)
-    return finish(session)
+        restore(training, content)
+        LOGGER.info(f"resuming {shown(folder)} at epoch {training.start_epoch}")
+    train(training)
+    return finish(training)
 
 
 def parse_opt() -> argparse.Namespace:
