@@ -79,8 +79,7 @@ def train(run: Run) -> None:
     """The training loop: epochs of batches, an evaluation and a checkpoint after each."""
     opt, hyp = run.opt, run.hyp
     schedule = lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)
-    loss_hyp = scaled_gains(hyp, run.model.model[-1], opt.imgsz)
-    run.model.hyp = loss_hyp
+    run.model.hyp = scaled_gains(hyp, run.model.model[-1], opt.imgsz)
     compute_loss = ComputeLoss(run.model)
     for epoch in range(run.start_epoch, opt.epochs):
         start = time.perf_counter()
@@ -116,8 +115,8 @@ def train_epoch(run: Run, epoch: int, lr: float, compute_loss: ComputeLoss) -> l
     bar = progress(run.loader, total=batches)
     for i, (images, targets, paths, _) in enumerate(bar):
         step = i + epoch * batches
-        set_rates(run.optimizer, step, warmup, lr, hyp)
         part = min(step / warmup, 1.0) if warmup else 1.0
+        set_rates(run.optimizer, part, lr, hyp)
         accumulate = max(round(1 + part * (per_step - 1)), 1)
         loss, parts = compute_loss(run.model(to_input(images, run.device)), targets.to(run.device))
         if not torch.isfinite(loss):

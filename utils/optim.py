@@ -48,15 +48,12 @@ def warmup_steps(warmup_epochs: float, batches: int, epochs: int) -> int:
     return max(round(warmup_epochs * batches), min(100, epochs * batches // 4))
 
 
-def set_rates(
-    optimizer: Optimizer, step: int, warmup_steps: int, lr: float, hyp: Mapping[str, float]
-) -> None:
-    """Set learning rate and momentum for batch number `step` of the whole run.
+def set_rates(optimizer: Optimizer, part: float, lr: float, hyp: Mapping[str, float]) -> None:
+    """Set learning rate and momentum for a batch.
 
-    lr: what the schedule says for this epoch. During warm-up rates rise to it from 0 (biases: fall from
-    `warmup_bias_lr`), and momentum rises from `warmup_momentum`.
+    part: how much of the warm-up is over, 0 to 1. lr: what the schedule says for this epoch; during warm-up rates rise
+    to it from 0 (biases: fall from `warmup_bias_lr`), and momentum rises from `warmup_momentum`.
     """
-    part = min(step / warmup_steps, 1.0) if warmup_steps else 1.0
     for group in optimizer.param_groups:
         start = hyp["warmup_bias_lr"] if group["kind"] == "bias" else 0.0
         group["lr"] = start + part * (lr - start)

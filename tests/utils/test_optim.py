@@ -36,10 +36,10 @@ def test_warmup_raises_weights_and_lowers_biases() -> None:
     hyp = load_hyp("hyp.scratch-low")
     optimizer = create_optimizer(Model("yolov5_shufflenet.yaml"), "SGD", hyp["lr0"], hyp["momentum"], 0.0)
     seen = []
-    for step in (0, 50, 100, 500):
-        set_rates(optimizer, step, 100, 0.01, hyp)
+    for part in (0, 0.5, 1):
+        set_rates(optimizer, part, 0.01, hyp)
         seen.append([g["lr"] for g in optimizer.param_groups[:2]] + [optimizer.param_groups[0]["momentum"]])
-    expected = [[0.1, 0.0, 0.8], [0.055, 0.005, 0.8685], [0.01, 0.01, 0.937], [0.01, 0.01, 0.937]]
+    expected = [[0.1, 0.0, 0.8], [0.055, 0.005, 0.8685], [0.01, 0.01, 0.937]]
     np.testing.assert_allclose(seen, expected)
 
 
