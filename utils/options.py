@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT
+from utils.precision import AMP_CHOICES
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 # what a data yaml's `defaults:` may set, for flags that are not given
@@ -45,6 +46,17 @@ class TrainOptions:
     cos_lr: bool = False
     patience: int = 100
     seed: int = 0
+    amp: str = "auto"
+    multi_scale: bool = False
+    image_weights: bool = False
+    quad: bool = False
+    label_smoothing: float = 0.0
+    freeze: tuple[int, ...] = (0,)
+    save_period: int = -1
+    sync_bn: bool = False
+    tensorboard: bool = False
+    evolve: int = 0
+    resume_evolve: bool | str = False
     given: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -77,24 +89,56 @@ class TrainOptions:
         """Raise UserError naming the flag if a value is of a wrong type or out of range."""
         for f in fields(self):
             value, flag = getattr(self, f.name), f"{where}--{f.name.replace('_', '-')}"
-            if f.type == "int" and (not isinstance(value, int) or isinstance(value, bool)):
+            if f.type == "int" and not is_whole(value):
                 raise UserError(f"{flag} is {value!r}, it must be a whole number")
+            if f.type == "float" and not (is_whole(value) or isinstance(value, float)):
+                raise UserError(f"{flag} is {value!r}, it must be a number")
             if f.type == "str" and not isinstance(value, str):
                 raise UserError(f"{flag} is {value!r}, it must be a text")
             if f.type == "bool" and not isinstance(value, bool):
                 raise UserError(f"{flag} is {value!r}, it must be true or false")
-        least = {"epochs": 1, "batch_size": 1, "imgsz": 32, "workers": 0, "patience": 0, "seed": 0}
+        least = {"epochs": 1, "imgsz": 32, "workers": 0, "patience": 0, "seed": 0, "save_period": -1, "evolve": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{where}--{name.replace('_', '-')} is {getattr(self, name)}, the least is {low}")
+        if self.batch_size < 1 and self.batch_size != -1:
+            raise UserError(f"{where}--batch-size is {self.batch_size}, the least is 1 (-1: as many as memory allows)")
         if self.seed >= 2**63:
             raise UserError(f"{where}--seed {self.seed} is too large, the largest is {2**63 - 1}")
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"{where}--optimizer {self.optimizer}{did_you_mean(self.optimizer, OPTIMIZERS)}: one of "
-                            f"{', '.join(OPTIMIZERS)}")  # fmt: skip
-        if self.cache not in ("", "ram", "disk"):
-            raise UserError(f"{where}--cache {self.cache}: ram or disk")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"{where}--label-smoothing is {self.label_smoothing}, it must be from 0 to below 1")
+        self._check_words(where)
+        self._check_freeze(where)
+
+    def _check_words(self, where: str) -> None:
+        for flag, value, known in (
+            ("--optimizer", self.optimizer, OPTIMIZERS),
+            ("--cache", self.cache, ("", "ram", "disk")),
+            ("--amp", self.amp, AMP_CHOICES),
+        ):
+            if value not in known:
+                words = ", ".join(w for w in known if w)
+                raise UserError(f"{where}{flag} {value}{did_you_mean(value, known)}: one of {words}")
+
+    def _check_freeze(self, where: str) -> None:
+        """A single number counts layers (10: the first ten), several name them (0 1 2)."""
+        if is_whole(self.freeze):
+            self.freeze = (self.freeze,)
+        if not isinstance(self.freeze, (list, tuple)) or not all(is_whole(v) and v >= 0 for v in self.freeze):
+            raise UserError(f"{where}--freeze is {self.freeze!r}: a number of layers, or the layers' numbers")
+        self.freeze = tuple(self.freeze)
+
+    @property
+    def frozen_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that are not trained."""
+        return self.freeze if len(self.freeze) > 1 else tuple(range(*self.freeze))
 
     def plain(self) -> dict[str, Any]:
         """The options as plain values, for opt.yaml and the checkpoint."""
-        return {k: v for k, v in asdict(self).items() if k != "given"}
+        plain = {k: v for k, v in asdict(self).items() if k != "given"}
+        return {**plain, "freeze": list(self.freeze)}
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an int (a bool is not)."""
+    return isinstance(value, int) and not isinstance(value, bool)

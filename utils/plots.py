@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from utils.files import atomic_write
@@ -67,6 +68,35 @@ def plot_results(csv_file: Path, path: Path) -> None:
         axis.set_xlabel("epoch", fontsize=9)
         axis.grid(alpha=0.3)
     save_figure(figure, path)
+
+
+def plot_evolve(values: np.ndarray, names: Sequence[str], fitness: np.ndarray, path: Path) -> None:
+    """Fitness against the value of each hyper-parameter: values (n, k) of n generations, names k, fitness (n,).
+
+    Points are coloured by generation; the best one is marked, its value in the title.
+    """
+    columns = min(6, max(len(names), 1))
+    rows = max(math.ceil(len(names) / columns), 1)
+    figure = Figure(figsize=(2.6 * columns + 1, 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    best = int(fitness.argmax())
+    for axis in grid.ravel()[len(names) :]:
+        axis.axis("off")
+    for axis, name, x in zip(grid.ravel(), names, values.T, strict=False):
+        points = axis.scatter(x, fitness, c=np.arange(len(fitness)), cmap="viridis", s=16, alpha=0.8, linewidths=0)
+        axis.plot(x[best], fitness[best], "+", color="#d03030", markersize=14, markeredgewidth=2)
+        axis.set_title(f"{name} = {x[best]:.4g}", fontsize=10)
+        axis.ticklabel_format(axis="x", scilimits=(-3, 4))
+        axis.locator_params(axis="x", nbins=4)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("fitness", fontsize=9)
+    if len(names):
+        bar = figure.colorbar(points, ax=grid, label="generation", shrink=0.6, aspect=40)
+        bar.locator = MaxNLocator(integer=True)
+        bar.update_ticks()
+    save_figure(figure, path, dpi=110)
 
 
 def plot_curves(curves: Curves, ap: np.ndarray, classes: np.ndarray, names: Mapping[int, str], folder: Path) -> None:
@@ -129,4 +159,26 @@ def plot_features(features: Tensor, path: Path, channels: int = 32) -> None:
         axis.axis("off")
     for axis, one in zip(figure.axes, maps, strict=False):
         axis.imshow(one)
+    save_figure(figure, path)
+
+
+def plot_study(curves: Mapping[str, np.ndarray], path: Path) -> None:
+    """mAP50-95 against time per image of each model, a point per image size.
+
+    curves: name -> (sizes, 8): size in pixels, P, R, mAP50, mAP50-95, and milliseconds of pre-process, network, NMS.
+    """
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axis = figure.subplots()
+    for name, rows in curves.items():
+        time = rows[:, 6] + rows[:, 7]
+        (line,) = axis.plot(time, rows[:, 4], marker="o", markersize=5, linewidth=2, label=name)
+        for x, y, size in zip(time, rows[:, 4], rows[:, 0], strict=True):
+            axis.annotate(f"{size:.0f}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8,
+                          color=line.get_color())  # fmt: skip
+    axis.set(xlabel="ms per image, network and NMS", ylabel="mAP50-95", title="accuracy and speed by image size (px)")
+    axis.set_xlim(left=0)
+    axis.margins(y=0.12)
+    axis.grid(alpha=0.3)
+    if curves:
+        axis.legend(loc="lower right")
     save_figure(figure, path)

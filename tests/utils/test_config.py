@@ -101,7 +101,7 @@ def test_load_yaml_of_binary_file(tmp_path: Path) -> None:
         ({"epochs": 0}, "--epochs is 0, the least is 1"),
         ({"batch_size": "16"}, "--batch-size is '16', it must be a whole number"),
         ({"optimizer": "adamw"}, "did you mean 'AdamW'"),
-        ({"cache": "tape"}, "--cache tape: ram or disk"),
+        ({"cache": "tape"}, "--cache tape: one of ram, disk"),
         ({"rect": 1}, "--rect is 1"),
     ],
 )

@@ -1,0 +1,76 @@
+"""What --amp means on which machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import precision
+from utils.errors import UserError
+from utils.precision import choose_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "dtype"),
+    [
+        ("off", "cpu", torch.float32),
+        ("bf16", "cpu", torch.bfloat16),
+        ("off", "cuda", torch.float32),
+        ("bf16", "cuda", torch.bfloat16),
+        ("fp16", "cuda", torch.float16),
+        ("auto", "mps", torch.float32),
+    ],
+)
+def test_formats(amp: str, device: str, dtype: torch.dtype) -> None:
+    assert choose_precision(amp, torch.device(device)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "said"),
+    [
+        ("fpu avx512f amx_bf16 amx_tile avx512_bf16", torch.bfloat16, "this CPU has AMX and AVX-512"),
+        ("fpu avx512_bf16", torch.bfloat16, "this CPU has AVX-512"),
+        ("fpu avx2 avx512f", torch.float32, "no bfloat16 units"),
+    ],
+)
+def test_auto_on_a_cpu_asks_its_flags(
+    flags: str, dtype: torch.dtype, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *a, **k: f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    chosen = choose_precision("auto", CPU)
+    assert chosen.dtype == dtype and said in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "dtype"),
+    [((9, 0), "H100", torch.bfloat16), ((7, 5), "RTX 2080", torch.float16), ((7, 5), "GTX 1660", torch.float32),
+     ((6, 1), "GTX 1080", torch.float32)],
+)  # fmt: skip
+def test_auto_on_a_gpu(capability: tuple, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: name)
+    assert precision._automatic(torch.device("cuda")).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "message"),
+    [("fp16", "cpu", "--amp fp16 is for CUDA GPUs"), ("bf16", "mps", "--amp bf16"),
+     ("bf15", "cpu", "did you mean 'bf16'")],
+)  # fmt: skip
+def test_what_a_device_cannot_do(amp: str, device: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        choose_precision(amp, torch.device(device))
+
+
+def test_autocast_and_scaler() -> None:
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for amp, dtype in (("off", torch.float32), ("bf16", torch.bfloat16)):
+        chosen = choose_precision(amp, CPU)
+        with chosen.autocast():
+            assert layer(x).dtype == dtype
+        assert not chosen.scaler().is_enabled()
