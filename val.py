@@ -2,15 +2,18 @@
 
     python val.py --weights runs/train/exp/weights/best.pt --data VOC.yaml
     python val.py                                             # the newest run's best.pt on the default set
+    python val.py --data VOC.yaml --protocol voc07            # PASCAL VOC's own AP
+    python val.py --task study --weights a.pt b.pt            # accuracy and speed over image sizes
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,154 +24,94 @@ from torch.utils.data import DataLoader
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
-from utils.boxes import scale_boxes, xywhn2xyxy, xyxy2xywh, xyxy2xywhn
+from utils.boxes import xyxy2xywh
+from utils.coco import Annotated, check_sizes, require_package, split_annotations
 from utils.config import DataConfig, load_data
 from utils.console import LOGGER, progress, run_script
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, select_device
 from utils.draw import draw_batch
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.files import ROOT, atomic_write, increment_path, newest
+from utils.hybrid import nms_with_labels
 from utils.images import write_image
-from utils.labels import load_labels
-from utils.metrics import IOU_THRESHOLDS, ConfusionMatrix, Curves, ap_per_class, process_batch
+from utils.labels import LabelIndex, load_labels
+from utils.mistakes import mistakes_picture
 from utils.nms import non_max_suppression
-from utils.plots import plot_confusion, plot_curves
+from utils.plots import plot_confusion, plot_curves, plot_study
+from utils.protocols import PROTOCOLS
+from utils.scoring import (
+    HEADER,
+    Part,
+    Results,
+    Scorer,
+    Settings,
+    confusion_of,
+    json_rows,
+    merge,
+    results_of,
+    results_table,
+)
 
 # uint8 images -> decoded boxes, and the raw maps if a loss is wanted
 Forward = Callable[[Tensor], tuple[Tensor, list[Tensor] | None]]
-HEADER = ("%22s" + "%11s" * 6) % ("Class", "Images", "Instances", "P", "R", "mAP50", "mAP50-95")
+Gather = Callable[[Any], list[Any]]
 PICTURED_BATCHES = 3
+SPLITS, TASKS = ("train", "val", "test"), ("train", "val", "test", "speed", "study")
+STUDY_SIZES = tuple(range(256, 1537, 128))
 
 
-@dataclass
-class Settings:
-    """How detections are made and scored, and what of them is written to `folder`."""
-
-    conf_thres: float = 0.001
-    iou_thres: float = 0.6
-    max_det: int = 300
-    single_cls: bool = False
-    folder: Path | None = None
-    plots: bool = False
-    save_txt: bool = False
-    save_conf: bool = False
-    save_json: bool = False
-    image_ids: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class Results:
-    """Figures of an evaluation; p, r, f1 and ap are per class, for `classes`, at the confidence of the best mean F1."""
-
-    p: np.ndarray
-    r: np.ndarray
-    ap: np.ndarray
-    classes: np.ndarray
-    curves: Curves
-    images: int
-    images_per_class: np.ndarray
-    objects: np.ndarray
-    losses: tuple[float, float, float]
-    speed: dict[str, float]  # milliseconds per image
-
-    @property
-    def summary(self) -> np.ndarray:
-        """Mean P, R, mAP50, mAP50-95 over the classes that have labels (zeros without labels)."""
-        if not len(self.classes):
-            return np.zeros(4)
-        return np.array([self.p.mean(), self.r.mean(), self.ap[:, 0].mean(), self.ap.mean()])
-
-
-class Scorer:
-    """Gathers matches of detections to labels over the batches of an evaluation."""
-
-    def __init__(self, names: Mapping[int, str], settings: Settings) -> None:
-        self.names, self.settings = names, settings
-        self.iouv = torch.tensor(IOU_THRESHOLDS)
-        self.confusion = ConfusionMatrix(len(names))
-        self.stats: list[tuple[np.ndarray, ...]] = []
-        self.images_per_class = np.zeros(len(names), int)
-        self.json_rows: list[dict[str, Any]] = []
-        self.images = 0
-
-    def add_image(self, found: Tensor, labels: Tensor, shape: torch.Size, path: str, shapes: Any) -> None:
-        """Score one image: found (m, 6) in pixels of the network's input `shape`, labels (k, 5) class, cxcywh in it."""
-        (h0, w0), ratio_pad = shapes
-        found = found.cpu().clone()
-        if self.settings.single_cls:
-            found[:, 5] = 0
-        scale_boxes(tuple(shape), found[:, :4], (h0, w0), ratio_pad)
-        true = labels.clone()
-        true[:, 1:] = scale_boxes(tuple(shape), xywhn2xyxy(labels[:, 1:], shape[1], shape[0]), (h0, w0), ratio_pad)
-        correct = process_batch(found, true, self.iouv)
-        self.stats.append((correct.numpy(), found[:, 4].numpy(), found[:, 5].numpy(), true[:, 0].numpy()))
-        self.images_per_class[np.unique(true[:, 0].numpy().astype(int))] += 1
-        self.images += 1
-        if self.settings.plots:
-            self.confusion.process_batch(found, true)
-        if self.settings.save_txt:
-            self._save_txt(found, (h0, w0), Path(path))
-        if self.settings.save_json:
-            self._note_json(found, Path(path))
-
-    def _save_txt(self, found: Tensor, shape: tuple[int, int], path: Path) -> None:
-        lines = []
-        for row, box in zip(found.tolist(), xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist(), strict=True):
-            values = [*box, row[4]] if self.settings.save_conf else box
-            lines.append(" ".join([f"{int(row[5])}", *(f"{v:.6g}" for v in values)]))
-        with atomic_write(self.settings.folder / "labels" / f"{path.stem}.txt", "w") as f:
-            f.write("".join(f"{line}\n" for line in lines))
-
-    def _note_json(self, found: Tensor, path: Path) -> None:
-        image_id = self.settings.image_ids.get(path.name, int(path.stem) if path.stem.isdigit() else path.stem)
-        boxes = xyxy2xywh(found[:, :4])
-        boxes[:, :2] -= boxes[:, 2:] / 2
-        for row, box in zip(found.tolist(), boxes.tolist(), strict=True):
-            self.json_rows.append({"image_id": image_id, "category_id": int(row[5]),
-                                   "bbox": [round(v, 3) for v in box], "score": round(row[4], 5)})  # fmt: skip
-
-    def results(self, losses: tuple[float, float, float], speed: dict[str, float]) -> Results:
-        """The figures of all images added."""
-        nothing = (np.zeros((0, len(IOU_THRESHOLDS))), np.zeros(0), np.zeros(0), np.zeros(0))
-        tp, conf, pred_cls, true_cls = (np.concatenate(c) for c in zip(nothing, *self.stats, strict=True))
-        _, _, p, r, _, ap, classes, curves = ap_per_class(tp, conf, pred_cls, true_cls)
-        objects = np.bincount(true_cls.astype(int), minlength=len(self.names))
-        return Results(p, r, ap, classes, curves, self.images, self.images_per_class, objects, losses, speed)
+def only_this_process(part: Any) -> list[Any]:
+    """The parts of all processes where there is one."""
+    return [part]
 
 
 @torch.inference_mode()
 def evaluate(
     forward: Forward, loader: DataLoader, names: Mapping[int, str], device: torch.device, settings: Settings,
-    compute_loss: Callable | None = None,
+    compute_loss: Callable | None = None, gather: Gather = only_this_process,
 ) -> Results:  # fmt: skip
-    """Run a detector over a loader and score it; the one evaluation loop of the project."""
-    scorer = Scorer(names, settings)
-    losses, seconds = torch.zeros(3, device=device), np.zeros(3)
+    """Run a detector over a loader and score it; the one evaluation loop of the project.
+
+    Where several processes have a loader over a part of the images each, `gather` takes a process's part and returns
+    the list of all of them, to every process (as torch.distributed.all_gather_object does); all then return the same
+    figures. compute_loss(raw, targets)[1]: the three parts of a batch's loss.
+    """
+    scorer, seconds = Scorer(names, settings), np.zeros(3)
+    losses: list[tuple[str, Tensor]] = []
     for number, (images, targets, paths, shapes) in enumerate(progress(loader, desc=HEADER)):
         start = time.perf_counter()
         images, targets = images.to(device, non_blocking=True), targets.to(device)
         uploaded = time.perf_counter()
         decoded, raw = forward(images)
         if compute_loss:
-            losses += compute_loss(raw, targets)[1]
+            losses.append((paths[0], compute_loss(raw, targets)[1]))
         decoded = decoded.float()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         predicted = time.perf_counter()
-        detections = non_max_suppression(decoded, settings.conf_thres, settings.iou_thres, multi_label=True,
-                                         agnostic=settings.single_cls, max_det=settings.max_det)  # fmt: skip
+        detections = detect_boxes(decoded, targets, images.shape[2:], settings)
         seconds += np.diff([start, uploaded, predicted, time.perf_counter()])
         on_cpu = targets.cpu()
         for k, found in enumerate(detections):
-            scorer.add_image(found, on_cpu[on_cpu[:, 0] == k, 1:], images.shape[2:], paths[k], shapes[k])
-        if settings.plots and number < PICTURED_BATCHES:
+            scorer.add_image(images[k], found, on_cpu[on_cpu[:, 0] == k, 1:], paths[k], shapes[k])
+        if settings.plots and settings.writes and number < PICTURED_BATCHES:
             _picture_batch(number, images, on_cpu, detections, paths, names, settings.folder)
-    milliseconds = seconds / max(scorer.images, 1) * 1e3
-    speed = dict(zip(("pre-process", "inference", "NMS"), milliseconds.tolist(), strict=True))
-    results = scorer.results(tuple((losses / max(len(loader), 1)).tolist()), speed)
-    _write_outputs(scorer, results, names, settings)
+    values = torch.stack([v for _, v in losses]).tolist() if losses else []
+    by_batch = [(path, v) for (path, _), v in zip(losses, values, strict=True)]
+    part = merge(gather(Part(scorer.images, by_batch, seconds, scorer.mistakes.kept)))
+    results = results_of(part, names, settings)
+    if settings.writes:
+        _write_outputs(part, results, names, settings)
     return results
+
+
+def detect_boxes(decoded: Tensor, targets: Tensor, shape: Sequence[int], settings: Settings) -> list[Tensor]:
+    """The detections of a batch, per image (m, 6) in pixels of the network's input `shape`; see `Settings`."""
+    conf, iou, most = settings.conf_thres, settings.iou_thres, settings.max_det
+    if settings.save_hybrid:
+        return nms_with_labels(decoded, targets, shape, conf, iou, most, agnostic=settings.single_cls)
+    return non_max_suppression(decoded, conf, iou, multi_label=True, agnostic=settings.single_cls, max_det=most)
 
 
 def _picture_batch(
@@ -183,130 +126,266 @@ def _picture_batch(
     write_image(folder / f"val_batch{number}_pred.jpg", draw_batch(images, torch.cat(rows).numpy(), paths, names))
 
 
-def _write_outputs(scorer: Scorer, results: Results, names: Mapping[int, str], settings: Settings) -> None:
+def _write_outputs(part: Part, results: Results, names: Mapping[int, str], settings: Settings) -> None:
     if settings.plots:
-        plot_confusion(scorer.confusion.matrix, names, settings.folder / "confusion_matrix.png")
+        plot_confusion(confusion_of(part, len(names)), names, settings.folder / "confusion_matrix.png")
         plot_curves(results.curves, results.ap, results.classes, names, settings.folder)
+        write_image(settings.folder / "errors.jpg", mistakes_picture(part.mistakes))
     if settings.save_json:
         with atomic_write(settings.folder / "predictions.json", "w") as f:
-            json.dump(scorer.json_rows, f)
+            json.dump(json_rows(part, settings), f)
 
 
-def results_table(results: Results, names: Mapping[int, str], per_class: bool = False) -> str:
-    """The figures as text, in YOLOv5's columns: all classes, then each class if asked."""
-    line = "%22s" + "%11i" * 2 + "%11.3g" * 4
-    rows = [HEADER, line % ("all", results.images, results.objects.sum(), *results.summary)]
-    if per_class:
-        for i, c in enumerate(results.classes):
-            figures = (results.p[i], results.r[i], results.ap[i, 0], results.ap[i].mean())
-            rows.append(line % (names[int(c)][:22], results.images_per_class[c], results.objects[c], *figures))
-    return "\n".join(rows)
+@dataclass
+class Options:
+    """The flags of val.py by their names in code; weights and imgsz are one value or several.
+
+    Raises UserError for values out of range and for flags that do not go together.
+    """
+
+    data: str = "shapes.yaml"
+    weights: str | Sequence[str] = ""
+    batch_size: int = 32
+    imgsz: int | Sequence[int] | None = None
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    task: str = "val"
+    protocol: str = "yolov5"
+    device: str = ""
+    workers: int = 8
+    single_cls: bool = False
+    augment: bool = False
+    verbose: bool = False
+    save_txt: bool = False
+    save_hybrid: bool = False
+    save_conf: bool = False
+    save_json: bool = False
+    half: bool = False
+    project: str = str(ROOT / "runs/val")
+    name: str = "exp"
+    exist_ok: bool = False
+    noplots: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
+            raise UserError(f"--conf-thres {self.conf_thres} and --iou-thres {self.iou_thres} must lie between 0 and 1")
+        if self.batch_size < 1 or self.max_det < 1 or self.workers < 0:
+            raise UserError("--batch-size and --max-det must be 1 or more, --workers 0 or more")
+        for flag, value, known in (("task", self.task, TASKS), ("protocol", self.protocol, PROTOCOLS)):
+            if value not in known:
+                raise UserError(f"--{flag} {value}: one of {', '.join(known)}{did_you_mean(value, known)}")
+        if len(self.files) > 1 and self.task in SPLITS:
+            raise UserError("--weights: several files are for --task speed and --task study; give one")
+        if min(self.sizes, default=1) < 1:
+            raise UserError(f"--imgsz {min(self.sizes)}: sizes are in pixels, from 1")
+        if len(self.sizes) > 1 and self.task != "study":
+            raise UserError("--imgsz: val.py takes one size; several are for --task study")
+        for flag in ("save_txt", "save_hybrid", "save_json"):
+            if getattr(self, flag) and self.task not in SPLITS:
+                raise UserError(f"--{flag.replace('_', '-')} is of no use with --task {self.task}: leave it out")
+        self.save_txt |= self.save_hybrid
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> Options:
+        """Options from keyword arguments. Raises UserError for an unknown one."""
+        known = [f.name for f in fields(cls)]
+        for key in flags:
+            if key not in known:
+                raise UserError(f"val has no option '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")
+        return cls(**flags)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weights asked for, none for the newest."""
+        return [Path(w) for w in ([self.weights] if isinstance(self.weights, (str, Path)) else self.weights) if str(w)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes asked for, none for the model's own."""
+        return [] if self.imgsz is None else [self.imgsz] if isinstance(self.imgsz, int) else list(self.imgsz)
 
 
-def annotation_ids(data: DataConfig, task: str) -> dict[str, int]:
-    """File name -> image id from the COCO files that voc2yolo.py writes beside the images, where they are."""
-    ids: dict[str, int] = {}
-    for source in getattr(data, task):
-        file = data.path / "annotations" / f"instances_{source.name}.json"
-        if file.is_file():
-            ids.update({im["file_name"]: im["id"] for im in json.loads(file.read_text(encoding="utf-8"))["images"]})
-    if len(set(ids.values())) < len(ids):
-        LOGGER.warning("--save-json: image ids repeat over the parts of this split; file names take their place")
-        return {}
-    return ids
+@dataclass(frozen=True)
+class Split:
+    """The images to evaluate on, their labels, and what COCO files say of them."""
+
+    config: DataConfig
+    index: LabelIndex
+    annotations: Mapping[str, Annotated]
 
 
-def run(
-    data: str = "shapes.yaml",
-    weights: str = "",
-    batch_size: int = 32,
-    imgsz: int | None = None,
-    conf_thres: float = 0.001,
-    iou_thres: float = 0.6,
-    max_det: int = 300,
-    task: str = "val",
-    device: str = "",
-    workers: int = 8,
-    single_cls: bool = False,
-    augment: bool = False,
-    verbose: bool = False,
-    save_txt: bool = False,
-    save_conf: bool = False,
-    save_json: bool = False,
-    half: bool = False,
-    project: str = str(ROOT / "runs/val"),
-    name: str = "exp",
-    exist_ok: bool = False,
-    noplots: bool = False,
-) -> Results:
-    """Evaluate weights on a split of a data set. Raises UserError for bad input."""
-    if not 0 <= conf_thres <= 1 or not 0 <= iou_thres <= 1:
-        raise UserError(f"--conf-thres {conf_thres} and --iou-thres {iou_thres} must lie between 0 and 1")
-    if batch_size < 1 or max_det < 1 or workers < 0:
-        raise UserError("--batch-size and --max-det must be 1 or more, --workers 0 or more")
-    file = Path(weights) if weights else newest("train/*/weights/best.pt")
-    if file is None:
+def run(**kwargs: Any) -> Results | list[Results]:
+    """Evaluate with options named as the flags, such as run(data="VOC.yaml", weights="best.pt").
+
+    Returns the figures: of the split asked for, or for the tasks speed and study a list with those of each weights
+    file (and size). Raises UserError for bad input.
+    """
+    opt = Options.from_flags(kwargs)
+    if opt.protocol == "coco":
+        require_package()
+    files = opt.files or [f for f in [newest("train/*/weights/best.pt")] if f]
+    if not files:
         raise UserError("no --weights given and no trained model in runs/train; run train.py first")
-    config = load_data(data)
+    config = load_data(opt.data)
     prepare_shapes(config.yaml_file)
-    where = select_device(device)
-    runtime = load_runtime(file, where, half)
-    check_classes(runtime, config, file, single_cls)
-    size = check_img_size(imgsz or runtime.imgsz, runtime.stride)
-    if size[0] != size[1]:
-        raise UserError("--imgsz: val.py takes one size")
-    LOGGER.info(f"val: {file} on {config.yaml_file} ({task}), {size[0]} px; {describe_device(where)}")
-    dataset = DetectionDataset(load_labels(config.existing(task), config.nc, f"{task}: "), size[0], batch_size,
-                               rect=True, pad=0.5, stride=runtime.stride, single_cls=single_cls)  # fmt: skip
-    folder = increment_path(Path(project) / name, exist_ok)
-    if save_txt:
+    device = select_device(opt.device)
+    runtimes = [load_checked(file, config, opt, device) for file in files]
+    split = load_split(config, opt)
+    if opt.task == "speed":
+        return speed(files, runtimes, split, opt)
+    folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok)
+    if opt.task == "study":
+        return study(files, runtimes, split, opt, folder)
+    if opt.save_txt:
         (folder / "labels").mkdir(exist_ok=True)
-    settings = Settings(conf_thres, iou_thres, max_det, single_cls, folder, not noplots, save_txt, save_conf, save_json,
-                        annotation_ids(config, task) if save_json else {})  # fmt: skip
-    names = {0: "object"} if single_cls else runtime.names
-    warm_up(runtime, *size)
-    results = evaluate(lambda images: (runtime.predict(images, augment), None),
-                       create_loader(dataset, batch_size, workers, shuffle=False), names, where, settings)  # fmt: skip
-    LOGGER.info(results_table(results, names, verbose or len(names) <= 30))
-    speed = ", ".join(f"{v:.1f} ms {k}" for k, v in results.speed.items())
-    LOGGER.info(f"speed per image at {size[0]} px: {speed}\nresults in {folder}")
+    size, names = input_size(runtimes[0], opt), names_of(runtimes[0], opt)
+    LOGGER.info(f"{opt.task}: {files[0]} on {config.yaml_file}, {size} px; {describe_device(device)}")
+    results = evaluate_at(size, runtimes[0], split, opt, folder)
+    LOGGER.info(results_table(results, names, opt.verbose or len(names) <= 30))
+    if opt.save_hybrid:
+        LOGGER.warning("--save-hybrid: the labels were given to the detections, so the figures above mean nothing")
+    LOGGER.info(f"speed per image at {size} px: {speed_line(results)}\nresults in {folder}")
     return results
 
 
-def check_classes(runtime: Runtime, data: DataConfig, weights: Path, single_cls: bool) -> None:
-    """Raise UserError if a model and a data set disagree on the number of classes; warn if on names."""
-    if single_cls:
-        return
+def speed(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options) -> list[Results]:
+    """Time each of the weights with the thresholds that detect.py uses."""
+    opt, results = replace(opt, conf_thres=0.25, iou_thres=0.45, noplots=True), []
+    where = describe_device(runtimes[0].device)
+    LOGGER.info(f"speed on {split.config.yaml_file}, batches of {opt.batch_size}; {where}")
+    for file, runtime in zip(files, runtimes, strict=True):
+        size = input_size(runtime, opt)
+        results.append(evaluate_at(size, runtime, split, opt, None))
+        LOGGER.info(f"{file}: {speed_line(results[-1])} per image at {size} px")
+    return results
+
+
+def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options, folder: Path) -> list[Results]:
+    """Evaluate each of the weights at each size: study_<data>_<weights>.txt and study.png in `folder`.
+
+    A row of the text: size in pixels, P, R, mAP50, mAP50-95, then milliseconds per image of pre-process, network, NMS.
+    """
+    opt, results, curves = replace(opt, noplots=True), [], {}
+    for file, runtime in zip(files, runtimes, strict=True):
+        label = next(name for name in labels_of(file) if name not in curves)
+        rows = []
+        for size in opt.sizes or STUDY_SIZES:
+            size = check_img_size(size, runtime.stride)[0]
+            LOGGER.info(f"study: {file}, {size} px")
+            results.append(evaluate_at(size, runtime, split, opt, folder))
+            rows.append([size, *results[-1].summary, *results[-1].speed.values()])
+            LOGGER.info("\n".join(results_table(results[-1], names_of(runtime, opt)).splitlines()[:2]))
+        with atomic_write(folder / f"study_{split.config.yaml_file.stem}_{label}.txt", "w") as f:
+            f.writelines(" ".join([f"{row[0]:4d}", *(f"{v:10.4g}" for v in row[1:])]) + "\n" for row in rows)
+        curves[label] = np.array(rows)
+    plot_study(curves, folder / "study.png")
+    LOGGER.info(f"results in {folder}")
+    return results
+
+
+def labels_of(weights: Path) -> Iterator[str]:
+    """Names for exp/weights/best.pt, to take the first that is free: best, exp_best, exp_best_2, ..."""
+    longer = f"{weights.resolve().parents[1].name}_{weights.stem}"
+    yield from (weights.stem, longer)
+    yield from (f"{longer}_{n}" for n in itertools.count(2))
+
+
+def evaluate_at(size: int, runtime: Runtime, split: Split, opt: Options, folder: Path | None) -> Results:
+    """Evaluate one model at one size; files go to `folder`."""
+    dataset = DetectionDataset(split.index, size, opt.batch_size, rect=True, pad=0.5, stride=runtime.stride,
+                               single_cls=opt.single_cls)  # fmt: skip
+    loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=False)
+    shared = ("conf_thres", "iou_thres", "max_det", "single_cls", "save_txt", "save_conf", "save_json", "save_hybrid",
+              "protocol")  # fmt: skip
+    settings = Settings(**{name: getattr(opt, name) for name in shared}, folder=folder, plots=not opt.noplots,
+                        annotations=split.annotations)  # fmt: skip
+    warm_up(runtime, size, size)
+    return evaluate(lambda images: (runtime.predict(images, opt.augment), None), loader, names_of(runtime, opt),
+                    runtime.device, settings)  # fmt: skip
+
+
+def load_split(config: DataConfig, opt: Options) -> Split:
+    """Index the images of the split that a task is about, with its COCO files. Raises UserError for bad ones.
+
+    YOLOv5's figures do not need those files: there, a bad one is a warning.
+    """
+    name = opt.task if opt.task in SPLITS else "val"
+    index = load_labels(config.existing(name), config.nc, f"{name}: ")
+    try:
+        annotations = split_annotations(config, name)
+        check_sizes(index, annotations)
+    except UserError as e:
+        if opt.protocol != "yolov5":
+            raise
+        LOGGER.warning(str(e))
+        annotations = {}
+    missing = sum(index.file(i) not in annotations for i in range(len(index)))
+    if missing and opt.protocol != "yolov5":
+        LOGGER.warning(f"--protocol {opt.protocol}: no difficult object is known in {missing} of {len(index)} images: "
+                       f"none is ignored there; {config.path / 'annotations'} has no COCO file of them")  # fmt: skip
+    return Split(config, index, annotations)
+
+
+def input_size(runtime: Runtime, opt: Options) -> int:
+    """The side of the network's input: --imgsz, or as trained."""
+    return check_img_size(opt.sizes[0] if opt.sizes else runtime.imgsz, runtime.stride)[0]
+
+
+def names_of(runtime: Runtime, opt: Options) -> dict[int, str]:
+    return {0: "object"} if opt.single_cls else runtime.names
+
+
+def speed_line(results: Results) -> str:
+    return ", ".join(f"{v:.1f} ms {k}" for k, v in results.speed.items())
+
+
+def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.device) -> Runtime:
+    """Load a model. Raises UserError if it and the data disagree on the number of classes; warns if on names."""
+    runtime = load_runtime(weights, device, opt.half)
+    if opt.single_cls:
+        return runtime
     if len(runtime.names) != data.nc:
         raise UserError(f"{weights} knows {len(runtime.names)} classes, {data.yaml_file} lists {data.nc}: give the "
                         "--data it was trained on")  # fmt: skip
     if list(runtime.names.values()) != list(data.names.values()):
         LOGGER.warning(f"the class names of {weights} and {data.yaml_file} differ: {list(runtime.names.values())[:5]} "
                        f"and {list(data.names.values())[:5]}")  # fmt: skip
+    return runtime
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Evaluate a detector")
+    parser = argparse.ArgumentParser(description="Evaluate a detector. In brackets: the defaults")
     add = parser.add_argument
-    add("--data", default="shapes.yaml", help="data yaml, also looked for in data/")
-    add("--weights", default="", help="checkpoint; the newest run's best.pt if left out")
-    add("--batch-size", type=int, default=32)
-    add("--imgsz", "--img", "--img-size", type=int, default=None, help="pixels; as trained if left out")
-    add("--conf-thres", type=float, default=0.001, help="confidence below which boxes are dropped")
-    add("--iou-thres", type=float, default=0.6, help="overlap above which NMS drops a box")
-    add("--max-det", type=int, default=300, help="detections per image at most")
-    add("--task", default="val", choices=("train", "val", "test"), help="which split")
-    add("--device", default="", help="cpu, mps, or a GPU's number")
-    add("--workers", type=int, default=8, help="loader processes at most")
+    add("--data", default=Options.data, help="data yaml, also looked for in data/ (%(default)s)")
+    add("--weights", nargs="+", default="", metavar="PT",
+        help="checkpoint (the newest run's best.pt); several for --task speed and study")  # fmt: skip
+    add("--batch-size", type=int, default=Options.batch_size, help="images at a time (%(default)s)")
+    add("--imgsz", "--img", "--img-size", type=int, nargs="+", default=None, metavar="PX",
+        help="side of the images in pixels (as trained); several for --task study (256 384 ... 1536)")  # fmt: skip
+    add("--conf-thres", type=float, default=Options.conf_thres,
+        help="confidence from which boxes count (%(default)s; --task speed: 0.25)")  # fmt: skip
+    add("--iou-thres", type=float, default=Options.iou_thres,
+        help="overlap above which NMS drops a box (%(default)s; --task speed: 0.45)")  # fmt: skip
+    add("--max-det", type=int, default=Options.max_det, help="detections per image at most (%(default)s)")
+    add("--task", default=Options.task, choices=TASKS,
+        help="the split to score; or, on val, speed: time each of the weights; study: accuracy and speed of each at "
+        "each size, as text and picture (%(default)s)")  # fmt: skip
+    add("--protocol", default=Options.protocol, choices=list(PROTOCOLS),
+        help=f"{'; '.join(f'{name}: {text}' for name, text in PROTOCOLS.items())}. All but yolov5 ignore difficult "
+        "objects (%(default)s)")  # fmt: skip
+    add("--device", default=Options.device, help="cpu, mps, or a GPU's number (a GPU if there is one)")
+    add("--workers", type=int, default=Options.workers, help="loader processes at most (%(default)s)")
     add("--single-cls", action="store_true", help="treat all classes as one")
     add("--augment", action="store_true", help="test-time augmentation")
     add("--verbose", action="store_true", help="a row per class also for more than 30 classes")
-    add("--save-txt", action="store_true", help="write labels/*.txt")
-    add("--save-conf", action="store_true", help="with confidences in them")
+    add("--save-txt", action="store_true", help="write the detections to labels/*.txt")
+    add("--save-hybrid", action="store_true", help="write the labels and what was detected beside them to labels/*.txt")
+    add("--save-conf", action="store_true", help="with confidences in labels/*.txt")
     add("--save-json", action="store_true", help="write predictions.json in COCO's format")
     add("--half", action="store_true", help="half precision, on a GPU")
-    add("--project", default=str(ROOT / "runs/val"), help="results go to project/name")
-    add("--name", default="exp")
+    add("--project", default=Options.project, help="results go to project/name (runs/val)")
+    add("--name", default=Options.name, help="(%(default)s)")
     add("--exist-ok", action="store_true", help="use project/name even if it exists")
     add("--noplots", action="store_true", help="draw no pictures")
     return parser.parse_args()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detections import random_set
 from helpers import golden
 
+from utils.coco import score_coco
 from utils.metrics import ConfusionMatrix, ap_per_class, compute_ap, fitness, process_batch, smooth
+from utils.protocols import coco_ap
 
 IOUV = torch.linspace(0.5, 0.95, 10)
 
@@ -91,3 +94,29 @@ def test_confusion_matrix_counts() -> None:
     expected[2, 1] = 1  # missed
     expected[1, 2] = 1  # made up
     np.testing.assert_array_equal(matrix.matrix, expected)
+
+
+@pytest.mark.parametrize(("images", "tolerance"), [(600, 1e-3), (20, 1e-2)])
+def test_ap_is_cocos_but_for_the_end_of_the_curve(images: int, tolerance: float) -> None:
+    """YOLOv5 draws a line from the last point of a curve to recall 1, precision 0, where COCO counts nothing.
+
+    The triangle below it, (1 - recall) * precision / 2 of the last point, is the whole of the difference.
+    """
+    pytest.importorskip("faster_coco_eval")
+    found, truths = random_set(images, 4, seed=2)
+    correct = [process_batch(torch.tensor(f), torch.tensor(t[:, :5], dtype=torch.float32), IOUV)
+               for f, t in zip(found, truths, strict=True)]  # fmt: skip
+    detections, tp = np.concatenate(found), np.concatenate(correct)
+    true = np.concatenate(truths)[:, 0]
+    ap = ap_per_class(tp, detections[:, 4], detections[:, 5], true)[5]
+    order = np.argsort(-detections[:, 4], kind="stable")
+    by_coco, triangles = np.zeros((2, 4, 10))
+    for c in range(4):
+        hits = tp[order][detections[order, 5] == c].cumsum(0)
+        recall, precision = hits / (true == c).sum(), hits / np.arange(1, len(hits) + 1)[:, None]
+        by_coco[c] = [coco_ap(recall[:, t], precision[:, t]) for t in range(10)]
+        triangles[c] = (1 - recall[-1]) * precision[-1] / 2
+    expected = score_coco(found, truths, 4).figures["AP"]
+    assert by_coco.mean() == pytest.approx(expected, abs=1e-3)  # the matches are COCO's
+    assert ap.mean() - triangles.mean() == pytest.approx(expected, abs=tolerance)
+    assert triangles.mean() > 3e-3
