@@ -44,7 +44,7 @@ def write_yolo_set(folder: Path, images: int = 12, size: tuple[int, int] = (96, 
 
 
 def run_script(*args: object, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess:
-    """Run `python args...` in the project's folder, as a user would, on two threads."""
-    env = {**os.environ, "OMP_NUM_THREADS": "2", "NO_COLOR": "1"}
+    """Run `python args...` in the project's folder, as a user would, on as many threads as the tests use."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     command = [sys.executable, *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils.distributed import is_connected, is_main, rank
 from utils.errors import UserError
 
 LOGGER = logging.getLogger("yolov5")
@@ -34,7 +35,7 @@ class _ConsoleHandler(logging.Handler):
 
 if not LOGGER.handlers:
     LOGGER.addHandler(_ConsoleHandler())
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)  # of several processes one speaks
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -62,7 +63,7 @@ def quoted(word: str) -> str:
 def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) -> tqdm:
     """A progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
     kwargs.setdefault("bar_format", "{l_bar}{bar:10}{r_bar}{bar:-10b}")
-    return tqdm(iterable, desc=desc, **kwargs)
+    return tqdm(iterable, desc=desc, disable=not is_main(), **kwargs)
 
 
 def run_script(main: Callable[[Any], Any], opt: Any) -> None:
@@ -70,8 +71,10 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
     try:
         main(opt)
     except UserError as e:
-        LOGGER.error(str(e))
+        if is_main() or is_connected():  # before they connect all processes stumble over the same
+            LOGGER.error(str(e) if is_main() else f"process {rank()}: {e}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        LOGGER.error("interrupted")
+    except KeyboardInterrupt as e:
+        if is_main():
+            LOGGER.error(str(e) or "interrupted")
         sys.exit(130)

@@ -5,7 +5,9 @@ An item depends on the seed, the epoch and the index alone, never on which worke
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +31,7 @@ from utils.augment import (
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.console import LOGGER, progress
 from utils.device import available_memory
+from utils.distributed import world_size
 from utils.files import atomic_write
 from utils.images import ImageError, read_image
 from utils.labels import LabelIndex
@@ -43,16 +46,17 @@ class DetectionDataset(Dataset):
     """Items are (image (3, h, w) uint8 RGB, labels (n, 6) 0, class, cx, cy, w, h normalised, path, shapes).
 
     hyp: augmentation strengths, None for none. rect: batches of like proportions with little padding, in an order of
-    their own; `pad` is in strides. cache: "", "ram" or "disk".
+    their own; `pad` is in strides. cache: "", "ram" or "disk". quad: of a batch every four images become one of twice
+    the side.
     """
 
     def __init__(
         self, index: LabelIndex, imgsz: int, batch_size: int, hyp: Mapping[str, float] | None = None,
         rect: bool = False, stride: int = 32, pad: float = 0.0, cache: str = "", single_cls: bool = False,
-        seed: int = 0,
+        seed: int = 0, quad: bool = False,
     ) -> None:  # fmt: skip
         self.imgsz, self.hyp, self.rect, self.single_cls, self.seed = imgsz, hyp, rect, single_cls, seed
-        self.batch_size = batch_size
+        self.batch_size, self.quad = batch_size, quad
         if rect:
             index, self.rect_shapes = sort_by_proportion(index, imgsz, batch_size, stride, pad)
         self.index = index
@@ -71,6 +75,14 @@ class DetectionDataset(Dataset):
         rng = np.random.default_rng((self.seed, epoch, i))
         im, labels = self._augmented(i, rng)
         return self._to_item(im, labels, i, None)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Item]:
+        """The items of a batch (the loader asks for all of them at once)."""
+        items = [self[key] for key in keys]
+        if not self.quad:
+            return items
+        groups = range(0, len(items) - 3, 4)
+        return [quad_item(items[k : k + 4], np.random.default_rng((self.seed, *keys[k], 4))) for k in groups]
 
     def _plain_item(self, i: int) -> Item:
         """Image i letterboxed, without augmentation."""
@@ -187,6 +199,23 @@ class DetectionDataset(Dataset):
             return list(progress(images, "caching images in memory", total=len(self)))
 
 
+def quad_item(items: list[Item], rng: np.random.Generator) -> Item:
+    """One item of twice the side out of four: all of them side by side, or, half of the time, the first enlarged."""
+    image, target, path, _ = items[0]
+    if rng.random() < 0.5:
+        large = torch.nn.functional.interpolate(image[None].float(), scale_factor=2.0, mode="bilinear")[0]
+        return large.round().to(image.dtype), target, path, None
+    images = [item[0] for item in items]
+    canvas = torch.cat((torch.cat(images[:2], 2), torch.cat(images[2:], 2)), 1)
+    targets = []
+    for k, item in enumerate(items):
+        moved = item[1].clone()
+        moved[:, 2:] /= 2
+        moved[:, 2:4] += torch.tensor([k % 2, k // 2]) / 2
+        targets.append(moved)
+    return canvas, torch.cat(targets), path, None
+
+
 def sort_by_proportion(
     index: LabelIndex, imgsz: int, batch_size: int, stride: int, pad: float
 ) -> tuple[LabelIndex, np.ndarray]:
@@ -213,20 +242,48 @@ def sort_by_proportion(
     return ordered, np.array(shapes)
 
 
-class EpochSampler(Sampler):
-    """Yields (epoch, index), in an order that depends on seed and epoch alone; set `epoch` before each pass."""
+class EpochBatches(Sampler):
+    """Yields batches as lists of (epoch, index), in an order that depends on seed, epoch and `weights` alone.
 
-    def __init__(self, length: int, shuffle: bool, seed: int = 0) -> None:
-        self.length, self.shuffle, self.seed, self.epoch = length, shuffle, seed, 0
+    Set `epoch` before each pass. start: batches to leave out of the next pass, which an earlier run has done.
+    weights: (length,) how often an image is drawn; None for each once. `rank` of `world` processes gets its share of
+    every batch, or with `whole` every world-th batch. A last batch with fewer than `least` images for each process is
+    left out.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1,
+        whole: bool = False, least: int = 1,
+    ) -> None:  # fmt: skip
+        self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
+        self.rank, self.world, self.whole = rank, world, whole
+        self.epoch, self.start = 0, 0
+        self.weights: np.ndarray | None = None
+        self.batches = math.ceil(length / batch_size)
+        if not whole and self.batches > 1 and 0 < length % batch_size < least * world:
+            self.batches -= 1
 
     def __len__(self) -> int:
-        return self.length
+        """Batches of a whole pass, on this process."""
+        return len(range(self.rank, self.batches, self.world)) if self.whole else self.batches
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start, self.start = self.start, 0
+        order = self._order()
+        chosen = range(self.rank, self.batches, self.world) if self.whole else range(self.batches)
+        for k in chosen[start:]:
+            batch = order[k * self.batch_size : (k + 1) * self.batch_size]
+            own = batch if self.whole else batch[self.rank :: self.world]
+            yield [(self.epoch, int(i)) for i in own]
+
+    def _order(self) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.weights is not None:
+            return rng.choice(self.length, self.length, p=self.weights / self.weights.sum())
         order = np.arange(self.length)
         if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        return iter([(self.epoch, int(i)) for i in order])
+            rng.shuffle(order)
+        return order
 
 
 def collate(items: list[Item]) -> Batch:
@@ -237,26 +294,54 @@ def collate(items: list[Item]) -> Batch:
     return torch.stack(images), torch.cat(targets), paths, shapes
 
 
+def rescale(images: Tensor, imgsz: int, stride: int, rng: np.random.Generator) -> Tensor:
+    """A batch (b, 3, h, w) float at a random size, for `--multi-scale`: its longer side is half to one and a half
+
+    times imgsz, the sides multiples of `stride`.
+    """
+    lowest, highest = math.ceil(imgsz * 0.5 / stride), math.floor(imgsz * 1.5 / stride)
+    side = int(rng.integers(lowest, highest + 1)) * stride
+    h, w = images.shape[2:]
+    size = [math.ceil(v * side / max(h, w) / stride) * stride for v in (h, w)]
+    if size == [h, w]:
+        return images
+    return torch.nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
 def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process decides what is still to be done
+    if world_size() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all there are, on Ctrl-C too
     cv2.setNumThreads(0)  # one worker per core: OpenCV's own threads would fight over them
     torch.set_num_threads(1)
 
 
 def create_loader(
-    dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, pin_memory: bool = False
-) -> DataLoader:
-    """A loader over a data set. `loader.sampler.epoch = n` chooses the epoch that the next pass draws."""
-    workers = min(workers, os.cpu_count() or 1, max(len(dataset) // batch_size, 1))
-    # batch norm cannot learn from a last batch of one image whose coarsest map is a single cell
-    single = shuffle and len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
+    dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, pin_memory: bool = False,
+    rank: int = 0, world: int = 1, whole: bool = True,
+) -> DataLoader:  # fmt: skip
+    """A loader over a data set. `loader.batch_sampler.epoch = n` chooses the epoch that the next pass draws.
+
+    rank, world, whole: the part of it that this process gets, see `EpochBatches`.
+    """
+    # batch norm cannot learn from a share of one image whose coarsest map is a single cell
+    least = 4 if dataset.quad else min(2, batch_size // world)
+    batches = EpochBatches(len(dataset), batch_size, shuffle, dataset.seed, rank, world, whole, least)
+    workers = min(workers, max((os.cpu_count() or 1) // world, 1), max(len(dataset) // batch_size, 1))
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), shuffle, dataset.seed),
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        drop_last=single,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # the loader's own: it leaves the random state of the training alone
     )
+
+
+def close_loader(loader: DataLoader | None) -> None:
+    """End a loader's processes now rather than some time after its last use."""
+    iterator = getattr(loader, "_iterator", None)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()

@@ -1,8 +1,9 @@
-"""A run's results table on disk: `results.csv`, with YOLOv5's columns."""
+"""A run's results table on disk: `results.csv`, with YOLOv5's columns and the seconds an epoch took."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
@@ -12,23 +13,22 @@ COLUMNS = (
     "epoch", "train/box_loss", "train/obj_loss", "train/cls_loss",
     "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",
     "val/box_loss", "val/obj_loss", "val/cls_loss", "x/lr0", "x/lr1", "x/lr2",
+    "time/data", "time/step", "time/val",
 )  # fmt: skip
+TIMES = 3  # the last columns, which alone differ between two runs of one seed
 
 
-class ResultsLog:
-    """The rows of results.csv; every added row rewrites the file, so that it is never seen half written."""
+def results_row(epoch: int, values: Sequence[float]) -> list[float]:
+    """One epoch's row, in the order of COLUMNS, with five significant digits."""
+    return [epoch, *(float(f"{v:.5g}") for v in values)]
 
-    def __init__(self, path: Path, rows: list[list[float]] | None = None) -> None:
-        self.path = path
-        self.rows = rows or []
 
-    def add(self, row: list[float]) -> None:
-        """Add one epoch's row, in the order of COLUMNS. Raises UserError if the disk does not take it."""
-        self.rows.append([int(row[0]), *(float(f"{v:.5g}") for v in row[1:])])
-        try:
-            with atomic_write(self.path, "w", newline="") as f:
-                writer = csv.writer(f)
-                writer.writerow(COLUMNS)
-                writer.writerows(self.rows)
-        except OSError as e:
-            raise UserError(f"{self.path}: cannot be written ({e.strerror})") from e
+def write_results(path: Path, rows: Sequence[Sequence[float]]) -> None:
+    """Write results.csv, whole or not at all. Raises UserError if the disk does not take it."""
+    try:
+        with atomic_write(path, "w", newline="") as f:
+            writer = csv.writer(f)
+            writer.writerow(COLUMNS)
+            writer.writerows(rows)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from e

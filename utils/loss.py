@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,13 @@ class ComputeLoss:
 
     Call with the raw maps (b, na, h, w, 5 + nc) and targets (n, 6): image, class, cx, cy, w, h normalised. Returns
     the loss, shape (1,), weighted and times the batch size; and its parts (box, obj, cls), shape (3,), detached.
+
+    total: where several processes have a share of the batch each, the function that sums a tensor over them. The
+    means are then over the whole batch: loss and parts of the processes add up to those of one with all of it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.total = total
         head = model.model[-1]
         self.hyp: dict[str, float] = model.hyp
         self.nc, self.na, self.nl = head.nc, head.na, head.nl
@@ -59,7 +63,9 @@ class ComputeLoss:
 
     def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
         box = obj = cls = torch.zeros(1, device=targets.device)
-        for raw, weight, level in zip(preds, self.balance, self.build_targets(preds, targets), strict=False):
+        levels = self.build_targets(preds, targets)
+        images, matches = self._counts(preds, levels)
+        for raw, weight, level, count in zip(preds, self.balance, levels, matches, strict=False):
             raw = raw.float()
             image, anchor, y, x, true_box, anchor_wh, true_cls = level
             objectness = torch.zeros(raw.shape[:4], device=raw.device)
@@ -68,22 +74,31 @@ class ComputeLoss:
                 xy = matched[:, :2].sigmoid() * 2 - 0.5
                 wh = (matched[:, 2:4].sigmoid() * 2) ** 2 * anchor_wh
                 iou = bbox_ciou(torch.cat((xy, wh), 1), true_box)
-                box = box + (1.0 - iou).mean()
+                box = box + (1.0 - iou).sum() / count
                 objectness[image, anchor, y, x] = iou.detach().clamp(0)
                 if self.nc > 1:
                     goal = torch.full_like(matched[:, 5:], self.negative)
                     goal[torch.arange(len(goal), device=goal.device), true_cls] = self.positive
-                    cls = cls + self._bce(matched[:, 5:], goal, self.cls_weight)
-            obj = obj + self._bce(raw[..., 4], objectness, self.obj_weight) * weight
+                    cls = cls + self._bce(matched[:, 5:], goal, self.cls_weight) / (count * self.nc)
+            cells = images * raw[0, ..., 0].numel()
+            obj = obj + self._bce(raw[..., 4], objectness, self.obj_weight) / cells * weight
         parts = torch.cat((box * self.hyp["box"], obj * self.hyp["obj"], cls * self.hyp["cls"]))
-        return parts.sum(0, keepdim=True) * preds[0].shape[0], parts.detach()
+        return parts.sum(0, keepdim=True) * images, parts.detach()
+
+    def _counts(self, preds: list[Tensor], levels: list[LevelTargets]) -> tuple[int, list[int]]:
+        """Images and matches per map, over all processes."""
+        counts = [preds[0].shape[0], *(len(level[0]) for level in levels)]
+        if self.total is not None:
+            counts = self.total(torch.tensor(counts, device=preds[0].device)).tolist()
+        return counts[0], counts[1:]
 
     def _bce(self, pred: Tensor, true: Tensor, positive_weight: Tensor) -> Tensor:
+        """Binary cross-entropy, summed."""
         gamma = self.hyp.get("fl_gamma", 0.0)
         if not gamma:
-            return F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight)
+            return F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight, reduction="sum")
         loss = F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight, reduction="none")
-        return (loss * focal_weights(pred, true, gamma)).mean()
+        return (loss * focal_weights(pred, true, gamma)).sum()
 
     def build_targets(self, preds: list[Tensor], targets: Tensor) -> list[LevelTargets]:
         """Assign labels to anchors and cells.

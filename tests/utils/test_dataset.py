@@ -11,7 +11,8 @@ import torch
 from helpers import write_yolo_set
 
 from utils.config import load_hyp
-from utils.dataset import DetectionDataset, EpochSampler, create_loader, sort_by_proportion
+from utils.dataset import DetectionDataset, EpochBatches, create_loader, quad_item, rescale, sort_by_proportion
+from utils.image_weights import image_weights
 from utils.labels import LabelIndex, load_labels
 
 
@@ -23,7 +24,7 @@ def index(tmp_path: Path) -> LabelIndex:
 
 def batches(dataset: DetectionDataset, workers: int, epoch: int) -> list:
     loader = create_loader(dataset, 4, workers, shuffle=True)
-    loader.sampler.epoch = epoch
+    loader.batch_sampler.epoch = epoch
     return [(images, targets, paths) for images, targets, paths, _ in loader]
 
 
@@ -99,10 +100,83 @@ def test_rect_batches_fit_their_images() -> None:
     assert batch_shapes.tolist() == [[192, 352], [352, 352]]
 
 
+def indices(batches: EpochBatches) -> list[list[int]]:
+    return [[i for _, i in batch] for batch in batches]
+
+
 def test_sampler_order() -> None:
-    sampler = EpochSampler(100, shuffle=True, seed=0)
-    first = list(sampler)
-    assert sorted(i for _, i in first) == list(range(100)) and first == list(sampler)
-    sampler.epoch = 1
-    assert [i for _, i in sampler] != [i for _, i in first] and next(iter(sampler))[0] == 1
-    assert list(EpochSampler(3, shuffle=False)) == [(0, 0), (0, 1), (0, 2)]
+    batches = EpochBatches(100, 8, shuffle=True, seed=0)
+    first = list(batches)
+    assert sorted(i for b in first for _, i in b) == list(range(100)) and first == list(batches)
+    batches.epoch = 1
+    assert indices(batches) != [[i for _, i in b] for b in first] and next(iter(batches))[0][0] == 1
+    assert list(EpochBatches(3, 2, shuffle=False)) == [[(0, 0), (0, 1)], [(0, 2)]]
+
+
+def test_a_pass_that_was_cut_off_goes_on_where_it_was() -> None:
+    batches = EpochBatches(20, 3, shuffle=True, seed=4)
+    whole = list(batches)
+    batches.start = 5
+    assert list(batches) == whole[5:] and len(batches) == 7
+    assert list(batches) == whole  # only the pass after it was set
+
+
+@pytest.mark.parametrize(
+    ("whole", "shares"),
+    [(False, [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]), (True, [[[0, 1, 2, 3], [8]], [[4, 5, 6, 7]]])],
+)
+def test_shares_of_two_processes(whole: bool, shares: list) -> None:
+    """Nine images: in training the last batch, too small for two, is left out; in an evaluation nothing is."""
+    made = [EpochBatches(9, 4, shuffle=False, rank=r, world=2, whole=whole, least=1) for r in (0, 1)]
+    assert [indices(m) for m in made] == shares and [len(m) for m in made] == [len(s) for s in shares]
+
+
+def test_image_weights_are_drawn_by() -> None:
+    batches = EpochBatches(4, 4, shuffle=True)
+    batches.weights = np.array([0, 1, 0, 3.0])
+    drawn = []
+    for batches.epoch in range(200):
+        drawn += indices(batches)[0]
+    counts = np.bincount(drawn, minlength=4)
+    assert counts[[0, 2]].tolist() == [0, 0] and counts[3] / counts[1] == pytest.approx(3, rel=0.3)
+
+
+def test_image_weights_prefer_rare_and_badly_found_classes() -> None:
+    values = np.array([[0, 0.5, 0.5, 1, 1]] * 3 + [[1, 0.5, 0.5, 1, 1]], np.float32)
+    index = LabelIndex(np.array([b"a", b"b", b"c"]), np.full((3, 2), 9, np.int32), values, np.array([0, 3, 4, 4]))
+    np.testing.assert_allclose(image_weights(index, [0.5, 0.0]), [0.25, 1.0, 0.0])
+    np.testing.assert_allclose(image_weights(index, [1.0, 1.0]), [1, 1, 1])  # nothing left to learn: all alike
+
+
+def quad_source() -> list:
+    images = [torch.full((3, 4, 4), k, dtype=torch.uint8) for k in range(4)]
+    targets = [torch.tensor([[0, k, 0.5, 0.5, 1.0, 0.5]]) for k in range(4)]
+    return [(im, t, str(k), None) for k, (im, t) in enumerate(zip(images, targets, strict=True))]
+
+
+def test_quad_lays_four_images_side_by_side_or_enlarges_the_first() -> None:
+    seen = set()
+    for seed in range(8):
+        image, targets, path, _ = quad_item(quad_source(), np.random.default_rng(seed))
+        assert image.shape == (3, 8, 8) and image.dtype == torch.uint8 and path == "0"
+        seen.add(len(targets))
+        if len(targets) == 1:
+            assert (image == 0).all() and targets.tolist() == quad_source()[0][1].tolist()
+            continue
+        assert image[0, ::4, ::4].tolist() == [[0, 1], [2, 3]]
+        np.testing.assert_allclose(targets[:, 1:], [[k, x, y, 0.5, 0.25] for k, (y, x) in enumerate(
+            [(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)])])  # fmt: skip
+    assert seen == {1, 4}
+
+
+def test_quad_batches(index: LabelIndex) -> None:
+    dataset = DetectionDataset(index, 64, 8, load_hyp("hyp.scratch-low"), quad=True)
+    made = [(im, t) for im, t, _, _ in create_loader(dataset, 8, 0, shuffle=True, whole=False)]
+    assert [im.shape for im, _ in made] == [(2, 3, 128, 128), (1, 3, 128, 128)]
+    assert all(t[:, 2:].max() <= 1 for _, t in made)
+
+
+def test_rescale_covers_half_to_one_and_a_half() -> None:
+    images = torch.rand(1, 3, 64, 96)
+    shapes = {tuple(rescale(images, 96, 32, np.random.default_rng(k)).shape[2:]) for k in range(40)}
+    assert shapes == {(64, 64), (64, 96), (96, 128)} and rescale(images, 96, 32, np.random.default_rng(1)).dim() == 4

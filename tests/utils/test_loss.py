@@ -31,6 +31,38 @@ def test_reference_loss_and_gradients(name: str) -> None:
         np.testing.assert_allclose(pred.grad, z[f"grad{i}"], atol=1e-7, rtol=1e-4)
 
 
+def test_shares_of_a_batch_add_up_to_the_loss_of_the_whole() -> None:
+    """Two images each their own process: the counts are summed, as an exchange between them would."""
+    z = golden("loss_voc.npz")
+    hyp, nc = json.loads(str(z["hyp"])), int(z["nc"])
+    whole = [torch.tensor(z[f"pred{i}"], requires_grad=True) for i in range(3)]
+    targets = torch.tensor(z["targets"])
+    images = len(whole[0])
+    loss, items = loss_of(z["anchors"], nc, hyp)(whole, targets)
+    loss.backward()
+    alone = loss_of(z["anchors"], nc, hyp)
+    counts = []
+    for k in range(images):
+        own = targets[targets[:, 0] == k].clone()
+        own[:, 0] = 0
+        counts.append(torch.tensor([1, *(len(x[0]) for x in alone.build_targets([p[k : k + 1] for p in whole], own))]))
+    shared = loss_of(z["anchors"], nc, hyp)
+    shared.total = lambda _: torch.stack(counts).sum(0)
+    parts, losses, grads = torch.zeros(3), torch.zeros(1), []
+    for k in range(images):
+        own = targets[targets[:, 0] == k].clone()
+        own[:, 0] = 0
+        preds = [torch.tensor(z[f"pred{i}"][k : k + 1], requires_grad=True) for i in range(3)]
+        one, part = shared(preds, own)
+        one.backward()
+        parts, losses = parts + part, losses + one.detach()
+        grads.append([p.grad for p in preds])
+    np.testing.assert_allclose(losses, loss.detach(), rtol=1e-5)
+    np.testing.assert_allclose(parts, items, rtol=1e-5)
+    for i in range(3):
+        np.testing.assert_allclose(torch.cat([g[i] for g in grads]), whole[i].grad, atol=1e-6, rtol=1e-4)
+
+
 ANCHORS = np.array([[[2.0, 2.0], [4, 4], [8, 8]]] * 3, np.float32)
 
 

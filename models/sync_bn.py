@@ -1,0 +1,58 @@
+"""Batch norm whose statistics are those of the whole batch, where several processes have a share of it each.
+
+On GPUs torch's own `SyncBatchNorm` does it; that one refuses CPUs, so a small one for CPUs is here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes. Every process's output depends on every input alike, so the gradient is summed too."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the images of all processes while training; the same keys, the same result in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        values = x.float()
+        size = values.new_full((1,), values.numel() / values.shape[1])
+        sums = _Total.apply(torch.cat((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), size)))
+        mean, square = (sums[:-1] / sums[-1]).chunk(2)
+        variance = square - mean.square()
+        with torch.no_grad():
+            unbiased = variance * sums[-1] / (sums[-1] - 1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        y = values * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return y.to(x.dtype)
+
+
+def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Replace, in place, every batch norm of a model by one over all processes; returns the model."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CpuSyncBatchNorm  # the same tensors and settings, another forward pass
+    return model

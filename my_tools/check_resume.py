@@ -1,0 +1,150 @@
+"""Prove on this machine that a run which is killed and resumed ends exactly like one that is not.
+
+    python my_tools/check_resume.py                # the default set, small, three kills
+    python my_tools/check_resume.py --kills 20 --epochs 6 --data VOC.yaml
+
+Trains once undisturbed. Then trains with the same options, kills the process (SIGKILL: nothing can be cleaned up) at
+random moments, resumes it each time, and compares: every tensor of best.pt and last.pt bit by bit, and every figure of
+results.csv but the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import load_checkpoint
+from utils.console import LOGGER, run_script
+from utils.errors import UserError
+from utils.files import ROOT, increment_path
+from utils.logs import TIMES
+
+
+def train_command(opt: argparse.Namespace, project: Path, name: str) -> list[str]:
+    """The command of a run to be compared."""
+    words = ["--data", opt.data, "--cfg", opt.cfg, "--epochs", opt.epochs, "--imgsz", opt.imgsz, "--batch-size",
+             opt.batch_size, "--workers", opt.workers, "--amp", opt.amp, "--device", "cpu", "--noplots",
+             "--project", project, "--name", name, "--exist-ok"]  # fmt: skip
+    return [sys.executable, str(ROOT / "train.py"), *map(str, words)]
+
+
+def run_killed_after(command: list[str], seconds: float | None, log: Path) -> bool:
+    """Run a command, kill it after so many seconds, with its children; returns whether it ended before by itself.
+
+    Raises UserError if it failed.
+    """
+    with open(log, "a", encoding="utf-8") as f:
+        process = subprocess.Popen(command, stdout=f, stderr=f, cwd=ROOT, start_new_session=True)
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return False
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if code:
+        raise UserError(f"training ended with exit code {code}; its last words are in {log}")
+    return True
+
+
+def differences(folder_a: Path, folder_b: Path) -> list[str]:
+    """What differs between two finished runs: names of tensors, rows of results.csv."""
+    found = []
+    for file in ("best.pt", "last.pt"):
+        a, b = (load_checkpoint(folder / "weights" / file) for folder in (folder_a, folder_b))
+        parts = ["model"] if file == "best.pt" else ["model", "training"]
+        for part in parts:
+            found += [f"{file}: {key}" for key in unequal(a[part], b[part], part)]
+    rows_a, rows_b = (read_figures(folder / "results.csv") for folder in (folder_a, folder_b))
+    if len(rows_a) != len(rows_b):
+        found.append(f"results.csv: {len(rows_a)} and {len(rows_b)} rows")
+    found += [f"results.csv: row {i}" for i, (x, y) in enumerate(zip(rows_a, rows_b, strict=False)) if x != y]
+    return found
+
+
+def unequal(a: Any, b: Any, where: str) -> list[str]:
+    """The places at which two nested values differ, bit by bit; times are left out."""
+    if isinstance(a, Tensor):
+        return [] if isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict) and isinstance(b, dict):
+        lacking = [f"{where}.{k}" for k in a.keys() ^ b.keys()]
+        shared = [k for k in a if k in b and k not in ("seconds", "rows")]
+        return lacking + [d for k in shared for d in unequal(a[k], b[k], f"{where}.{k}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in unequal(x, y, f"{where}.{i}")]
+    return [] if a == b else [where]
+
+
+def read_figures(file: Path) -> list[list[str]]:
+    """The rows of a results.csv without the columns of times."""
+    with open(file, encoding="utf-8", newline="") as f:
+        return [row[:-TIMES] for row in csv.reader(f)]
+
+
+def run(opt: argparse.Namespace) -> Path:
+    """Compare an undisturbed run with one killed `opt.kills` times. Raises UserError if they differ."""
+    project = increment_path(ROOT / "runs" / "check_resume" / "exp")
+    log = project / "training.log"
+    LOGGER.info(f"an undisturbed run (its output goes to {log})")
+    start = time.perf_counter()
+    run_killed_after(train_command(opt, project, "whole"), None, log)
+    whole = time.perf_counter() - start
+    LOGGER.info(f"  {whole:.1f} s")
+    rng = random.Random(opt.seed)
+    last, kills, ended = project / "killed" / "weights" / "last.pt", 0, False
+    while not ended:
+        resume = [sys.executable, str(ROOT / "train.py"), "--resume", str(last)]
+        command = resume if last.exists() else train_command(opt, project, "killed")
+        seconds = rng.uniform(0, 0.9 * whole) if kills < opt.kills else None
+        ended = run_killed_after(command, seconds, log)
+        if not ended:
+            kills += 1
+            content = load_checkpoint(last)["training"] if last.exists() else None
+            ended = bool(content and content["finished"])  # killed while the process was taking itself apart
+            where = f"last.pt goes on at epoch {content['epoch']}" if content else "before the first checkpoint"
+            LOGGER.info(f"  killed after {seconds:.1f} s: {where}")
+    found = differences(project / "whole", project / "killed")
+    if found:
+        raise UserError(f"{len(found)} differences, the first: {found[0]}; both runs are in {project}")
+    LOGGER.info(f"{kills} kills: best.pt, last.pt and results.csv are bit-identical; both runs are in {project}")
+    return project
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Kill a training run at random moments and compare it with another")
+    add = parser.add_argument
+    add("--kills", type=int, default=3, help="how often")
+    add("--data", default="shapes.yaml")
+    add("--cfg", default="yolov5_shufflenet.yaml")
+    add("--epochs", type=int, default=3)
+    add("--imgsz", type=int, default=64)
+    add("--batch-size", type=int, default=32)
+    add("--workers", type=int, default=2)
+    add("--amp", default="auto")
+    add("--seed", type=int, default=0, help="of the random moments")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    if opt.kills < 1:
+        raise UserError(f"--kills {opt.kills}: at least 1")
+    run(opt)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())

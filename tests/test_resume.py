@@ -1,0 +1,224 @@
+"""A run that is killed or stopped at any moment, and resumed, ends bit for bit like one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import ROOT, run_script, write_yolo_set
+
+import train
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.state import data_digest
+from my_tools.check_resume import differences, unequal
+from utils.errors import UserError
+from utils.labels import load_labels
+
+# kills its own process at the n-th call of a function: a moment that a random kill would seldom meet
+DRIVER = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import train, val
+owner, name, count, after = sys.argv[2:6]
+owner = {"train": train, "val": val, "os": os}[owner]
+real, calls = getattr(owner, name), 0
+def hooked(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == int(count) and after == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = real(*args, **kwargs)
+    if calls == int(count):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(owner, name, hooked)
+sys.argv[1:] = sys.argv[6:]
+train.run_script(train.main, train.parse_opt())
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set, a hyp file with which gradients are pending over batches, and the undisturbed run, called whole."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_yolo_set(folder / "set", 20)
+    hyp = yaml.safe_load((ROOT / "data/hyps/hyp.scratch-low.yaml").read_text())
+    (folder / "hyp.yaml").write_text(yaml.safe_dump({**hyp, "nbs": 8, "warmup_epochs": 0.5, "mixup": 0.3}))
+    train.run(**flags(folder, "whole"))
+    return folder
+
+
+def flags(folder: Path, name: str) -> dict:
+    return {
+        "data": str(folder / "set/squares.yaml"), "hyp": str(folder / "hyp.yaml"), "epochs": 3, "batch_size": 4,
+        "imgsz": 64, "project": str(folder), "name": name, "device": "cpu", "noplots": True, "multi_scale": True,
+        "image_weights": True, "save_period": 1, "workers": 0,
+    }  # fmt: skip
+
+
+def words(options: dict) -> list[str]:
+    listed = []
+    for key, value in options.items():
+        listed += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return listed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "function", "count", "when"),
+    [
+        ("train", "train_batch", 8, "before"),  # in the second epoch
+        ("val", "non_max_suppression", 2, "before"),  # while validating
+        ("os", "fsync", 9, "before"),  # while last.pt is being written: a part lies under a temporary name
+        ("train", "save_weights", 3, "after"),  # best.pt is new, last.pt is not
+        ("train", "write_results", 2, "after"),  # results.csv is ahead of last.pt
+        ("train", "plot_results", 1, "before"),
+        ("train", "score", 1, "before"),  # all epochs are done, best.pt is being scored
+    ],
+)
+def test_killed_and_resumed(owner: str, function: str, count: int, when: str, folder: Path) -> None:
+    name = f"{function}{count}"
+    options = {**flags(folder, name), "workers": 1}  # other workers than the undisturbed run
+    if function == "plot_results":
+        options.pop("noplots")
+    command = [sys.executable, "-c", DRIVER, str(ROOT), owner, function, str(count), when, *words(options)]
+    # sums come out the same to the last bit with the same number of threads only
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-500:]
+    assert not load_checkpoint(folder / name / "weights/last.pt")["training"]["finished"]
+    train.run(resume=str(folder / name), workers=0)
+    assert differences(folder / "whole", folder / name) == []
+    assert not list((folder / name).rglob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 7, 15])  # the first of all, in the middle, the last of all
+def test_stopped_after_a_batch_and_resumed(batch: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = train.train_batch, []
+
+    def interrupted(*args) -> bool:
+        calls.append(args)
+        if len(calls) == batch:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    name = f"stopped{batch}"
+    with monkeypatch.context() as m:
+        m.setattr(train, "train_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=rf"batch \d of 5, and saved; to go on: .*{name}.weights.last.pt"):
+            train.run(**flags(folder, name))
+    state = load_checkpoint(folder / name / "weights/last.pt")["training"]
+    epoch, done = divmod(batch - 1, 5)
+    assert (state["epoch"], state["batch"]) == (epoch, done + 1)
+    train.run(resume=str(folder / name / "weights/last.pt"))
+    assert differences(folder / "whole", folder / name) == []
+
+
+@pytest.mark.slow
+def test_a_run_of_the_same_options_is_the_same_run_and_another_seed_is_not(folder: Path) -> None:
+    train.run(**{**flags(folder, "again"), "workers": 2})
+    train.run(**flags(folder, "other"), seed=1)
+    assert differences(folder / "whole", folder / "again") == []
+    assert any("model.0" in d for d in differences(folder / "whole", folder / "other"))
+
+
+def test_differences_are_found(folder: Path) -> None:
+    a = {"x": [torch.zeros(2), 1.0], "seconds": 1}
+    assert unequal(a, {"x": [torch.zeros(2), 1.0], "seconds": 2}, "s") == []
+    assert unequal(a, {"x": [torch.full((2,), 1e-45), 1.0]}, "s") == ["s.seconds", "s.x.0"]
+    assert unequal(a, {"x": [torch.zeros(2), 2.0], "seconds": 1}, "s") == ["s.x.1"]
+    assert sorted(unequal({"a": 1}, {"b": 1}, "s")) == ["s.a", "s.b"]
+
+
+@pytest.fixture
+def unfinished(folder: Path, tmp_path: Path) -> Path:
+    """The undisturbed run as if it had been killed just before it was finished."""
+    (tmp_path / "run/weights").mkdir(parents=True)
+    content = load_checkpoint(folder / "whole/weights/last.pt")
+    content["training"]["finished"] = False
+    save_checkpoint(tmp_path / "run/weights/last.pt", content)
+    return tmp_path / "run/weights/last.pt"
+
+
+def test_a_finished_run_is_not_resumed(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"this run is finished \(3 epochs\); start a new one with --weights"):
+        train.run(resume=str(folder / "whole/weights/last.pt"))
+
+
+def test_other_options_are_refused(unfinished: Path) -> None:
+    with pytest.raises(UserError, match="leave out --epochs"):
+        train.run(resume=str(unfinished), epochs=9)
+
+
+def test_a_checkpoint_outside_a_run_folder(unfinished: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved.pt").write_bytes(unfinished.read_bytes())
+    with pytest.raises(UserError, match="lies in no run folder"):
+        train.run(resume=str(tmp_path / "moved.pt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: (s / "squares.yaml").write_text((s / "squares.yaml").read_text().replace("blue", "green")),
+         "class names in .* have changed"),
+        (lambda s: (s / "labels/train/003.txt").write_text("0 0.5 0.5 0.2 0.2\n"), "images or labels .* have changed"),
+        (lambda s: (s / "images/train/019.png").unlink(), "images or labels .* have changed"),
+    ],
+)  # fmt: skip
+def test_another_data_set_is_refused(change, message: str, unfinished: Path, tmp_path: Path) -> None:
+    write_yolo_set(tmp_path / "set", 20)
+    content = load_checkpoint(unfinished)
+    content["options"]["data"] = str(tmp_path / "set/squares.yaml")
+    save_checkpoint(unfinished, content)
+    change(tmp_path / "set")
+    with pytest.raises(UserError, match=message):
+        train.run(resume=str(unfinished))
+
+
+def test_the_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
+    made = []
+    for name in ("here", "there"):
+        write_yolo_set(tmp_path / name, 6)
+        made.append(data_digest(load_labels((tmp_path / name / "images/train",), 2), None))
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_checkpoint_intact(unfinished: Path, tmp_path: Path) -> None:
+    before = unfinished.read_bytes()
+    limit = len(before) // 2
+
+    def small_files() -> None:  # a file of a checkpoint's size does not fit, as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run([sys.executable, "train.py", "--resume", str(unfinished)], cwd=ROOT, capture_output=True,
+                          text=True, preexec_fn=small_files, timeout=300)  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "last.pt: cannot be written (File too large); the file that was there is intact" in done.stderr
+    assert unfinished.read_bytes() == before and not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    options = {**flags(folder, "cc"), "project": str(tmp_path), "epochs": 500, "workers": 1}
+    options["noval"] = True
+    process = subprocess.Popen([sys.executable, "train.py", *words(options)], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    for line in process.stdout:
+        if "Instances" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(120) == 130 and "Traceback" not in rest
+    assert "stopping after this batch" in rest and "and saved; to go on: python train.py --resume" in rest
+    done = run_script("train.py", "--resume", tmp_path / "cc", "--epochs", 3)
+    assert done.returncode == 1 and "leave out --epochs" in done.stderr
