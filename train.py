@@ -72,7 +72,7 @@ def train(run: Run, stop: StopRequest) -> None:
     while not done:
         train_epoch(run, stop)
         epoch, last = state.epoch, state.epoch == opt.epochs - 1
-        results = validate(run, stop) if run.val_loader and (not opt.noval or last) else None
+        results = validate(run, stop) if run.val_loader is not None and (not opt.noval or last) else None
         done = state.stopper(epoch, float(fitness(results.summary)) if results else 0.0) or last
         record(run, results, board)
         state.epoch, state.batch = epoch + 1, 0
@@ -233,7 +233,7 @@ def finish(run: Run) -> Results | None:
                 f"waiting for images, {val:.0f} s validating, {save:.0f} s saving")  # fmt: skip
     results = None
     gather(None)  # best.pt is there when all have come so far
-    if run.val_loader and run.best.exists():
+    if run.val_loader is not None and run.best.exists():
         content = load_checkpoint(run.best)
         runtime = Runtime(model_from_checkpoint(content, run.best), run.device)
         LOGGER.info(f"\n{run.best.name} is of epoch {content['epoch']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,13 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
           folder: Path | None = None) -> Run:  # fmt: skip
     """Build a run; content and folder are those of the run to go on with. Raises UserError for what cannot be."""
     device = training_device(opt)
-    index, val_index = scan(data)  # before the processes connect: it may take longer than they wait for each other
+    index, val_index = scan(data)
     names = {0: "object"} if opt.single_cls else data.names
     digest = data_digest(index, val_index)
     if content:
         check_unchanged(content, names, digest, data)
-    connect(device)
+    if opt.batch_size != -1:
+        check_batch_size(opt, len(index))
     seed_everything(opt.seed)
     precision = choose_precision(opt.amp, device)
     model = build_model(opt, hyp, len(names), content).to(device, memory_format=torch.channels_last)
@@ -83,11 +85,12 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
                 f"{'es' if world_size() > 1 else ''}, {precision.reason}, seed {opt.seed}, {opt.hyp}")  # fmt: skip
     if warning := coarse_stride_warning(model):
         LOGGER.warning(warning)
-    if opt.batch_size == -1:
-        opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
-    check_batch_size(opt, len(index))
     if not opt.noautoanchor and not content:
         check_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
+    connect(device)  # as late as can be: a label scan may take longer than processes wait for each other
+    if opt.batch_size == -1:
+        opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
+        check_batch_size(opt, len(index))
     model.names, model.hyp = names, scaled_gains(hyp, model.model[-1], opt.imgsz)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
@@ -205,9 +208,7 @@ def assemble(
     optimizer = create_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
     network = model
     if world > 1:
-        # batch norm statistics are learnt from the main process's share, as its smoothed weights are what is kept
-        network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
-                                          broadcast_buffers=False, gradient_as_bucket_view=True)  # fmt: skip
+        network = share_gradients(model, device)
     train_set = DetectionDataset(index, opt.imgsz, opt.batch_size, hyp, opt.rect, stride, cache=opt.cache,
                                  single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad)  # fmt: skip
     loader = create_loader(train_set, opt.batch_size, opt.workers, shuffle=not opt.rect,
@@ -219,6 +220,14 @@ def assemble(
     if val_index is not None:
         run.val_loader = eval_loader(run, "val", stride, val_index)
     return run
+
+
+def share_gradients(model: DetectionModel, device: torch.device) -> DistributedDataParallel:
+    """The model as several processes call it: gradients are averaged, batch norm statistics stay each one's own."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
+                                   gradient_as_bucket_view=True, **{buffers: False})  # fmt: skip
 
 
 def eval_loader(run: Run, split: str, stride: int, index: LabelIndex | None = None) -> DataLoader:

@@ -1,0 +1,159 @@
+"""Two processes that train one model: they learn what one would, and none waits for one that is gone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, run_script, write_yolo_set
+
+from models.checkpoint import load_checkpoint
+from models.sync_bn import CpuSyncBatchNorm, synchronise_batch_norms
+from utils.distributed import gather, highest, locked, lost_process_is_told, total
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+
+def flags(folder: Path, name: str, **others: object) -> list[str]:
+    options = {"data": folder / "set/squares.yaml", "epochs": 2, "batch-size": 8, "imgsz": 64, "workers": 0,
+               "project": folder, "name": name, "device": "cpu", "amp": "off", **others}  # fmt: skip
+    return ["train.py", "--noplots", *(str(w) for k, v in options.items() for w in (f"--{k}", v))]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """28 images in batches of 8: the last batch is a smaller one. Scored in batches of 16: each process has one."""
+    write_yolo_set(tmp_path / "set", 28)
+    one = run_script(*flags(tmp_path, "one"))
+    two = run_script(*TORCHRUN, *flags(tmp_path, "two"), "--sync-bn")
+    assert one.returncode == 0 and two.returncode == 0, two.stderr[-2000:]
+    rows = []
+    for name in ("one", "two"):
+        with open(tmp_path / name / "results.csv", newline="") as f:
+            rows.append(np.array([[float(v) for v in row[:-3]] for row in list(csv.reader(f))[1:]]))
+    np.testing.assert_allclose(rows[1][:, 1:4], rows[0][:, 1:4], rtol=1e-3)  # losses of the training
+    np.testing.assert_allclose(rows[1][:, 4:8], rows[0][:, 4:8], rtol=0.02, atol=1e-4)
+    np.testing.assert_allclose(rows[1][:, 8:], rows[0][:, 8:], rtol=1e-3)  # losses on the val split, learning rates
+    a, b = (load_checkpoint(tmp_path / n / "weights/last.pt")["training"]["model"] for n in ("one", "two"))
+    for key, tensor in a.items():
+        torch.testing.assert_close(b[key].float(), tensor.float(), rtol=1e-2, atol=2e-3, msg=key)
+    tables = [re.findall(r"^ +all +(\d+) +(\d+)", done.stdout, re.MULTILINE) for done in (one, two)]
+    assert set(tables[0]) == set(tables[1]) == {("28", "42")}  # no image is scored twice, none is left out
+    assert two.stdout.count("2 epochs in") == 1  # one of them speaks
+
+
+@pytest.mark.slow
+def test_resume_of_two_processes_is_exact(tmp_path: Path) -> None:
+    write_yolo_set(tmp_path / "set", 16)
+    whole = run_script(*TORCHRUN, *flags(tmp_path, "whole"))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    stop = "import train, signal\nreal = train.record\ndef record(run, *a):\n    real(run, *a)\n" \
+           "    signal.raise_signal(signal.SIGTERM)\ntrain.record = record\n" \
+           "train.run_script(train.main, train.parse_opt())\n"  # fmt: skip
+    (tmp_path / "stop.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{stop}")
+    stopped = run_script(*TORCHRUN, tmp_path / "stop.py", *flags(tmp_path, "stopped")[1:])
+    assert "and saved; to go on" in stopped.stderr, stopped.stderr[-2000:]
+    state = load_checkpoint(tmp_path / "stopped/weights/last.pt")["training"]
+    assert (state["epoch"], state["batch"], len(state["processes"])) == (1, 1, 2)
+    resumed = run_script(*TORCHRUN, "train.py", "--resume", tmp_path / "stopped")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    a, b = (load_checkpoint(tmp_path / n / "weights/last.pt") for n in ("whole", "stopped"))
+    assert all(torch.equal(v, b["training"]["model"][k]) for k, v in a["training"]["model"].items())
+    assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_training_with_a_message(tmp_path: Path) -> None:
+    write_yolo_set(tmp_path / "set", 16)
+    command = [sys.executable, *TORCHRUN, *flags(tmp_path, "killed", epochs=1000)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w+") as log:
+        job = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "killed/results.csv").exists() and time.monotonic() < deadline:
+                time.sleep(0.2)
+            os.kill(process_of_rank(1, "killed"), signal.SIGKILL)
+            assert job.wait(90) != 0
+        finally:
+            job.kill()
+        log.seek(0)
+        text = log.read()
+    assert "another process of this training is gone" in text and "the same command with --resume" in text
+    assert "Traceback" not in text.split("another process")[0]
+    assert load_checkpoint(tmp_path / "killed/weights/last.pt", training=True)
+
+
+def process_of_rank(rank: int, word: str) -> int:
+    """The process that torchrun started for a rank, by a word of its command line."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            environment = (folder / "environ").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if word in words and "torch.distributed.run" not in words and f"RANK={rank}" in environment:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"batch-size": 7}, "--batch-size 7 is for all 2 processes together and must be a multiple of 2"),
+        ({"cfg": "yolov5_shuflenet.yaml"}, "did you mean 'yolov5_shufflenet.yaml'"),
+    ],
+)
+@pytest.mark.slow
+def test_wrong_input_is_told_once(others: dict, message: str, tmp_path: Path) -> None:
+    write_yolo_set(tmp_path / "set", 8)
+    done = run_script(*TORCHRUN, *flags(tmp_path, "x", **others))
+    assert done.returncode != 0 and len(re.findall("^error: ", done.stderr, re.MULTILINE)) == 1
+    assert message in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_alone_every_exchange_answers_for_one() -> None:
+    assert gather({"a": 1}) == [{"a": 1}] and highest(3, torch.device("cpu")) == 3
+    assert total(torch.tensor([1.0, 2])).tolist() == [1, 2]
+    with pytest.raises(RuntimeError, match="gloo"), lost_process_is_told("advice"):
+        raise RuntimeError("gloo connection lost")  # there is no group that could have lost one
+
+
+def test_synchronised_batch_norm_in_one_process_is_batch_norm() -> None:
+    torch.manual_seed(0)
+    plain, x = torch.nn.BatchNorm2d(4), torch.rand(2, 4, 5, 5)
+    shared = synchronise_batch_norms(torch.nn.Sequential(torch.nn.BatchNorm2d(4)), torch.device("cpu"))
+    assert type(shared[0]) is CpuSyncBatchNorm and list(shared.state_dict()) == [f"0.{k}" for k in plain.state_dict()]
+    torch.testing.assert_close(shared(x), plain(x))
+    torch.testing.assert_close(shared[0].running_var, plain.running_var)
+
+
+def test_one_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
+    order = []
+
+    def work() -> None:
+        with locked(tmp_path):
+            order.append("second")
+
+    with locked(tmp_path):
+        other = threading.Thread(target=work)
+        other.start()
+        time.sleep(0.1)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
+    with locked(tmp_path / "nowhere"):
+        pass
