@@ -21,13 +21,16 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-PYTHON = sorted({part.strip() for c in COMMANDS for part in c.split("&&") if part.strip().startswith("python ")})
+PARTS = {part.strip() for c in COMMANDS for part in c.split("&&")}
+PYTHON = sorted(part for part in PARTS if part.startswith(("python ", "torchrun ")))
 ROWS = re.findall(r"^\| `(\w+\.yaml)` \| ([\d,]+) \| ([\d.]+) \| ([\d/]+) \|$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", PYTHON)
 def test_commands_name_files_and_flags_that_exist(command: str) -> None:
-    _, script, *words = shlex.split(command)
+    all_words = shlex.split(command)
+    at = next(i for i, word in enumerate(all_words) if word.endswith(".py"))
+    script, words = all_words[at], all_words[at + 1 :]
     assert (ROOT / script).is_file()
     text = (ROOT / script).read_text(encoding="utf-8")
     for flag, value in zip(words, [*words[1:], ""], strict=False):  # a script without words has one value too many
@@ -69,7 +72,8 @@ def test_table_holds_every_reference_config() -> None:
     assert {f"{name}.yaml" for name in REFERENCE} < {r[0] for r in ROWS}
 
 
-@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "models/yolo.py", "my_tools/voc2yolo.py"])
+@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "models/yolo.py", "my_tools/voc2yolo.py",
+                                    "my_tools/check_resume.py"])
 def test_help(script: str) -> None:
     done = run_script(script, "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage:")
