@@ -56,6 +56,7 @@ from val import Results, Settings, evaluate, results_table
 
 PROGRESS_HEADER = ("\n" + "%11s" * 7) % ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
 PICTURED_BATCHES = 3
+TENSORBOARD_PICTURES = "labels.jpg train_batch0.jpg val_batch0_pred.jpg results.png PR_curve.png errors.jpg".split()
 
 
 class Stopped(Exception):
@@ -240,6 +241,12 @@ def finish(run: Run) -> Results | None:
         results = score(run, runtime, "val", run.val_loader, plots)
         if run.data.test and run.data.test != run.data.val and any(p.exists() for p in run.data.test):
             results = score(run, runtime, "test", eval_loader(run, "test", runtime.stride), plots=False)
+    if run.opt.tensorboard and is_main():
+        board = TensorBoardLog(run.folder, len(state.rows))
+        for name in TENSORBOARD_PICTURES:
+            if (run.folder / name).exists():
+                board.image(name, run.folder / name)
+        board.close()
     save_state(run, done=True, finished=True)
     command = f"python detect.py --weights {quoted(shown(run.best))} --source data/images"
     LOGGER.info(f"\nweights   {shown(run.best)}  ({run.best.stat().st_size / 2**20:.1f} MiB)\n"

@@ -9,8 +9,10 @@ Two kinds, one layout. `best.pt` (kind "weights") is what one ships, `last.pt` (
     imgsz     side in pixels the model was trained at
     metrics   of that epoch {name: value}; epoch (from 0); date; versions {package: version}; options, hyp of the run
     commit    of the program, where it ran from a git checkout
-    training  only in "training": model (the weights that are trained), optimizer, ema_updates, last_step, rows (of
-              results.csv), seconds, best_fitness, best_epoch, finished
+    training  only in "training": model (the weights that are trained), gradients (not yet applied), optimizer, scaler,
+              ema_updates, epoch and batch to go on with, last_step, processes (losses so far and random states of
+              each), rows (of results.csv), seconds, class_maps, best_fitness, best_epoch, data (fingerprint of images
+              and labels), done, finished. The order of the images follows from seed, epoch and class_maps.
 """
 
 from __future__ import annotations

@@ -98,9 +98,14 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
 
 
 def training_device(opt: TrainOptions) -> torch.device:
-    """The device of this process: as `--device` says; of several processes on GPUs each takes its own."""
-    shared = world_size() > 1 and opt.device != "cpu" and torch.cuda.is_available()
-    device = select_device(str(local_rank()) if shared else opt.device)
+    """The device of this process: as `--device` says; of several processes on GPUs each takes one (of those listed)."""
+    name = opt.device
+    if world_size() > 1 and name != "cpu" and torch.cuda.is_available():
+        listed = name.split(",") if name else [str(i) for i in range(torch.cuda.device_count())]
+        if local_rank() >= len(listed):
+            raise UserError(f"--device {name}: {len(listed)} GPUs for more processes than that; start fewer")
+        name = listed[local_rank()]
+    device = select_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -17,9 +17,13 @@ import pytest
 import torch
 from helpers import ROOT, run_script, write_yolo_set
 
+import models.training
+import train
 from models.checkpoint import load_checkpoint
 from models.sync_bn import CpuSyncBatchNorm, synchronise_batch_norms
+from utils.device import select_device
 from utils.distributed import gather, highest, locked, lost_process_is_told, total
+from utils.errors import UserError
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -123,6 +127,23 @@ def test_wrong_input_is_told_once(others: dict, message: str, tmp_path: Path) ->
     done = run_script(*TORCHRUN, *flags(tmp_path, "x", **others))
     assert done.returncode != 0 and len(re.findall("^error: ", done.stderr, re.MULTILINE)) == 1
     assert message in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_labels_are_scanned_before_the_processes_wait_for_each_other(
+    yolo_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(device: torch.device) -> None:
+        raise ConnectionError("here")
+
+    monkeypatch.setattr(models.training, "connect", connect)
+    with pytest.raises(ConnectionError, match="here"):
+        train.run(data=str(yolo_set), imgsz=64, device="cpu", project=str(tmp_path / "runs"))
+    assert (yolo_set.parent / "labels/train.cache.npz").is_file() and not (tmp_path / "runs").exists()
+
+
+def test_several_gpus_are_for_torchrun() -> None:
+    with pytest.raises(UserError, match="--device 0,1: one process takes one GPU; .*--nproc_per_node 2"):
+        select_device("0,1")
 
 
 def test_alone_every_exchange_answers_for_one() -> None:

@@ -29,6 +29,9 @@ def select_device(device: str = "") -> torch.device:
         if not torch.backends.mps.is_available():
             raise UserError("--device mps: this machine has no Apple GPU that torch can use")
         return torch.device("mps")
+    if "," in name:
+        raise UserError(f"--device {device}: one process takes one GPU; for several start train.py with torchrun "
+                        f"--standalone --nproc_per_node {name.count(',') + 1}")  # fmt: skip
     if not name.isdigit():
         raise UserError(f"--device {device}: give 'cpu', 'mps' or the number of one GPU, such as 0")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

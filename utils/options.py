@@ -12,7 +12,7 @@ from utils.precision import AMP_CHOICES
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 # what a data yaml's `defaults:` may set, for flags that are not given
-DATA_DEFAULTS = ("hyp", "epochs", "batch_size", "imgsz", "optimizer", "cache", "cos_lr", "patience")
+DATA_DEFAULTS = ("hyp", "epochs", "batch_size", "imgsz", "optimizer", "cache", "cos_lr", "patience", "amp")
 
 
 @dataclass
