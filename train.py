@@ -100,7 +100,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     if not state.batch:
         state.losses = torch.zeros(3, device=run.device)
         state.seconds.update(data=0.0, step=0.0, val=0.0)
-        run.state.optimizer.zero_grad()
+        state.optimizer.zero_grad()
     if run.opt.image_weights and state.class_maps:
         loader.batch_sampler.weights = image_weights(loader.dataset.index, state.class_maps)
     LOGGER.info(PROGRESS_HEADER)
@@ -122,7 +122,7 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
     step = state.batch + state.epoch * batches
     warmup = warmup_steps(hyp["warmup_epochs"], batches, opt.epochs)
     part = min(step / warmup, 1.0) if warmup else 1.0
-    set_rates(run.state.optimizer, part, hyp["lr0"] * lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)(state.epoch), hyp)
+    set_rates(state.optimizer, part, hyp["lr0"] * lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)(state.epoch), hyp)
     accumulate = max(round(1 + part * (max(hyp["nbs"] / opt.batch_size, 1.0) - 1)), 1)
     x = to_input(images, run.device)
     if opt.multi_scale:
@@ -139,11 +139,11 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
     # of several processes each has its share of the sum, and their gradients are averaged
     state.scaler.scale(loss * world_size()).backward()
     if step - state.last_step >= accumulate:
-        state.scaler.unscale_(run.state.optimizer)
+        state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(run.model.parameters(), max_norm=10.0, foreach=run.device.type != "mps")
-        state.scaler.step(run.state.optimizer)
+        state.scaler.step(state.optimizer)
         state.scaler.update()
-        run.state.optimizer.zero_grad()
+        state.optimizer.zero_grad()
         state.ema.update(run.model)
         state.last_step = step
     state.losses = (state.losses * state.batch + parts) / (state.batch + 1)
