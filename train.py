@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
-from models.resume import open_resumed, save_state, save_weights
+from models.resume import open_resumed, resume_command, save_state, save_weights
 from models.runtime import Runtime, to_input
 from models.training import DEFAULT_CFG, Run, eval_loader, setup
 from my_tools.default_set import prepare_shapes
-from utils.config import DataConfig, load_data, load_hyp, save_yaml
+from utils.config import DataConfig, load_data
 from utils.console import LOGGER, progress, quoted, run_script, shown
 from utils.dataset import close_loader, rescale
 from utils.distributed import (
@@ -40,18 +39,19 @@ from utils.distributed import (
 )
 from utils.draw import draw_batch
 from utils.errors import UserError
-from utils.evolve import evolve, open_evolution
-from utils.files import ROOT, atomic_write, increment_path
+from utils.evolve import run_evolution
+from utils.files import ROOT, atomic_write
 from utils.image_weights import image_weights
 from utils.images import write_image
 from utils.logs import COLUMNS, results_row, write_results
 from utils.metrics import fitness
 from utils.optim import lr_factor, set_rates, warmup_steps
-from utils.options import OPTIMIZERS, TrainOptions
+from utils.options import OPTIMIZERS, TrainOptions, effective_hyp
 from utils.plots import plot_results
 from utils.precision import AMP_CHOICES
+from utils.scoring import Part
 from utils.signals import StopRequest
-from utils.tensorboard import TensorBoardLog
+from utils.tensorboard import TensorBoardLog, require_package
 from val import Results, Settings, evaluate, results_table
 
 PROGRESS_HEADER = ("\n" + "%11s" * 7) % ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
@@ -69,27 +69,28 @@ def train(run: Run, stop: StopRequest) -> None:
     board = TensorBoardLog(run.folder, state.epoch) if opt.tensorboard and is_main() else None
     if not opt.nosave and not state.epoch and not state.batch:
         save_state(run)  # from here on a run that is cut off can be resumed
-    done = state.epoch >= opt.epochs
-    while not done:
+    while not state.done:
         train_epoch(run, stop)
         epoch, last = state.epoch, state.epoch == opt.epochs - 1
         results = validate(run, stop) if run.val_loader is not None and (not opt.noval or last) else None
-        done = state.stopper(epoch, float(fitness(results.summary)) if results else 0.0) or last
+        state.done = state.stopper(epoch, float(fitness(results.summary)) if results else 0.0) or last
         record(run, results, board)
         state.epoch, state.batch = epoch + 1, 0
         start = time.perf_counter()
-        if state.stopper.best_epoch == epoch and not opt.nosave or done and opt.nosave:
+        if state.stopper.best_epoch == epoch and not opt.nosave or state.done and opt.nosave:
             save_weights(run, run.best, epoch)  # before last.pt: cut off between the two, the epoch is done again
         if opt.save_period > 0 and epoch % opt.save_period == 0:
             save_weights(run, run.folder / "weights" / f"epoch{epoch}.pt", epoch)
-        if not opt.nosave or done:
-            save_state(run, done=done)
+        if not opt.nosave or state.done:
+            save_state(run)
         spend(run, "save", start)
-        if done and not last:
+        if state.done and not last:
             LOGGER.info(f"no better epoch in {opt.patience}: stopped; the best was epoch {state.stopper.best_epoch} "
                         "(--patience 0 never stops)")  # fmt: skip
     if board:
         board.close()
+    if highest(int(stop.requested), run.device):
+        raise Stopped
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
@@ -128,8 +129,14 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
     if opt.multi_scale:
         rng = np.random.default_rng((opt.seed, state.epoch, state.batch))
         x = rescale(x, opt.imgsz, int(run.model.stride.max()), rng)
-    with run.precision.autocast():
-        raw = run.network(x)
+    try:
+        with run.precision.autocast():
+            raw = run.network(x)
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e):
+            raise
+        raise UserError("batch norm cannot learn from a single image whose coarsest map is a single cell: give a "
+                        "larger --batch-size or --imgsz") from e  # fmt: skip
     loss, parts = run.train_loss(raw, targets.to(run.device))
     loss = loss * 4 if opt.quad else loss
     bad = not torch.isfinite(loss)
@@ -187,16 +194,25 @@ def spend(run: Run, kind: str, start: float) -> float:
 
 
 def validate(run: Run, stop: StopRequest) -> Results:
-    """Score the smoothed weights on the validation images, each process its part of them."""
+    """Score the smoothed weights on the validation images, each process its part of them.
+
+    Raises Stopped if the user asks for it: the epoch's training is done and saved as such, only this is repeated.
+    """
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        if stop.requested and world_size() == 1:
-            raise Stopped  # the epoch's training is done and saved as such; only this is repeated
+        if stop.requested:
+            parts_of_all(None)
         return run.state.ema.ema(to_input(images, run.device))
+
+    def parts_of_all(part: Part | None) -> list[Part]:
+        parts = gather(part)
+        if any(p is None for p in parts):
+            raise Stopped
+        return parts
 
     start = time.perf_counter()
     spread(list(run.state.ema.ema.buffers()))  # all score the same model: the main process's batch norm statistics
     settings = Settings(single_cls=run.opt.single_cls, writes=is_main(), by_size=False)
-    results = evaluate(forward, run.val_loader, run.names, run.device, settings, run.val_loss, gather=gather)
+    results = evaluate(forward, run.val_loader, run.names, run.device, settings, run.val_loss, parts_of_all)
     run.state.class_maps = [float(results.summary[3])] * len(run.names)
     for c, ap in zip(results.classes, results.ap.mean(1), strict=True):
         run.state.class_maps[int(c)] = float(ap)
@@ -240,18 +256,28 @@ def finish(run: Run) -> Results | None:
         LOGGER.info(f"\n{run.best.name} is of epoch {content['epoch']}")
         results = score(run, runtime, "val", run.val_loader, plots)
         if run.data.test and run.data.test != run.data.val and any(p.exists() for p in run.data.test):
-            results = score(run, runtime, "test", eval_loader(run, "test", runtime.stride), plots=False)
+            results = score_test(run, runtime) or results
     if run.opt.tensorboard and is_main():
         board = TensorBoardLog(run.folder, len(state.rows))
         for name in TENSORBOARD_PICTURES:
             if (run.folder / name).exists():
                 board.image(name, run.folder / name)
         board.close()
-    save_state(run, done=True, finished=True)
+    save_state(run, finished=True)
     command = f"python detect.py --weights {quoted(shown(run.best))} --source data/images"
     LOGGER.info(f"\nweights   {shown(run.best)}  ({run.best.stat().st_size / 2**20:.1f} MiB)\n"
                 f"pictures  {shown(run.folder)}\nnext      {command}")  # fmt: skip
     return results
+
+
+def score_test(run: Run, runtime: Runtime) -> Results | None:
+    """Evaluate best.pt on the test split; one that cannot be used is a warning, as the training is done."""
+    try:
+        loader = eval_loader(run, "test", runtime.stride)
+    except UserError as e:
+        LOGGER.warning(f"the test split was left out: {e}")
+        return None
+    return score(run, runtime, "test", loader, plots=False)
 
 
 def score(run: Run, runtime: Runtime, split: str, loader: torch.utils.data.DataLoader, plots: bool) -> Results:
@@ -269,19 +295,16 @@ def run(**kwargs: object) -> Results | None:
     Raises UserError for bad input, KeyboardInterrupt after Ctrl-C.
     """
     opt = TrainOptions.from_flags(kwargs)
+    opt.check_together()
+    if opt.tensorboard:
+        require_package()
     if opt.evolve:
-        return run_evolution(opt)
+        return run_evolution(opt, prepare, lambda *args: train_and_finish(*args)[0].state.rows[-1][4:11])
     content = folder = None
     if opt.resume:
         opt, content, folder = open_resumed(opt)
     data = prepare(opt)
     return train_and_finish(opt, content["hyp"] if content else effective_hyp(opt), data, content, folder)[1]
-
-
-def effective_hyp(opt: TrainOptions) -> dict[str, float]:
-    """The hyper-parameters of the hyp file, with `--label-smoothing` in its place."""
-    hyp = load_hyp(opt.hyp)
-    return {**hyp, "label_smoothing": opt.label_smoothing} if opt.label_smoothing else hyp
 
 
 def prepare(opt: TrainOptions) -> DataConfig:
@@ -298,53 +321,29 @@ def train_and_finish(
     opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: dict | None = None, folder: Path | None = None
 ) -> tuple[Run, Results | None]:
     """Train a run to its end, or to the point where the user stops it."""
-    with lost_process_is_told("to go on: the same command with --resume in place of the other flags"):
+    with lost_process_is_told():
         training = setup(opt, hyp, data, content, folder)
         state = training.state
         if content:
             state.restore(content["training"], content["model"])
             LOGGER.info(f"resuming {shown(training.folder)} in epoch {state.epoch}, after {state.batch} batches")
-        go_on = f"to go on: python train.py --resume {quoted(shown(training.last))}"
-        try:
-            if not (content and content["training"]["done"]):
-                with StopRequest() as stop:
-                    train(training, stop)
-            results = None if opt.evolve else finish(training)
-        except Stopped:
-            save_state(training)
-            where = f"epoch {state.epoch}, after batch {state.batch} of {len(training.loader)}"
-            raise KeyboardInterrupt(f"stopped in {where}, and saved; {go_on}") from None
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {go_on}") from None
-        finally:
-            close_loader(training.loader)
-            close_loader(training.val_loader)
-        disconnect()
-    return training, results
-
-
-def run_evolution(opt: TrainOptions) -> None:
-    """Train again and again with mutated hyper-parameters; what has been found is in runs/evolve/<name>."""
-    if world_size() > 1:
-        raise UserError("--evolve runs in one process; start one per GPU with a --name each")
-    opt, folder = open_evolution(opt) if opt.resume_evolve else (opt, None)
-    data, base = prepare(opt), effective_hyp(opt)
-    if folder is None:
-        project = ROOT / "runs/evolve" if "project" not in opt.given else Path(opt.project)
-        folder = increment_path(project / opt.name, opt.exist_ok)
-        save_yaml(folder / "opt.yaml", opt.plain())
-    quiet = replace(opt, project=str(folder), name="generation", exist_ok=True, nosave=True, noval=True, noplots=True)
-
-    def train_once(hyp: dict[str, float], generation: int) -> list[float]:
-        return train_and_finish(replace(quiet), hyp, data)[0].state.rows[-1][4:11]
-
     try:
-        best = evolve(folder, opt.evolve, base, opt.seed, train_once)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; to go on: python train.py --evolve {opt.evolve} --resume-evolve "
-                                f"{quoted(shown(folder))}") from None  # fmt: skip
-    LOGGER.info(f"\nbest      {shown(best)}\npicture   {shown(folder / 'evolve.png')}\n"
-                f"next      python train.py --data {quoted(opt.data)} --hyp {quoted(shown(best))}")  # fmt: skip
+        with lost_process_is_told(lambda: resume_command(training)):
+            with StopRequest() as stop:
+                try:
+                    train(training, stop)
+                except Stopped:
+                    save_state(training)
+                    where = f"epoch {state.epoch}, after batch {state.batch} of {len(training.loader)}"
+                    raise KeyboardInterrupt(f"stopped in {where}, and saved; {resume_command(training)}") from None
+            results = None if opt.evolve else finish(training)
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(str(e) or f"interrupted; {resume_command(training)}") from None
+    finally:
+        close_loader(training.loader)
+        close_loader(training.val_loader)
+    disconnect()
+    return training, results
 
 
 def parse_opt() -> argparse.Namespace:

@@ -7,7 +7,8 @@ from typing import Any
 
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from models.training import Run
-from utils.distributed import is_main
+from utils.console import quoted, shown
+from utils.distributed import gather, is_main, world_size
 from utils.errors import UserError
 from utils.files import git_commit, newest
 from utils.options import TrainOptions
@@ -22,19 +23,25 @@ def save_weights(run: Run, path: Path, epoch: int) -> None:
         save_checkpoint(path, weights_content(run.state.ema.ema, run.opt.imgsz, **_facts(run, epoch)))
 
 
-def save_state(run: Run, done: bool = False, finished: bool = False) -> None:
+def save_state(run: Run, finished: bool = False) -> None:
     """Write last.pt, from which the run goes on as if it had not been stopped. All processes must call it together.
 
-    done: no epoch is left. finished: best.pt has been scored too, nothing is left.
+    finished: best.pt has been scored too, nothing is left.
     """
     state = run.state.content()
-    if not is_main():
-        return
-    facts = _facts(run, run.state.epoch - 1)
-    content = weights_content(run.state.ema.ema, run.opt.imgsz, half=False, **facts)
-    content["kind"] = "training"
-    content["training"] = {**state, "data": run.digest, "done": done, "finished": finished}
-    save_checkpoint(run.last, content)
+    if is_main():
+        facts = _facts(run, run.state.epoch - 1)
+        content = weights_content(run.state.ema.ema, run.opt.imgsz, half=False, **facts)
+        content["kind"] = "training"
+        content["training"] = {**state, "data": run.digest, "amp": run.precision.amp, "finished": finished}
+        save_checkpoint(run.last, content)
+    gather(None)  # a process that left while this one writes would have it ended by torchrun
+
+
+def resume_command(run: Run) -> str:
+    """What to type to go on with a run, or an empty string if there is no last.pt."""
+    start = "python" if world_size() == 1 else f"torchrun --standalone --nproc_per_node {world_size()}"
+    return f"to go on: {start} train.py --resume {quoted(shown(run.last))}" if run.last.exists() else ""
 
 
 def _facts(run: Run, epoch: int) -> dict[str, Any]:
@@ -60,6 +67,10 @@ def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Pat
     if content["training"].get("finished"):
         raise UserError(f"{file}: this run is finished ({content['epoch'] + 1} epochs); start a new one with "
                         f"--weights {file} to train on")  # fmt: skip
+    if (count := len(content["training"].get("processes", [0]))) != world_size():
+        raise UserError(f"{file}: {count} process{'es' if count > 1 else ''} trained this, now there "
+                        f"{'are' if world_size() > 1 else 'is'} {world_size()}: start train.py with "
+                        + (f"torchrun --standalone --nproc_per_node {count}" if count > 1 else "python"))  # fmt: skip
     if file.resolve().parent.name != "weights":
         raise UserError(f"{file}: lies in no run folder; --resume takes runs/train/<name>/weights/last.pt")
     folder = file.resolve().parents[1]

@@ -23,7 +23,8 @@ class TrainState:
 
     epoch, batch: the epoch in progress and how many of its batches are done. losses: their mean, (3,), of this
     process. last_step: number of the batch after which the weights last changed. rows: of results.csv. seconds: of
-    the epoch in progress, by kind (`save`: of the run). class_maps: mAP50-95 per class of the last evaluation.
+    the epoch in progress, by kind (`save`: of the run). class_maps: mAP50-95 per class of the last evaluation. done:
+    no epoch is left.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class TrainState:
     rows: list[list[float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     class_maps: list[float] = field(default_factory=list)
+    done: bool = False
 
     def content(self) -> dict[str, Any]:
         """The state as tensors and plain values, without the smoothed weights. All processes must call it together."""
@@ -55,6 +57,7 @@ class TrainState:
             "rows": self.rows,
             "seconds": self.seconds,
             "class_maps": self.class_maps,
+            "done": self.done,
             **self.stopper.state(),
         }
 
@@ -68,15 +71,15 @@ class TrainState:
             self.ema.updates, self.last_step = content["ema_updates"], content["last_step"]
             self.epoch, self.batch = content["epoch"], content["batch"]
             self.rows, self.seconds, self.class_maps = content["rows"], content["seconds"], content["class_maps"]
+            self.done = content["done"]
             self.stopper.best_fitness, self.stopper.best_epoch = content["best_fitness"], content["best_epoch"]
             for key, parameter in self.model.named_parameters():
                 if key in content["gradients"]:
                     parameter.grad = content["gradients"][key].to(parameter.device)
-            if rank() < len(content["processes"]):  # of another number of processes: theirs start anew
-                own = content["processes"][rank()]
-                self.losses = torch.tensor(own["losses"], device=self.losses.device)
-                set_random_state(own["random"])
-        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as e:
+            own = content["processes"][rank()]
+            self.losses = torch.tensor(own["losses"], device=self.losses.device)
+            set_random_state(own["random"])
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as e:
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"--resume: last.pt does not fit this program or is damaged ({reason})") from e
 

@@ -35,16 +35,18 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         values = x.float()
         size = values.new_full((1,), values.numel() / values.shape[1])
-        sums = _Total.apply(torch.cat((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), size)))
-        mean, square = (sums[:-1] / sums[-1]).chunk(2)
-        variance = square - mean.square()
+        sums = _Total.apply(torch.cat((values.sum((0, 2, 3)), size)))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        # not as the difference of two large numbers, which leaves nothing of a small variance
+        values = values - mean[:, None, None]
+        variance = _Total.apply(values.square().sum((0, 2, 3))) / count
         with torch.no_grad():
-            unbiased = variance * sums[-1] / (sums[-1] - 1)
+            unbiased = variance * count / (count - 1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(unbiased, self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
-        y = values * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        y = values * scale[:, None, None] + self.bias[:, None, None]
         return y.to(x.dtype)
 
 

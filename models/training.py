@@ -24,7 +24,17 @@ from utils.config import DataConfig, load_yaml, save_yaml
 from utils.console import LOGGER, shown
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, seed_everything, select_device
-from utils.distributed import connect, gather, is_main, local_rank, locked, rank, total, world_size
+from utils.distributed import (
+    connect,
+    gather,
+    is_main,
+    local_rank,
+    local_world_size,
+    locked,
+    rank,
+    total,
+    world_size,
+)
 from utils.errors import UserError
 from utils.files import find_file, git_commit, increment_path
 from utils.labels import LabelIndex, label_path, load_labels
@@ -77,8 +87,12 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         check_unchanged(content, names, digest, data)
     if opt.batch_size != -1:
         check_batch_size(opt, len(index))
+    if opt.image_weights and opt.rect:
+        raise UserError("--image-weights draws images at random, --rect puts them in an order: choose one")
+    if opt.image_weights and (opt.noval or val_index is None):
+        raise UserError("--image-weights goes by the evaluation after each epoch: it needs a val split and no --noval")
     seed_everything(opt.seed)
-    precision = choose_precision(opt.amp, device)
+    precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
     model = build_model(opt, hyp, len(names), content).to(device, memory_format=torch.channels_last)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, {world_size()} process"
@@ -102,8 +116,8 @@ def training_device(opt: TrainOptions) -> torch.device:
     name = opt.device
     if world_size() > 1 and name != "cpu" and torch.cuda.is_available():
         listed = name.split(",") if name else [str(i) for i in range(torch.cuda.device_count())]
-        if local_rank() >= len(listed):
-            raise UserError(f"--device {name}: {len(listed)} GPUs for more processes than that; start fewer")
+        if local_world_size() > len(listed):
+            raise UserError(f"--device {name}: {len(listed)} GPUs for {local_world_size()} processes; start as many")
         name = listed[local_rank()]
     device = select_device(name)
     if device.type == "cuda":
@@ -177,9 +191,8 @@ def check_batch_size(opt: TrainOptions, images: int) -> None:
         raise UserError(f"--batch-size {opt.batch_size} is for all {world} processes together and must be a multiple "
                         f"of {world}, with {world} images at least")  # fmt: skip
     if opt.quad and (opt.batch_size % (4 * world) or images < 4 * world):
-        raise UserError(f"--quad makes one image out of four: --batch-size must be a multiple of {4 * world}")
-    if opt.image_weights and opt.rect:
-        raise UserError("--image-weights draws images at random, --rect puts them in an order: choose one")
+        raise UserError(f"--quad makes one image out of four: --batch-size must be a multiple of {4 * world}, with "
+                        "as many images at least")  # fmt: skip
 
 
 def new_folder(opt: TrainOptions, hyp: dict[str, float], model: DetectionModel, index: LabelIndex) -> Path:

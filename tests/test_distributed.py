@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import re
 import signal
@@ -19,8 +20,10 @@ from helpers import ROOT, run_script, write_yolo_set
 
 import models.training
 import train
+import utils.autobatch
 from models.checkpoint import load_checkpoint
 from models.sync_bn import CpuSyncBatchNorm, synchronise_batch_norms
+from models.yolo import Model
 from utils.device import select_device
 from utils.distributed import gather, highest, locked, lost_process_is_told, total
 from utils.errors import UserError
@@ -70,11 +73,53 @@ def test_resume_of_two_processes_is_exact(tmp_path: Path) -> None:
     assert "and saved; to go on" in stopped.stderr, stopped.stderr[-2000:]
     state = load_checkpoint(tmp_path / "stopped/weights/last.pt")["training"]
     assert (state["epoch"], state["batch"], len(state["processes"])) == (1, 1, 2)
+    assert "torchrun --standalone --nproc_per_node 2 train.py --resume" in stopped.stderr
     resumed = run_script(*TORCHRUN, "train.py", "--resume", tmp_path / "stopped")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     a, b = (load_checkpoint(tmp_path / n / "weights/last.pt") for n in ("whole", "stopped"))
     assert all(torch.equal(v, b["training"]["model"][k]) for k, v in a["training"]["model"].items())
     assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+
+
+@pytest.mark.slow
+def test_two_processes_stop_while_validating(tmp_path: Path) -> None:
+    write_yolo_set(tmp_path / "set", 16)
+    stop = "import signal, sys\nimport train, val\nreal = val.detect_boxes\ndef stopping(*args):\n" \
+           "    signal.raise_signal(signal.SIGTERM)\n    return real(*args)\nval.detect_boxes = stopping\n" \
+           "train.run_script(train.main, train.parse_opt())\n"  # fmt: skip
+    (tmp_path / "stop.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{stop}")
+    done = run_script(*TORCHRUN, tmp_path / "stop.py", *flags(tmp_path, "x", **{"batch-size": 2, "epochs": 1})[1:])
+    assert "stopped in epoch 0, after batch 8 of 8, and saved" in done.stderr, done.stderr[-2000:]
+    assert load_checkpoint(tmp_path / "x/weights/last.pt")["training"]["batch"] == 8
+
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_of_two_processes(tmp_path: Path) -> None:
+    """Values and gradients are those of one process with all images, far from zero too."""
+    script = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+from models.sync_bn import CpuSyncBatchNorm
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+whole, weight = torch.randn(6, 3, 4, 4, dtype=torch.float32) * 0.05 + 300, torch.randn(6, 3, 4, 4)
+plain, shared = torch.nn.BatchNorm2d(3, eps=1e-3), CpuSyncBatchNorm(3, eps=1e-3)
+x = whole.double().requires_grad_()
+expected = plain.double()(x)
+(expected * weight).sum().backward()
+rows = slice(0, 4) if dist.get_rank() == 0 else slice(4, 6)
+own = whole[rows].clone().requires_grad_()
+y = shared(own)
+(y * weight[rows]).sum().backward()
+torch.testing.assert_close(y, expected[rows].float(), rtol=0, atol=2e-3)
+torch.testing.assert_close(own.grad, x.grad[rows].float(), rtol=2e-3, atol=2e-2)
+torch.testing.assert_close(shared.running_var, plain.running_var.float(), rtol=1e-4, atol=1e-6)
+print("agreed")
+dist.destroy_process_group()
+"""
+    (tmp_path / "bn.py").write_text(script)
+    done = run_script(*TORCHRUN, tmp_path / "bn.py", ROOT)
+    assert done.returncode == 0 and done.stdout.count("agreed") == 2, done.stderr[-2000:]
 
 
 @pytest.mark.slow
@@ -94,7 +139,8 @@ def test_a_killed_process_ends_the_training_with_a_message(tmp_path: Path) -> No
             job.kill()
         log.seek(0)
         text = log.read()
-    assert "another process of this training is gone" in text and "the same command with --resume" in text
+    assert text.count("another process of this training is gone") == 1 and "--resume" in text
+    assert "stopping after this batch" not in text  # torchrun asks for it, but nothing can be saved any more
     assert "Traceback" not in text.split("another process")[0]
     assert load_checkpoint(tmp_path / "killed/weights/last.pt", training=True)
 
@@ -149,7 +195,7 @@ def test_several_gpus_are_for_torchrun() -> None:
 def test_alone_every_exchange_answers_for_one() -> None:
     assert gather({"a": 1}) == [{"a": 1}] and highest(3, torch.device("cpu")) == 3
     assert total(torch.tensor([1.0, 2])).tolist() == [1, 2]
-    with pytest.raises(RuntimeError, match="gloo"), lost_process_is_told("advice"):
+    with pytest.raises(RuntimeError, match="gloo"), lost_process_is_told():
         raise RuntimeError("gloo connection lost")  # there is no group that could have lost one
 
 
@@ -178,3 +224,22 @@ def test_one_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
     assert order == ["first", "second"]
     with locked(tmp_path / "nowhere"):
         pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*args) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path):
+        pass
+
+
+def test_processes_share_the_memory_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model("yolov5_shufflenet.yaml")
+    monkeypatch.setattr(utils.autobatch, "available_memory", lambda: 2**29)
+    alone = utils.autobatch.check_train_batch_size(model, 256, torch.device("cpu"), 1000)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert 4 * utils.autobatch.check_train_batch_size(model, 256, torch.device("cpu"), 1000) <= alone

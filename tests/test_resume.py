@@ -15,6 +15,7 @@ import yaml
 from helpers import ROOT, run_script, write_yolo_set
 
 import train
+import val
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.state import data_digest
 from my_tools.check_resume import differences, unequal
@@ -26,12 +27,12 @@ DRIVER = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import train, val
-owner, name, count, after = sys.argv[2:6]
+owner, name, count, after, suffix = sys.argv[2:7]
 owner = {"train": train, "val": val, "os": os}[owner]
 real, calls = getattr(owner, name), 0
 def hooked(*args, **kwargs):
     global calls
-    calls += 1
+    calls += not suffix or str(args[-1]).endswith(suffix)
     if calls == int(count) and after == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     result = real(*args, **kwargs)
@@ -39,7 +40,7 @@ def hooked(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 setattr(owner, name, hooked)
-sys.argv[1:] = sys.argv[6:]
+sys.argv[1:] = sys.argv[7:]
 train.run_script(train.main, train.parse_opt())
 """
 
@@ -76,7 +77,7 @@ def words(options: dict) -> list[str]:
     [
         ("train", "train_batch", 8, "before"),  # in the second epoch
         ("val", "non_max_suppression", 2, "before"),  # while validating
-        ("os", "fsync", 9, "before"),  # while last.pt is being written: a part lies under a temporary name
+        ("os", "replace", 2, "before last.pt"),  # while last.pt is being written, under a temporary name
         ("train", "save_weights", 3, "after"),  # best.pt is new, last.pt is not
         ("train", "write_results", 2, "after"),  # results.csv is ahead of last.pt
         ("train", "plot_results", 1, "before"),
@@ -84,16 +85,18 @@ def words(options: dict) -> list[str]:
     ],
 )
 def test_killed_and_resumed(owner: str, function: str, count: int, when: str, folder: Path) -> None:
-    name = f"{function}{count}"
+    name, (moment, *suffix) = f"{function}{count}", when.split()
     options = {**flags(folder, name), "workers": 1}  # other workers than the undisturbed run
     if function == "plot_results":
         options.pop("noplots")
-    command = [sys.executable, "-c", DRIVER, str(ROOT), owner, function, str(count), when, *words(options)]
+    point = [owner, function, str(count), moment, "".join(suffix)]
+    command = [sys.executable, "-c", DRIVER, str(ROOT), *point, *words(options)]
     # sums come out the same to the last bit with the same number of threads only
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-500:]
     assert not load_checkpoint(folder / name / "weights/last.pt")["training"]["finished"]
+    assert bool(list((folder / name).rglob(".last.pt.*.part"))) == bool(suffix)
     train.run(resume=str(folder / name), workers=0)
     assert differences(folder / "whole", folder / name) == []
     assert not list((folder / name).rglob("*.part"))
@@ -120,6 +123,44 @@ def test_stopped_after_a_batch_and_resumed(batch: int, folder: Path, monkeypatch
     assert (state["epoch"], state["batch"]) == (epoch, done + 1)
     train.run(resume=str(folder / name / "weights/last.pt"))
     assert differences(folder / "whole", folder / name) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("owner", "function", "call"), [("val", "non_max_suppression", 1), ("train", "record", 3)])
+def test_stopped_while_validating_and_after_the_last_epoch(
+    owner: str, function: str, call: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, calls = {"val": val, "train": train}[owner], []
+    real = getattr(module, function)
+
+    def interrupted(*args, **kwargs) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    name = f"stopped_{function}"
+    with monkeypatch.context() as m:
+        m.setattr(module, function, interrupted)
+        with pytest.raises(KeyboardInterrupt, match="and saved; to go on"):
+            train.run(**flags(folder, name))
+    train.run(resume=str(folder / name))
+    assert differences(folder / "whole", folder / name) == []
+
+
+def test_a_second_ctrl_c_ends_at_once_and_advises_only_what_can_be_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not interrupted")
+
+    monkeypatch.setattr(train, "train_batch", interrupted)
+    for nosave, advice in ((False, "interrupted; to go on: python train.py --resume"), (True, "interrupted")):
+        with pytest.raises(KeyboardInterrupt) as e:
+            train.run(**flags(folder, f"twice{nosave}"), nosave=nosave)
+        assert str(e.value).startswith(advice) and ("--resume" in str(e.value)) != nosave
 
 
 @pytest.mark.slow
@@ -151,6 +192,27 @@ def unfinished(folder: Path, tmp_path: Path) -> Path:
 def test_a_finished_run_is_not_resumed(folder: Path) -> None:
     with pytest.raises(UserError, match=r"this run is finished \(3 epochs\); start a new one with --weights"):
         train.run(resume=str(folder / "whole/weights/last.pt"))
+
+
+def test_another_number_of_processes_is_refused(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="1 process trained this, now there are 2: start train.py with python"):
+        train.run(resume=str(unfinished))
+    content = load_checkpoint(unfinished)
+    content["training"]["processes"] *= 3
+    save_checkpoint(unfinished, content)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UserError, match="3 processes trained this, now there is 1: .* --nproc_per_node 3"):
+        train.run(resume=str(unfinished))
+
+
+@pytest.mark.slow
+def test_the_number_format_stays_that_of_the_run(unfinished: Path) -> None:
+    content = load_checkpoint(unfinished)
+    content["training"]["amp"] = "fp16"
+    save_checkpoint(unfinished, content)
+    with pytest.raises(UserError, match="--amp fp16 is for CUDA GPUs"):
+        train.run(resume=str(unfinished))
 
 
 def test_other_options_are_refused(unfinished: Path) -> None:

@@ -177,6 +177,21 @@ def test_the_command_line_exits_with_one_line_and_code_1(tmp_path: Path) -> None
     assert [line for line in done.stderr.splitlines() if line][-1].startswith("error: --data 'nowhere.yaml'")
 
 
+@pytest.mark.parametrize("words", [["train.py", "--epochs", 1], ["val.py", "--save-json"]])
+def test_a_full_disk_is_told_in_one_line(words: list, tmp_path: Path, yolo_set: Path) -> None:
+    from models.checkpoint import weights_content
+    from models.yolo import Model
+
+    save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
+    limit = "import resource, runpy, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" \
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\nsys.argv = sys.argv[1:]\n" \
+            "sys.path.insert(0, '.')\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"  # fmt: skip
+    (tmp_path / "limited.py").write_text(limit)
+    done = run_script(tmp_path / "limited.py", *words, "--data", yolo_set, "--imgsz", 64, "--project", tmp_path / "r",
+                      "--workers", 0, "--weights", tmp_path / "w.pt", "--noplots")  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "File too large" in done.stderr, done.stderr
+
+
 def test_wrong_number_of_classes(tmp_path: Path, yolo_set: Path) -> None:
     from models.checkpoint import weights_content
     from models.yolo import Model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,53 @@ def test_evolve_and_its_resumption(data: Path, tmp_path: Path) -> None:
     train.run(**{**flags, "project": str(tmp_path)}, hyp=str(tmp_path / "exp/hyp_evolve.yaml"), name="best", amp="off")
 
 
+def test_one_image_on_a_map_of_one_cell_is_refused(trained: Train) -> None:
+    with pytest.raises(UserError, match="batch norm cannot learn from a single image .* --batch-size or --imgsz"):
+        trained(imgsz=32, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"evolve": 2, "resume_evolve": "nowhere"}, "--resume-evolve: give the folder"),
+        ({"resume_evolve": "nowhere"}, "--resume-evolve goes with --evolve N"),
+        ({"evolve": 2, "resume_evolve": "nowhere", "epochs": 9}, "and with no other flag"),
+        ({"evolve": 2, "resume": "nowhere"}, "not by --resume"),
+    ],
+)
+def test_what_an_evolution_refuses(flags: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train.run(**flags)
+
+
+def test_evolution_needs_a_val_split(data: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(data.read_text())
+    del content["val"]
+    (tmp_path / "noval.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="--evolve goes by the results on the val split, and .*noval.yaml has none"):
+        train.run(data=str(tmp_path / "noval.yaml"), evolve=2, project=str(tmp_path / "runs"))
+
+
+def test_a_test_split_that_cannot_be_used_is_a_warning(
+    data: Path, trained: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "with_test.yaml").write_text(data.read_text() + f"test: {tmp_path / 'empty'}\n")
+    with caplog.at_level(logging.WARNING, logger="yolov5"):
+        run = trained(data=str(tmp_path / "with_test.yaml"))
+    assert "the test split was left out: no images" in caplog.text
+    assert load_checkpoint(run.last)["training"]["finished"]
+
+
+def test_a_missing_package_is_told_before_anything_is_done(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        train.run(data=str(data), tensorboard=True, project=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_times_are_told_and_a_slow_loader_is_warned_of(
     trained: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +304,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(
         ({"batch_size": -2}, "--batch-size is -2"),
         ({"quad": True, "batch_size": 6}, "--quad .*multiple of 4"),
         ({"image_weights": True, "rect": True}, "--image-weights .* choose one"),
+        ({"image_weights": True, "noval": True}, "--image-weights goes by the evaluation"),
         ({"label_smoothing": 1.0}, "--label-smoothing is 1.0"),
         ({"freeze": [-1]}, "--freeze is"),
         ({"freeze": ["a"]}, "--freeze is"),
@@ -264,7 +313,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(
         ({"optimizer": "adam"}, "did you mean 'Adam'"),
         ({"save_period": -2}, "--save-period is -2"),
         ({"evolve": -1}, "--evolve is -1"),
-        ({"evolve": 2, "resume_evolve": "nowhere"}, "--resume-evolve: give the folder"),
     ],
 )
 def test_what_the_flags_refuse(flags: dict, message: str, trained: Train, tmp_path: Path) -> None:

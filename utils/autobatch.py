@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from utils.console import LOGGER
 from utils.device import available_memory
+from utils.distributed import local_world_size
 
 FALLBACK = 16
 STEP = 8  # larger batches are multiples of it: GPU kernels work in such tiles; powers of two would waste up to a half
@@ -92,6 +93,7 @@ def _for_cpu(
     free = available_memory()
     if free is None:
         raise ValueError("the system does not tell how much is free")
+    free //= local_world_size()  # the processes that train together share it
     per_image, fixed = memory_line(*measure_cpu(model, imgsz, device, autocast))
     per_image *= CPU_FACTOR
     fixed += (STATE + 1) * _bytes(model.parameters())  # and the gradients

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ REMEDY = "make it again with my_tools/voc2yolo.py, or take it away"
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image in a COCO file: its id, (height, width), objects (k, 7) float64 class, corners, area, difficult."""
+    """An image in a COCO file: its id, (height, width), objects (k, 7) float64 class, corners, area, difficult.
+
+    categories: class number -> the file's category id.
+    """
 
     image_id: int
     shape: tuple[int, int]
     objects: np.ndarray
+    categories: Mapping[int, int] = field(default_factory=dict)
 
 
 def read_annotations(file: Path, names: Mapping[int, str]) -> dict[str, Annotated]:
@@ -59,7 +63,9 @@ def read_annotations(file: Path, names: Mapping[int, str]) -> dict[str, Annotate
         if row is None or not _is_whole(entry.get("image_id")) or entry["image_id"] not in rows:
             raise _damaged(file, f"annotations[{i}] needs image_id and category_id that are listed, bbox of 4 numbers")
         rows[entry["image_id"]].append(row)
-    return {name: Annotated(n, shape, np.array(rows[n], float).reshape(-1, 7)) for n, (name, shape) in found.items()}
+    ids = {number: i for i, number in classes.items()}
+    return {name: Annotated(n, shape, np.array(rows[n], float).reshape(-1, 7), ids)
+            for n, (name, shape) in found.items()}  # fmt: skip
 
 
 def _damaged(file: Path, what: str) -> UserError:

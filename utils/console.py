@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from utils.distributed import is_connected, is_main, rank
 from utils.errors import UserError
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 LOGGER = logging.getLogger("yolov5")
 
@@ -73,6 +76,11 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
     except UserError as e:
         if is_main() or is_connected():  # before they connect all processes stumble over the same
             LOGGER.error(str(e) if is_main() else f"process {rank()}: {e}")
+        sys.exit(1)
+    except OSError as e:
+        if e.errno not in DISK_TROUBLE:
+            raise
+        LOGGER.error(f"{e.filename or 'a file'}: cannot be written ({e.strerror})")
         sys.exit(1)
     except KeyboardInterrupt as e:
         if is_main():

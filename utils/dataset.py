@@ -31,7 +31,7 @@ from utils.augment import (
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.console import LOGGER, progress
 from utils.device import available_memory
-from utils.distributed import world_size
+from utils.distributed import local_world_size, world_size
 from utils.files import atomic_write
 from utils.images import ImageError, read_image
 from utils.labels import LabelIndex
@@ -186,7 +186,7 @@ class DetectionDataset(Dataset):
         return im
 
     def _fits_memory(self) -> bool:
-        needed = int(len(self) * self.imgsz**2 * 3 * 0.8)
+        needed = int(len(self) * self.imgsz**2 * 3 * 0.8) * local_world_size()  # each process has its own
         free = available_memory()
         if free is None or needed < 0.7 * free:
             return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +40,11 @@ def local_rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_world_size() -> int:
+    """How many of them share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
@@ -99,8 +104,8 @@ def spread(tensors: list[Tensor]) -> None:
 
 
 @contextmanager
-def lost_process_is_told(advice: str) -> Iterator[None]:
-    """Turn the error of an exchange with a process that is gone into a UserError that ends with `advice`."""
+def lost_process_is_told(advice: Callable[[], str] = str) -> Iterator[None]:
+    """Turn the error of an exchange with a process that is gone into a UserError that ends with what `advice` says."""
     try:
         yield
     except RuntimeError as e:
@@ -111,7 +116,7 @@ def lost_process_is_told(advice: str) -> Iterator[None]:
         if not is_connected() or isinstance(e, torch.OutOfMemoryError) or not told:
             raise
         reason = re.sub(r"^\[[^]]*\]\s*", "", told[0].splitlines()[0])[:80]  # without the C++ file it comes from
-        raise UserError(f"another process of this training is gone ({reason}); {advice}") from e
+        raise UserError(f"another process of this training is gone ({reason}); {advice()}".rstrip("; ")) from e
 
 
 def _is_broken_exchange(message: str) -> bool:
@@ -125,13 +130,14 @@ def locked(folder: Path) -> Iterator[None]:
 
     Where the system has no such lock, or the folder is not there, nothing waits.
     """
+    handle = None
     try:
-        handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    except OSError:
-        handle = None
-    try:
-        if handle is not None:
+        if fcntl:
+            handle = os.open(folder, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        pass  # no such folder, or a file system without locks
+    try:
         yield
     finally:
         if handle is not None:

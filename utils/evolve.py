@@ -10,19 +10,20 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from utils import metrics
-from utils.config import HYPERPARAMETERS, load_yaml
-from utils.console import LOGGER
+from utils.config import HYPERPARAMETERS, DataConfig, load_yaml, save_yaml
+from utils.console import LOGGER, quoted, shown
+from utils.distributed import world_size
 from utils.errors import UserError, did_you_mean
-from utils.files import atomic_write, increment_path, newest
+from utils.files import ROOT, atomic_write, increment_path, newest
 from utils.logs import COLUMNS
-from utils.options import TrainOptions
+from utils.options import TrainOptions, effective_hyp
 from utils.plots import plot_evolve
 
 RESULTS = COLUMNS[4:11]  # P, R, mAP50, mAP50-95 and the three losses on the val split
@@ -251,11 +252,42 @@ def _check_same_start(rows: Sequence[Row], base: Mapping[str, float], file: Path
                     f"{base.get(key)}): give the same --hyp, or another --name")  # fmt: skip
 
 
+def run_evolution(
+    opt: TrainOptions, prepare: Callable[[TrainOptions], DataConfig],
+    train: Callable[[TrainOptions, dict[str, float], DataConfig], Sequence[float]],
+) -> None:  # fmt: skip
+    """Train again and again with mutated hyper-parameters; what has been found is in runs/evolve/<name>.
+
+    prepare(options) readies the data set; train(options, hyp, data) returns the figures of RESULTS. Raises UserError
+    for what cannot be, and KeyboardInterrupt that says how to go on.
+    """
+    if world_size() > 1:
+        raise UserError("--evolve runs in one process; start one per GPU with a --name each")
+    opt, folder = open_evolution(opt) if opt.resume_evolve else (opt, None)
+    data, base = prepare(opt), effective_hyp(opt)
+    if not data.val:
+        raise UserError(f"--evolve goes by the results on the val split, and {data.yaml_file} has none")
+    if folder is None:
+        project = ROOT / "runs/evolve" if "project" not in opt.given else Path(opt.project)
+        folder = increment_path(project / opt.name, opt.exist_ok)
+        save_yaml(folder / "opt.yaml", opt.plain())
+    quiet = replace(opt, project=str(folder), name="generation", exist_ok=True, nosave=True, noval=True, noplots=True)
+    try:
+        best = evolve(folder, opt.evolve, base, opt.seed, lambda hyp, _: train(replace(quiet), hyp, data))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; to go on: python train.py --evolve {opt.evolve} --resume-evolve "
+                                f"{quoted(shown(folder))}") from None  # fmt: skip
+    LOGGER.info(f"\nbest      {shown(best)}\npicture   {shown(folder / 'evolve.png')}\n"
+                f"next      python train.py --data {quoted(opt.data)} --hyp {quoted(shown(best))}")  # fmt: skip
+
+
 def open_evolution(flags: TrainOptions) -> tuple[TrainOptions, Path]:
     """Options and folder of the evolution to go on with; of the flags given now only --evolve counts."""
     newest_csv = newest("evolve/*/evolve.csv")
     folder = Path(flags.resume_evolve) if isinstance(flags.resume_evolve, str) else newest_csv and newest_csv.parent
     if folder is None or not (folder / "opt.yaml").is_file():
         raise UserError("--resume-evolve: give the folder of an evolution, such as runs/evolve/exp")
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)  # what a killed process was writing
     kept = {k: v for k, v in load_yaml(folder / "opt.yaml").items() if k != "evolve"}
     return TrainOptions.from_flags({**kept, "evolve": flags.evolve}), folder

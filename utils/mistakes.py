@@ -134,7 +134,8 @@ def draw_tile(image: Tensor, box: np.ndarray, red: np.ndarray, green: np.ndarray
     """
     height, width = image.shape[1:]
     half = max(*(box[2:] - box[:2]), 24.0)
-    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    # a detection may lie beside the image
+    cx, cy = np.clip((box[0] + box[2]) / 2, 0, width), np.clip((box[1] + box[3]) / 2, 0, height)
     left, right = (int(np.clip(v, 0, width)) for v in (cx - half, cx + half + 1))
     top, bottom = (int(np.clip(v, 0, height)) for v in (cy - half, cy + half + 1))
     cut = image[:, top:bottom, left:right].cpu().numpy().transpose(1, 2, 0)[..., ::-1]

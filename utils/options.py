@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from utils.config import load_hyp
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT
 from utils.precision import AMP_CHOICES
@@ -133,6 +134,13 @@ class TrainOptions:
         """The numbers of the layers that are not trained."""
         return self.freeze if len(self.freeze) > 1 else tuple(range(*self.freeze))
 
+    def check_together(self) -> None:
+        """Raise UserError for flags given that contradict each other."""
+        if self.resume_evolve and (not self.evolve or set(self.given) - {"evolve", "resume_evolve"}):
+            raise UserError("--resume-evolve goes with --evolve N, up to how many generations, and with no other flag")
+        if self.evolve and self.resume:
+            raise UserError("--evolve is gone on with by --resume-evolve, not by --resume")
+
     def plain(self) -> dict[str, Any]:
         """The options as plain values, for opt.yaml and the checkpoint."""
         plain = {k: v for k, v in asdict(self).items() if k != "given"}
@@ -142,3 +150,9 @@ class TrainOptions:
 def is_whole(value: Any) -> bool:
     """Whether a value is an int (a bool is not)."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def effective_hyp(opt: TrainOptions) -> dict[str, float]:
+    """The hyper-parameters of the hyp file, with `--label-smoothing` in its place."""
+    hyp = load_hyp(opt.hyp)
+    return {**hyp, "label_smoothing": opt.label_smoothing} if opt.label_smoothing else hyp

@@ -17,12 +17,17 @@ AMP_CHOICES = ("auto", "off", "fp16", "bf16")
 class Precision:
     """The format of forward passes in training; weights, loss and optimizer stay in float32.
 
-    dtype: float32, float16 (gradients are then scaled) or bfloat16. reason: one sentence for the user.
+    dtype: float32, float16 (gradients are then scaled) or bfloat16. reason: a phrase for the user.
     """
 
     dtype: torch.dtype
     device: torch.device
     reason: str
+
+    @property
+    def amp(self) -> str:
+        """The `--amp` that chooses this format."""
+        return {torch.float32: "off", torch.float16: "fp16", torch.bfloat16: "bf16"}[self.dtype]
 
     def autocast(self) -> AbstractContextManager:
         """The context to run a forward pass in."""

@@ -179,7 +179,8 @@ def results_of(part: Part, names: Mapping[int, str], settings: Settings) -> Resu
     objects = np.bincount(true_cls.astype(int), minlength=len(names))
     per_class = np.zeros(len(names), int)
     for image in part.images:
-        per_class[np.unique(image.true[:, 0].astype(int))] += 1
+        rows = image.true if settings.protocol == "yolov5" else truth_of(image.path, image.true, settings)
+        per_class[np.unique(rows[:, 0].astype(int))] += 1
     losses = np.array([values for _, values in part.losses]).reshape(-1, 3).sum(0) / max(len(part.losses), 1)
     milliseconds = (part.seconds / max(len(part.images), 1) * 1e3).tolist()
     speed = dict(zip(("pre-process", "inference", "NMS"), milliseconds, strict=True))
@@ -218,18 +219,22 @@ def confusion_of(part: Part, nc: int) -> np.ndarray:
 def json_rows(part: Part, settings: Settings) -> list[dict[str, Any]]:
     """The detections of merged records in COCO's results format.
 
-    An image's id is that of its COCO file, or the number its name is, or its name; the second and third for all images
-    if the ids of several COCO files clash.
+    Ids of images and categories are those of the COCO file. For images that are in none, and for all if the ids of
+    several files clash, they are the number that the image's name is, or the name, and the class number.
     """
-    ids = {i.path: settings.annotations[i.path].image_id for i in part.images if i.path in settings.annotations}
-    ids = ids if len(set(ids.values())) == len(ids) else {}
+    known = {i.path: settings.annotations[i.path] for i in part.images if i.path in settings.annotations}
+    known = known if len({a.image_id for a in known.values()}) == len(known) else {}
     rows = []
     for image in part.images:
         stem = Path(image.path).stem
-        image_id = ids.get(image.path, int(stem) if stem.isascii() and stem.isdigit() else stem)
+        image_id: int | str = int(stem) if stem.isascii() and stem.isdigit() else stem
+        categories: Mapping[int, int] = {}
+        if image.path in known:
+            image_id, categories = known[image.path].image_id, known[image.path].categories
         for x1, y1, x2, y2, confidence, cls in image.found.tolist():
             box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
-            rows.append({"image_id": image_id, "category_id": int(cls), "bbox": box, "score": round(confidence, 5)})
+            category = categories.get(int(cls), int(cls))
+            rows.append({"image_id": image_id, "category_id": category, "bbox": box, "score": round(confidence, 5)})
     return rows
 
 

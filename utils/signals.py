@@ -7,6 +7,8 @@ import signal
 import threading
 from types import FrameType
 
+from utils.distributed import is_main
+
 NOTICE = b"\nstopping after this batch; press Ctrl-C again to stop at once, without saving\n"
 
 
@@ -33,6 +35,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.requested:
+        if not self.requested and number == signal.SIGINT and is_main():
             os.write(2, NOTICE)  # a handler must not use what it may have interrupted: the logger, the streams
         self.requested = True

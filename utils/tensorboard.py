@@ -9,6 +9,16 @@ from utils.errors import UserError
 from utils.images import ImageError, read_image
 
 
+def require_package() -> type:
+    """Return the class that writes event files. Raises UserError if the package is missing."""
+    try:
+        import tensorboard  # noqa: F401  torch's own message for a missing package names no remedy
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from e
+    return SummaryWriter
+
+
 class TensorBoardLog:
     """Writes an event file into `folder`; `tensorboard --logdir` shows it while the run goes on.
 
@@ -17,13 +27,9 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, from_epoch: int = 0) -> None:
+        writer = require_package()
         try:
-            import tensorboard  # noqa: F401  torch's own message for a missing package names no remedy
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e:
-            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from e
-        try:
-            self._writer = SummaryWriter(str(folder), purge_step=from_epoch or None)
+            self._writer = writer(str(folder), purge_step=from_epoch or None)
         except OSError as e:
             raise UserError(f"{folder}: TensorBoard's file cannot be written ({e.strerror or e})") from e
 

@@ -99,6 +99,11 @@ def test_a_tile_fits_its_place_and_shows_both_boxes(box: tuple) -> None:
     assert all((tile == colour).all(2).any() for colour in (RED, GREEN))
 
 
+def test_a_tile_of_a_detection_beside_the_image() -> None:
+    box = np.array([[300, 10, 310, 30]], np.float32)  # test-time augmentation makes such
+    assert draw_tile(torch.zeros(3, 64, 64, dtype=torch.uint8), box[0], box, box[:0]).size
+
+
 def test_picture_without_mistakes_and_with_some() -> None:
     assert mistakes_picture([]).shape == (2 * HEADING, COLUMNS * TILE, 3)
     mistakes = Mistakes({0: "猫\n"})

@@ -136,10 +136,12 @@ def test_nothing_at_all_scores_nothing() -> None:
 def test_json_rows(ids: dict[str, int], expected: list) -> None:
     found = np.array([[1.00049, 2, 11, 22, 0.1234567, 2]], np.float32)
     images = [ImageRecord(p, found, np.zeros((0, 5)), np.zeros((1, 10), bool)) for p in ("/a/12.jpg", "/b/dog.jpg")]
-    notes = {path: Annotated(number, (30, 30), np.zeros((0, 7))) for path, number in ids.items()}
+    notes = {path: Annotated(number, (30, 30), np.zeros((0, 7)), {2: 18}) for path, number in ids.items()}
     rows = json_rows(part(images), Settings(annotations=notes))
     assert [r["image_id"] for r in rows] == expected
-    assert rows[0] == {"image_id": expected[0], "category_id": 2, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.12346}
+    category = 18 if expected == [5, 6] else 2  # ids of images and categories are of one file, or none is
+    box = [1.0, 2.0, 10.0, 20.0]
+    assert rows[0] == {"image_id": expected[0], "category_id": category, "bbox": box, "score": 0.12346}
 
 
 def test_a_scorer_moves_boxes_to_the_files_pixels(tmp_path: Path) -> None:
