@@ -141,6 +141,8 @@ def parse_opt() -> argparse.Namespace:
 
 
 def main(opt: argparse.Namespace) -> None:
+    if not hasattr(os, "killpg"):
+        raise UserError("check_resume.py kills processes as POSIX systems do; it does not run here")
     if opt.kills < 1:
         raise UserError(f"--kills {opt.kills}: at least 1")
     run(opt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from models.state import data_digest
 from my_tools.check_resume import differences, unequal
 from utils.errors import UserError
 from utils.labels import load_labels
+
+resource = pytest.importorskip("resource", reason="processes are killed and limited as POSIX systems allow")
 
 # kills its own process at the n-th call of a function: a moment that a random kill would seldom meet
 DRIVER = """
