@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from utils.boxes import scale_boxes, xyxy2xywhn
-from utils.console import LOGGER, run_script
+from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, select_device
 from utils.draw import Annotator, color_of, crop_box
 from utils.errors import UserError
@@ -268,7 +268,7 @@ def run(
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Detect objects")
+    parser = Parser(description="Detect objects")
     add = parser.add_argument
     add("--weights", default="", help="checkpoint; the newest run's best.pt if left out")
     add("--source", default=str(ROOT / "data/images"), help="picture, video, folder, glob, list, webcam, URL")

@@ -22,8 +22,9 @@ from models.resume import open_resumed, resume_command, save_state, save_weights
 from models.runtime import Runtime, to_input
 from models.training import DEFAULT_CFG, Run, eval_loader, setup
 from my_tools.default_set import prepare_shapes
+from utils.coco import usable_annotations
 from utils.config import DataConfig, load_data
-from utils.console import LOGGER, progress, quoted, run_script, shown
+from utils.console import LOGGER, Parser, progress, quoted, run_script, shown
 from utils.dataset import close_loader, rescale
 from utils.distributed import (
     disconnect,
@@ -244,8 +245,7 @@ def finish(run: Run) -> Results | None:
     state, plots = run.state, not run.opt.noplots
     if plots and is_main():
         plot_results(run.folder / "results.csv", run.folder / "results.png")
-    data, step, val = np.array(state.rows)[:, -3:].sum(0)
-    save = state.seconds.get("save", 0.0)
+    data, step, val, save = *np.array(state.rows)[:, -3:].sum(0), state.seconds.get("save", 0.0)
     LOGGER.info(f"\n{len(state.rows)} epochs in {data + step + val + save:.0f} s: {step:.0f} s training, {data:.0f} s "
                 f"waiting for images, {val:.0f} s validating, {save:.0f} s saving")  # fmt: skip
     results = None
@@ -264,9 +264,9 @@ def finish(run: Run) -> Results | None:
                 board.image(name, run.folder / name)
         board.close()
     save_state(run, finished=True)
-    command = f"python detect.py --weights {quoted(shown(run.best))} --source data/images"
     LOGGER.info(f"\nweights   {shown(run.best)}  ({run.best.stat().st_size / 2**20:.1f} MiB)\n"
-                f"pictures  {shown(run.folder)}\nnext      {command}")  # fmt: skip
+                f"results   {shown(run.folder)}\n"
+                f"next      python detect.py --weights {quoted(shown(run.best))} --source data/images")  # fmt: skip
     return results
 
 
@@ -282,7 +282,9 @@ def score_test(run: Run, runtime: Runtime) -> Results | None:
 
 def score(run: Run, runtime: Runtime, split: str, loader: torch.utils.data.DataLoader, plots: bool) -> Results:
     """Evaluate best.pt on a split and print the table."""
-    settings = Settings(single_cls=run.opt.single_cls, folder=run.folder, plots=plots, writes=is_main())
+    annotations = usable_annotations(run.data, split, loader.dataset.index, needed=False)
+    settings = Settings(single_cls=run.opt.single_cls, folder=run.folder, plots=plots, writes=is_main(),
+                        annotations=annotations)  # fmt: skip
     LOGGER.info(f"\n{split} split:")
     results = evaluate(lambda im: (runtime.predict(im), None), loader, run.names, run.device, settings, gather=gather)
     LOGGER.info(results_table(results, run.names, per_class=len(run.names) <= 30))
@@ -347,7 +349,7 @@ def train_and_finish(
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train a detector. In brackets: the defaults; those of the data yaml (`defaults:`) come before them"
     )
     add = parser.add_argument

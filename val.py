@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
 from utils.boxes import xyxy2xywh
-from utils.coco import Annotated, check_sizes, require_package, split_annotations
+from utils.coco import Annotated, require_package, usable_annotations
 from utils.config import DataConfig, load_data
-from utils.console import LOGGER, progress, run_script
+from utils.console import LOGGER, Parser, progress, run_script
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, select_device
 from utils.draw import draw_batch
@@ -185,6 +185,8 @@ class Options:
             if getattr(self, flag) and self.task not in SPLITS:
                 raise UserError(f"--{flag.replace('_', '-')} is of no use with --task {self.task}: leave it out")
         self.save_txt |= self.save_hybrid
+        if self.save_hybrid and self.conf_thres == Options.conf_thres:
+            self.conf_thres = 0.25  # what is as good as a label, not all that an AP is worked out from
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> Options:
@@ -312,14 +314,7 @@ def load_split(config: DataConfig, opt: Options) -> Split:
     """
     name = opt.task if opt.task in SPLITS else "val"
     index = load_labels(config.existing(name), config.nc, f"{name}: ")
-    try:
-        annotations = split_annotations(config, name)
-        check_sizes(index, annotations)
-    except UserError as e:
-        if opt.protocol != "yolov5":
-            raise
-        LOGGER.warning(str(e))
-        annotations = {}
+    annotations = usable_annotations(config, name, index, needed=opt.protocol != "yolov5")
     missing = sum(index.file(i) not in annotations for i in range(len(index)))
     if missing and opt.protocol != "yolov5":
         LOGGER.warning(f"--protocol {opt.protocol}: no difficult object is known in {missing} of {len(index)} images: "
@@ -355,7 +350,7 @@ def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.de
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Evaluate a detector. In brackets: the defaults")
+    parser = Parser(description="Evaluate a detector. In brackets: the defaults")
     add = parser.add_argument
     add("--data", default=Options.data, help="data yaml, also looked for in data/ (%(default)s)")
     add("--weights", nargs="+", default="", metavar="PT",

@@ -57,7 +57,7 @@ def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Pat
     """
     if others := sorted(set(flags.given) - set(CHANGEABLE) - {"resume"}):
         raise UserError(f"--resume goes on with the run's own options: leave out --{others[0].replace('_', '-')} "
-                        f"(only {', '.join(CHANGEABLE)} can change)")  # fmt: skip
+                        f"(only {', '.join(f'--{flag}' for flag in CHANGEABLE)} can change)")  # fmt: skip
     file = Path(flags.resume) if isinstance(flags.resume, str) else newest("train/*/weights/last.pt")
     if file is None:
         raise UserError("--resume: there is no last.pt in runs/train; give its path")

@@ -21,7 +21,7 @@ from models.yolo import DetectionModel, coarse_stride_warning, model_summary
 from utils.anchors import check_anchors
 from utils.autobatch import check_train_batch_size
 from utils.config import DataConfig, load_yaml, save_yaml
-from utils.console import LOGGER, shown
+from utils.console import LOGGER, quoted, shown
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, seed_everything, select_device
 from utils.distributed import (
@@ -84,7 +84,7 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     names = {0: "object"} if opt.single_cls else data.names
     digest = data_digest(index, val_index)
     if content:
-        check_unchanged(content, names, digest, data)
+        check_unchanged(content, names, digest, data, folder)
     if opt.batch_size != -1:
         check_batch_size(opt, len(index))
     if opt.image_weights and opt.rect:
@@ -139,13 +139,16 @@ def scan(data: DataConfig) -> tuple[LabelIndex, LabelIndex | None]:
     return index, val_index
 
 
-def check_unchanged(content: dict[str, Any], names: dict[int, str], digest: str, data: DataConfig) -> None:
+def check_unchanged(
+    content: dict[str, Any], names: dict[int, str], digest: str, data: DataConfig, folder: Path
+) -> None:
     """Raise UserError if a run to be resumed would go on with other classes, images or labels."""
     if list(content["names"].values()) != list(names.values()):
         raise UserError(f"--resume: the class names in {data.yaml_file} have changed since this run began")
     if content["training"].get("data") != digest:
+        weights = quoted(shown(folder / "weights/last.pt"))
         raise UserError(f"--resume: the images or labels that {data.yaml_file} names have changed since this run "
-                        "began; start a new run with --weights last.pt to train on with them")  # fmt: skip
+                        f"began; start a new run with --weights {weights} to train on with them")  # fmt: skip
 
 
 def build_model(opt: TrainOptions, hyp: dict[str, float], nc: int, content: dict | None) -> DetectionModel:

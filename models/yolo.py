@@ -25,7 +25,7 @@ from models.common import Conv
 from models.fuse import fuse_batch_norms
 from models.registry import check_arguments, find_block, register
 from utils.config import check_model_cfg, load_model_cfg
-from utils.console import LOGGER, run_script
+from utils.console import LOGGER, Parser, run_script
 from utils.errors import UserError, did_you_mean
 
 _KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
@@ -375,7 +375,7 @@ def coarse_stride_warning(model: DetectionModel) -> str:
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Print the layers of a model config")
+    parser = Parser(description="Print the layers of a model config")
     parser.add_argument("--cfg", default="yolov5_shufflenet.yaml", help="model yaml, also looked for in models/")
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="image size in pixels")
     parser.add_argument("--nc", type=int, default=None, help="number of classes, instead of the yaml's")

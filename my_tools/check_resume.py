@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from utils.console import LOGGER, run_script
+from utils.console import LOGGER, Parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, increment_path
 from utils.logs import TIMES
@@ -126,7 +126,7 @@ def run(opt: argparse.Namespace) -> Path:
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Kill a training run at random moments and compare it with another")
+    parser = Parser(description="Kill a training run at random moments and compare it with another")
     add = parser.add_argument
     add("--kills", type=int, default=3, help="how often")
     add("--data", default="shapes.yaml")

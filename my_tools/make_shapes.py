@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.console import LOGGER, progress, run_script
+from utils.console import LOGGER, Parser, progress, run_script
 from utils.errors import UserError
 from utils.files import DATASETS, ROOT, atomic_write
 
@@ -377,7 +377,7 @@ def run(out: str | Path = "", images: int = IMAGES, size: int = SIZE, seed: int 
 
 def parse_opt(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="draw the embedded data set of shapes in VOC format")
+    parser = Parser(description="draw the embedded data set of shapes in VOC format")
     parser.add_argument("--out", default="", help=f"folder to write (default {OUT}, with --samples {SAMPLES_OUT})")
     parser.add_argument("--images", type=int, default=IMAGES, help="number of images in the set")
     parser.add_argument("--size", type=int, default=SIZE, help="longer side of an image in pixels")

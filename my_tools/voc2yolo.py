@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.console import LOGGER, printable, progress, run_script
+from utils.console import LOGGER, Parser, printable, progress, run_script
 from utils.download import download
 from utils.errors import UserError, did_you_mean
 from utils.files import DATASETS, IMAGE_SUFFIXES, ROOT
@@ -353,7 +353,7 @@ def _log_summary(summary: Summary, custom: bool) -> None:
 
 def parse_opt(args: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", nargs="+", help="zips or folders (default: VOC's in ../datasets/VOC/images)")
     parser.add_argument("--out", help="where to write (default: ../datasets/VOC, or ../datasets/<name>)")
     parser.add_argument("--name", help="name of a set of your own (default: its folder's)")

@@ -192,6 +192,19 @@ def test_a_full_disk_is_told_in_one_line(words: list, tmp_path: Path, yolo_set: 
     assert done.returncode == 1 and "Traceback" not in done.stderr and "File too large" in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.py", "--epohcs", "2"], "error: unknown flag --epohcs (did you mean '--epochs'?); --help lists all"),
+        (["val.py", "--imgsz", "big"], "error: argument --imgsz/--img/--img-size: invalid int value: 'big'"),
+        (["detect.py", "--qqq"], "error: unknown flag --qqq; --help lists all"),
+    ],
+)
+def test_a_wrong_flag_is_told_in_one_line(words: list[str], message: str) -> None:
+    done = run_script(*words)
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (1, message, "")
+
+
 def test_wrong_number_of_classes(tmp_path: Path, yolo_set: Path) -> None:
     from models.checkpoint import weights_content
     from models.yolo import Model

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from utils.config import DataConfig
+from utils.console import LOGGER
 from utils.errors import UserError
 from utils.labels import LabelIndex
 from utils.protocols import ProtocolScore, class_counts
@@ -135,6 +136,19 @@ def check_sizes(index: LabelIndex, annotations: Mapping[str, Annotated]) -> None
         if noted and noted.shape != real:
             raise UserError(f"{index.file(i)} is {real[1]}x{real[0]} px, its COCO file says {noted.shape[1]}x"
                             f"{noted.shape[0]}: make annotations/ again with my_tools/voc2yolo.py")  # fmt: skip
+
+
+def usable_annotations(data: DataConfig, split: str, index: LabelIndex, needed: bool) -> dict[str, Annotated]:
+    """`split_annotations`, if they fit the images; if not, raises UserError where they are needed, else warns."""
+    try:
+        annotations = split_annotations(data, split)
+        check_sizes(index, annotations)
+    except UserError as e:
+        if needed:
+            raise
+        LOGGER.warning(str(e))
+        return {}
+    return annotations
 
 
 def score_coco(found: Sequence[np.ndarray], truths: Sequence[np.ndarray], nc: int) -> ProtocolScore:

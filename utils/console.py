@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from utils.distributed import is_connected, is_main, rank
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -67,6 +68,19 @@ def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) ->
     """A progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
     kwargs.setdefault("bar_format", "{l_bar}{bar:10}{r_bar}{bar:-10b}")
     return tqdm(iterable, desc=desc, disable=not is_main(), **kwargs)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are told in one line, with exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        rest = message.removeprefix("unrecognized arguments: ")
+        if rest != message:
+            flag = rest.split()[0]
+            message = f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}; --help lists all"
+        if is_main():
+            LOGGER.error(message)
+        sys.exit(1)
 
 
 def run_script(main: Callable[[Any], Any], opt: Any) -> None:

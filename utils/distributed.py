@@ -105,17 +105,21 @@ def spread(tensors: list[Tensor]) -> None:
 
 @contextmanager
 def lost_process_is_told(advice: Callable[[], str] = str) -> Iterator[None]:
-    """Turn the error of an exchange with a process that is gone into a UserError that ends with what `advice` says."""
+    """Turn the error that another process's end causes into a UserError that ends with what `advice` says."""
     try:
         yield
     except RuntimeError as e:
+        if "DataLoader worker" in str(e) and "killed" in str(e):
+            raise UserError("a process that loads images was killed, as systems do when memory runs out: fewer "
+                            f"--workers, or no --cache; {advice()}".rstrip("; ")) from e  # fmt: skip
         chain: list[BaseException] = [e]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)
         told = [str(c) for c in chain if _is_broken_exchange(str(c))]
         if not is_connected() or isinstance(e, torch.OutOfMemoryError) or not told:
             raise
-        reason = re.sub(r"^\[[^]]*\]\s*", "", told[0].splitlines()[0])[:80]  # without the C++ file it comes from
+        # without the C++ file it comes from, and the advice to developers
+        reason = re.sub(r"^\[[^]]*\]\s*", "", told[0].splitlines()[0]).split(". ")[0][:80]
         raise UserError(f"another process of this training is gone ({reason}); {advice()}".rstrip("; ")) from e
 
 

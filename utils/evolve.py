@@ -277,8 +277,11 @@ def run_evolution(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; to go on: python train.py --evolve {opt.evolve} --resume-evolve "
                                 f"{quoted(shown(folder))}") from None  # fmt: skip
+    same = {"data": opt.data, "cfg": opt.cfg, "weights": opt.weights, "imgsz": opt.imgsz, "batch-size": opt.batch_size,
+            "optimizer": opt.optimizer}  # fmt: skip
+    words = " ".join(f"--{flag} {quoted(str(value))}" for flag, value in same.items() if value)
     LOGGER.info(f"\nbest      {shown(best)}\npicture   {shown(folder / 'evolve.png')}\n"
-                f"next      python train.py --data {quoted(opt.data)} --hyp {quoted(shown(best))}")  # fmt: skip
+                f"next      python train.py {words} --hyp {quoted(shown(best))}")  # fmt: skip
 
 
 def open_evolution(flags: TrainOptions) -> tuple[TrainOptions, Path]:

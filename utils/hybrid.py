@@ -30,7 +30,7 @@ def nms_with_labels(
         rows[: len(labels), 4] = 1
         rows[torch.arange(len(labels)), 5 + labels[:, 0].long()] = 1
     found = non_max_suppression(torch.cat((certain, decoded), 1), conf_thres, iou_thres, agnostic=agnostic,
-                                multi_label=True, max_det=max_det + certain.shape[1])  # fmt: skip
+                                multi_label=False, max_det=max_det + certain.shape[1])  # fmt: skip
     return [_labels_first(f, labels, unit, iou_thres, max_det, agnostic)
             for f, labels in zip(found, of_image, strict=True)]  # fmt: skip
 

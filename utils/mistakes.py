@@ -23,7 +23,7 @@ KEPT = 16
 COLUMNS, TILE, CAPTION, HEADING = 8, 220, 40, 34  # of the picture: tiles a row, and pixels
 RED, GREEN, INK, PAPER = (40, 40, 230), (60, 190, 60), (30, 30, 30), (255, 255, 255)
 HEADINGS = {
-    "false": "Made up: the most confident detections (red) without a label (green) of their class at IoU 0.5",
+    "false": "Made up: detections (red) of confidence 0.25 and more without a label (green) of their class at IoU 0.5",
     "missed": "Missed: the biggest labels (green) that no detection of confidence 0.25 finds",
 }
 

@@ -277,10 +277,12 @@ def protocol_line(results: Results) -> str:
     objects = int(results.score.objects.sum() if results.score else results.objects.sum())
     if results.difficult is None:
         hard = "which objects are difficult is not known"
+    elif not results.difficult:
+        hard = "none of them difficult"
     elif results.score:
-        hard = f"{results.difficult} difficult ones, ignored"
+        hard = f"and {results.difficult} difficult ones, ignored"
     else:
-        hard = f"{results.difficult} difficult ones, not among them: finding one counts as false"
+        hard = f"and {results.difficult} difficult ones, of which finding one counts as false"
     text = f"protocol {results.protocol} ({PROTOCOLS[results.protocol]}): {results.images} images, {objects} objects"
     text = f"{text}, {hard}"
     if results.protocol == "coco" and results.score:
