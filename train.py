@@ -349,9 +349,7 @@ def train_and_finish(
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = Parser(
-        description="Train a detector. In brackets: the defaults; those of the data yaml (`defaults:`) come before them"
-    )
+    parser = Parser(description="Train a detector. In brackets: the defaults; those of the data yaml come before them")
     add = parser.add_argument
     add("--weights", default=None, help="checkpoint to start from; from scratch if left out")
     add("--cfg", default=None, help=f"model yaml, also looked for in models/ ({DEFAULT_CFG})")
