@@ -12,7 +12,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
 from utils.boxes import xyxy2xywh
 from utils.coco import Annotated, require_package, usable_annotations
-from utils.config import DataConfig, load_data
+from utils.config import DataConfig, check_keys, load_data
 from utils.console import LOGGER, Parser, progress, run_script
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, select_device
@@ -191,10 +191,7 @@ class Options:
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> Options:
         """Options from keyword arguments. Raises UserError for an unknown one."""
-        known = [f.name for f in fields(cls)]
-        for key in flags:
-            if key not in known:
-                raise UserError(f"val has no option '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")
+        check_keys(flags, [f.name for f in fields(cls)], "val.run")
         return cls(**flags)
 
     @property
@@ -269,8 +266,7 @@ def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options
     A row of the text: size in pixels, P, R, mAP50, mAP50-95, then milliseconds per image of pre-process, network, NMS.
     """
     opt, results, curves = replace(opt, noplots=True), [], {}
-    for file, runtime in zip(files, runtimes, strict=True):
-        label = next(name for name in labels_of(file) if name not in curves)
+    for file, label, runtime in zip(files, labels_of(files), runtimes, strict=True):
         rows = []
         for size in opt.sizes or STUDY_SIZES:
             size = check_img_size(size, runtime.stride)[0]
@@ -278,6 +274,7 @@ def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options
             results.append(evaluate_at(size, runtime, split, opt, folder))
             rows.append([size, *results[-1].summary, *results[-1].speed.values()])
             LOGGER.info("\n".join(results_table(results[-1], names_of(runtime, opt)).splitlines()[:2]))
+            LOGGER.info(f"{speed_line(results[-1])} per image")
         with atomic_write(folder / f"study_{split.config.yaml_file.stem}_{label}.txt", "w") as f:
             f.writelines(" ".join([f"{row[0]:4d}", *(f"{v:10.4g}" for v in row[1:])]) + "\n" for row in rows)
         curves[label] = np.array(rows)
@@ -286,11 +283,13 @@ def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options
     return results
 
 
-def labels_of(weights: Path) -> Iterator[str]:
-    """Names for exp/weights/best.pt, to take the first that is free: best, exp_best, exp_best_2, ..."""
-    longer = f"{weights.resolve().parents[1].name}_{weights.stem}"
-    yield from (weights.stem, longer)
-    yield from (f"{longer}_{n}" for n in itertools.count(2))
+def labels_of(files: list[Path]) -> list[str]:
+    """A name for each weights file: its own, or where several are called so exp_best, then exp_best_2, ..."""
+    stems, labels = [file.stem for file in files], []
+    for file in files:
+        label = file.stem if stems.count(file.stem) == 1 else f"{file.resolve().parents[1].name}_{file.stem}"
+        labels.append(next(n for k in itertools.count(1) if (n := f"{label}_{k}" if k > 1 else label) not in labels))
+    return labels
 
 
 def evaluate_at(size: int, runtime: Runtime, split: Split, opt: Options, folder: Path | None) -> Results:
@@ -375,7 +374,7 @@ def parse_opt() -> argparse.Namespace:
     add("--augment", action="store_true", help="test-time augmentation")
     add("--verbose", action="store_true", help="a row per class also for more than 30 classes")
     add("--save-txt", action="store_true", help="write the detections to labels/*.txt")
-    add("--save-hybrid", action="store_true", help="write the labels and what was detected beside them to labels/*.txt")
+    add("--save-hybrid", action="store_true", help="write the labels and what was detected beside them (0.25 and up)")
     add("--save-conf", action="store_true", help="with confidences in labels/*.txt")
     add("--save-json", action="store_true", help="write predictions.json in COCO's format")
     add("--half", action="store_true", help="half precision, on a GPU")

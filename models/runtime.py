@@ -70,5 +70,6 @@ def check_img_size(imgsz: int | list[int], stride: int) -> list[int]:
         raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one or two sizes in pixels, from 1")
     fitting = [-(-s // stride) * stride for s in sizes]
     if fitting != sizes:
-        LOGGER.warning(f"--imgsz {sizes} is no multiple of the largest stride, {stride}; {fitting} is used")
+        given, used = (" ".join(map(str, dict.fromkeys(s) if s[0] == s[1] else s)) for s in (sizes, fitting))
+        LOGGER.warning(f"--imgsz {given} is no multiple of the largest stride, {stride}; {used} is used")
     return fitting

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from models.yolo import DetectionModel
 from utils.device import random_state, set_random_state
 from utils.distributed import gather, rank
 from utils.errors import UserError
@@ -27,7 +28,7 @@ class TrainState:
     no epoch is left.
     """
 
-    model: nn.Module
+    model: DetectionModel
     ema: ModelEMA
     optimizer: Optimizer
     scaler: torch.amp.GradScaler

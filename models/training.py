@@ -54,18 +54,27 @@ class Run:
     opt: TrainOptions
     hyp: dict[str, float]
     data: DataConfig
-    names: dict[int, str]
     digest: str
     folder: Path
-    device: torch.device
     precision: Precision
-    model: DetectionModel
     network: nn.Module
     state: TrainState
     loader: DataLoader
     val_loader: DataLoader | None
     train_loss: ComputeLoss
     val_loss: ComputeLoss
+
+    @property
+    def model(self) -> DetectionModel:
+        return self.state.model
+
+    @property
+    def names(self) -> dict[int, str]:
+        return self.model.names
+
+    @property
+    def device(self) -> torch.device:
+        return self.precision.device
 
     @property
     def last(self) -> Path:
@@ -108,7 +117,7 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     model.names, model.hyp = names, scaled_gains(hyp, model.model[-1], opt.imgsz)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
-    return assemble(opt, hyp, data, digest, folder, device, precision, model, index, val_index)
+    return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index)
 
 
 def training_device(opt: TrainOptions) -> torch.device:
@@ -216,11 +225,11 @@ def new_folder(opt: TrainOptions, hyp: dict[str, float], model: DetectionModel, 
 
 
 def assemble(
-    opt: TrainOptions, hyp: dict[str, float], data: DataConfig, digest: str, folder: Path, device: torch.device,
-    precision: Precision, model: DetectionModel, index: LabelIndex, val_index: LabelIndex | None,
+    opt: TrainOptions, hyp: dict[str, float], data: DataConfig, digest: str, folder: Path, precision: Precision,
+    model: DetectionModel, index: LabelIndex, val_index: LabelIndex | None,
 ) -> Run:  # fmt: skip
     """Put optimizer, smoothed weights, losses and loaders around a model."""
-    world, stride = world_size(), int(model.stride.max())
+    world, stride, device = world_size(), int(model.stride.max()), precision.device
     accumulate = max(round(hyp["nbs"] / opt.batch_size), 1)
     decay = hyp["weight_decay"] * opt.batch_size * accumulate / hyp["nbs"]
     ema = ModelEMA(model)
@@ -236,7 +245,7 @@ def assemble(
                            pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False)  # fmt: skip
     state = TrainState(model, ema, optimizer, precision.scaler(), EarlyStopping(opt.patience),
                        torch.zeros(3, device=device))  # fmt: skip
-    run = Run(opt, hyp, data, model.names, digest, folder, device, precision, model, network, state, loader, None,
+    run = Run(opt, hyp, data, digest, folder, precision, network, state, loader, None,
               ComputeLoss(model, total if world > 1 else None), ComputeLoss(model))  # fmt: skip
     if val_index is not None:
         run.val_loader = eval_loader(run, "val", stride, val_index)

@@ -214,8 +214,8 @@ def test_task_speed_times_each_of_the_weights(loaded, flags, printed, tmp_path: 
 def test_task_study_writes_rows_and_a_picture(loaded, flags, tmp_path: Path) -> None:
     runs = [tmp_path / f"{name}/weights/best.pt" for name in "xy"]
     results = val.run(**{**flags, "weights": [*map(str, runs), "last.pt"]}, task="study", imgsz=[64, 128])
-    assert files(tmp_path / "out") == {"study.png", *(f"study_squares_{n}.txt" for n in ("best", "y_best", "last"))}
-    rows = np.loadtxt(tmp_path / "out/study_squares_best.txt")
+    assert files(tmp_path / "out") == {"study.png", *(f"study_squares_{n}.txt" for n in ("x_best", "y_best", "last"))}
+    rows = np.loadtxt(tmp_path / "out/study_squares_x_best.txt")
     assert rows.shape == (2, 8) and rows[:, 0].tolist() == [64, 128]
     np.testing.assert_allclose(rows[:, 1:5], [r.summary for r in results[:2]], rtol=1e-3)
     np.testing.assert_allclose(rows[:, 5:], [list(r.speed.values()) for r in results[:2]], rtol=1e-3)

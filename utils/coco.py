@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.config import DataConfig
+from utils.config import DataConfig, is_number, is_whole
 from utils.console import LOGGER
 from utils.errors import UserError
 from utils.labels import LabelIndex
@@ -55,13 +54,13 @@ def read_annotations(file: Path, names: Mapping[int, str]) -> dict[str, Annotate
     for i, image in enumerate(images):
         name, number = image.get("file_name"), image.get("id")
         size = [image.get("height"), image.get("width")]
-        if not isinstance(name, str) or not all(_is_whole(v) for v in (number, *size)) or number in found:
+        if not isinstance(name, str) or not all(is_whole(v) for v in (number, *size)) or number in found:
             raise _damaged(file, f"images[{i}] needs an id of its own, file_name, width and height")
         found[number] = name, (size[0], size[1])
     rows: dict[int, list[list[float]]] = {number: [] for number in found}
     for i, entry in enumerate(annotations):
         row = _object_row(entry, classes)
-        if row is None or not _is_whole(entry.get("image_id")) or entry["image_id"] not in rows:
+        if row is None or not is_whole(entry.get("image_id")) or entry["image_id"] not in rows:
             raise _damaged(file, f"annotations[{i}] needs image_id and category_id that are listed, bbox of 4 numbers")
         rows[entry["image_id"]].append(row)
     ids = {number: i for i, number in classes.items()}
@@ -71,10 +70,6 @@ def read_annotations(file: Path, names: Mapping[int, str]) -> dict[str, Annotate
 
 def _damaged(file: Path, what: str) -> UserError:
     return UserError(f"{file}: {what}; {REMEDY}")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _entries(content: Any, key: str, file: Path) -> list[dict[str, Any]]:
@@ -88,7 +83,7 @@ def _class_numbers(categories: list[dict[str, Any]], names: Mapping[int, str], f
     """Category id -> class number."""
     by_name = {name: number for number, name in names.items()}
     ids = [c.get("id") for c in categories]
-    if not all(_is_whole(i) for i in ids) or len(set(ids)) < len(ids):
+    if not all(is_whole(i) for i in ids) or len(set(ids)) < len(ids):
         raise _damaged(file, "each of 'categories' needs an id of its own")
     if len(by_name) == len(names) and all(str(c.get("name")) in by_name for c in categories):
         return {c["id"]: by_name[str(c["name"])] for c in categories}
@@ -102,18 +97,14 @@ def _object_row(entry: dict[str, Any], classes: Mapping[int, int]) -> list[float
     """Class, corners, area, difficult; None if the entry is damaged."""
     box = entry.get("bbox")
     flags = [entry.get(key, 0) for key in ("iscrowd", "difficult")]
-    if not _is_whole(entry.get("category_id")) or entry["category_id"] not in classes:
+    if not is_whole(entry.get("category_id")) or entry["category_id"] not in classes:
         return None
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(v) for v in box) or min(box[2:]) < 0:
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) for v in box) or min(box[2:]) < 0:
         return None
     area = entry.get("area", box[2] * box[3])
-    if not _is_finite(area) or not all(flag in (0, 1) for flag in flags):
+    if not is_number(area) or not all(flag in (0, 1) for flag in flags):
         return None
     return [classes[entry["category_id"]], box[0], box[1], box[0] + box[2], box[1] + box[3], area, float(any(flags))]
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def split_annotations(data: DataConfig, split: str) -> dict[str, Annotated]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ def save_yaml(path: str | Path, content: dict[str, Any]) -> None:
         yaml.safe_dump(content, f, sort_keys=False, allow_unicode=True)
 
 
-def check_keys(content: dict[str, Any], known: Iterable[str], where: str) -> None:
+def check_keys(content: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise UserError for a key that is not in `known`."""
     known = list(known)
     for key in content:
@@ -87,8 +88,13 @@ def check_keys(content: dict[str, Any], known: Iterable[str], where: str) -> Non
 
 
 def is_number(value: Any) -> bool:
-    """Whether a yaml value is a finite int or float (a bool is not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) != float("inf")
+    """Whether a yaml or json value is a finite int or float (a bool is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an int (a bool is not)."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def load_hyp(name: str | Path) -> dict[str, float]:
@@ -127,13 +133,13 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
     for key in ("nc", "anchors", "backbone", "head"):
         if key not in cfg:
             raise UserError(f"{where}: the key '{key}' is missing")
-    if not isinstance(cfg["nc"], int) or isinstance(cfg["nc"], bool) or cfg["nc"] < 1:
+    if not is_whole(cfg["nc"]) or cfg["nc"] < 1:
         raise UserError(f"{where}: nc is {cfg['nc']!r}, it must be a whole number from 1")
     for key in ("depth_multiple", "width_multiple"):
         if not is_number(cfg.get(key, 1.0)) or not 0 < cfg.get(key, 1.0) <= 100:
             raise UserError(f"{where}: {key} is {cfg[key]!r}, it must be a number above 0")
     multiple = cfg.get("channel_multiple", 8)
-    if not isinstance(multiple, int) or isinstance(multiple, bool) or not 1 <= multiple <= 1024:
+    if not is_whole(multiple) or not 1 <= multiple <= 1024:
         raise UserError(f"{where}: channel_multiple is {multiple!r}, it must be a whole number from 1")
     anchors = cfg["anchors"]
     pairs = isinstance(anchors, list) and anchors and all(

@@ -91,6 +91,9 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
         if is_main() or is_connected():  # before they connect all processes stumble over the same
             LOGGER.error(str(e) if is_main() else f"process {rank()}: {e}")
         sys.exit(1)
+    except BrokenPipeError:  # what reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as e:
         if e.errno not in DISK_TROUBLE:
             raise

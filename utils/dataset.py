@@ -327,7 +327,7 @@ def create_loader(
     # batch norm cannot learn from a share of one image whose coarsest map is a single cell
     least = 4 if dataset.quad else min(2, batch_size // world)
     batches = EpochBatches(len(dataset), batch_size, shuffle, dataset.seed, rank, world, whole, least)
-    workers = min(workers, max((os.cpu_count() or 1) // world, 1), max(len(dataset) // batch_size, 1))
+    workers = min(workers, max((os.cpu_count() or 1) // local_world_size(), 1), max(len(dataset) // batch_size, 1))
     return DataLoader(
         dataset,
         batch_sampler=batches,

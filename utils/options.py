@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from utils.config import load_hyp
+from utils.config import check_keys, is_whole, load_hyp
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT
 from utils.precision import AMP_CHOICES
@@ -67,19 +67,15 @@ class TrainOptions:
     def from_flags(cls, flags: Mapping[str, Any]) -> TrainOptions:
         """Options from keyword arguments; None means not given. Raises UserError for an unknown one."""
         known = [f.name for f in fields(cls) if f.name != "given"]
-        for key in flags:
-            if key not in known:
-                raise UserError(f"train has no option '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}")
+        check_keys(flags, known, "train.run")
         given = {k: v for k, v in flags.items() if v is not None}
         return cls(**given, given=tuple(sorted(given)))
 
     def with_defaults(self, defaults: Mapping[str, Any], where: str) -> list[str]:
         """Take a data yaml's `defaults:` for options that were not given; returns them as `flag value` texts."""
         taken = []
+        check_keys(defaults, DATA_DEFAULTS, f"{where}: defaults")
         for key, value in defaults.items():
-            if key not in DATA_DEFAULTS:
-                raise UserError(f"{where}: defaults: unknown '{key}'{did_you_mean(key, DATA_DEFAULTS)}; known: "
-                                f"{', '.join(DATA_DEFAULTS)}")  # fmt: skip
             if key not in self.given:
                 setattr(self, key, value)
                 taken.append(f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}"))
@@ -145,11 +141,6 @@ class TrainOptions:
         """The options as plain values, for opt.yaml and the checkpoint."""
         plain = {k: v for k, v in asdict(self).items() if k != "given"}
         return {**plain, "freeze": list(self.freeze)}
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is an int (a bool is not)."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def effective_hyp(opt: TrainOptions) -> dict[str, float]:

@@ -180,5 +180,5 @@ def plot_study(curves: Mapping[str, np.ndarray], path: Path) -> None:
     axis.margins(y=0.12)
     axis.grid(alpha=0.3)
     if curves:
-        axis.legend(loc="lower right")
+        axis.legend(loc="best")
     save_figure(figure, path)

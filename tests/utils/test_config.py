@@ -97,7 +97,7 @@ def test_load_yaml_of_binary_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"epoch": 3}, "no option 'epoch'.*did you mean 'epochs'"),
+        ({"epoch": 3}, "unknown key 'epoch'.*did you mean 'epochs'"),
         ({"epochs": 0}, "--epochs is 0, the least is 1"),
         ({"batch_size": "16"}, "--batch-size is '16', it must be a whole number"),
         ({"optimizer": "adamw"}, "did you mean 'AdamW'"),
@@ -115,7 +115,7 @@ def test_data_defaults_yield_to_given_flags() -> None:
     taken = opt.with_defaults({"epochs": 40, "imgsz": 192, "optimizer": "AdamW"}, "d.yaml")
     assert (opt.epochs, opt.imgsz, opt.optimizer) == (3, 192, "AdamW")
     assert taken == ["--imgsz 192", "--optimizer AdamW"]
-    with pytest.raises(UserError, match="d.yaml: defaults: unknown 'epoch'"):
+    with pytest.raises(UserError, match="d.yaml: defaults: unknown key 'epoch'"):
         opt.with_defaults({"epoch": 1}, "d.yaml")
     with pytest.raises(UserError, match="d.yaml: defaults: --imgsz is 'big'"):
         opt.with_defaults({"imgsz": "big"}, "d.yaml")
