@@ -1,5 +1,7 @@
 """Checkpoints: plain tensors and plain values, written whole or not at all, read without running anything.
 
+YOLOv5's own files, which are pickled networks, are read too (see `models.foreign`), as weights.
+
 Two kinds, one layout. `best.pt` (kind "weights") is what one ships, `last.pt` (kind "training") what one resumes:
 
     format    "yolov5-light", version 1
@@ -20,20 +22,24 @@ from __future__ import annotations
 import io
 import pickle
 import platform
+import re
 import zipfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.foreign import foreign_content
 from models.yolo import DetectionModel
-from utils.console import LOGGER
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.unpickle import RefusedPickle, read_torch_zip
 
 FORMAT, VERSION = "yolov5-light", 1
+OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began a file before it wrote zips
+RELEASES = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 
 
 def weights_content(
@@ -75,9 +81,9 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of ours. Raises UserError, saying what the file is, if it is anything else.
+    """Read a checkpoint of ours or of YOLOv5. Raises UserError, saying what the file is, if it is anything else.
 
-    training: it must be one that can be resumed.
+    training: it must be one of ours that can be resumed.
     """
     path = Path(path)
     if path.is_dir():
@@ -85,15 +91,16 @@ def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the path of a .pt file, such as one in runs/train") from None
+        raise UserError(f"{path}: no such file; {_where_from(path.name)}") from None
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
     except pickle.UnpicklingError as e:
-        raise UserError(_why_not_ours(path)) from e
+        content = _read_foreign(path, e)
     except Exception as e:  # the reader of a damaged pickle stumbles in a dozen ways
         raise UserError(f"{path}: is damaged or cut off: {str(e).splitlines()[0][:120] if str(e) else 'empty'}") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: holds tensors, but is no checkpoint of this program; train one with train.py")
+        raise UserError(f"{path}: holds tensors, but is no checkpoint of this program or of YOLOv5; train one with "
+                        "train.py (torchvision's backbone weights go with --backbone-weights)")  # fmt: skip
     if content.get("version") != VERSION:
         raise UserError(f"{path}: has format version {content.get('version')!r}, this program knows {VERSION}: a newer "
                         "version of the program wrote it; update")  # fmt: skip
@@ -106,12 +113,29 @@ def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
     return content
 
 
-def _why_not_ours(path: Path) -> str:
-    """What a file is whose pickle asks for more than tensors and plain values."""
-    if zipfile.is_zipfile(path):
-        return (f"{path}: is a checkpoint that holds pickled Python code (as YOLOv5's own are); it is not loaded, "
-                "because loading it could run anything")  # fmt: skip
-    return f"{path}: is no checkpoint (a web page or another file saved as .pt?)"
+def _where_from(name: str) -> str:
+    """Where a file that is not there could be had. Nothing is downloaded unasked."""
+    if re.fullmatch(r"yolov5[nsmlx]6?\.pt", name):
+        return f"YOLOv5's authors offer it: {RELEASES}/{name}; download it and give its path"
+    return "give the path of a .pt file, such as one in runs/train"
+
+
+def _read_foreign(path: Path, error: pickle.UnpicklingError) -> dict[str, Any]:
+    """Read a file whose pickle asks for more than tensors and plain values, running nothing of it."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as f:
+            old = f.read(len(OLD_MAGIC)) == OLD_MAGIC
+        what = ("a checkpoint in PyTorch's form before 1.6; load and save it with a newer PyTorch" if old
+                else "no checkpoint (a web page or another file saved as .pt?)")  # fmt: skip
+        raise UserError(f"{path}: is {what}") from error
+    try:
+        tree = read_torch_zip(path)
+    except RefusedPickle as e:
+        raise UserError(f"{path}: asks for {str(e)[:120]!r}, which no network needs; it is not loaded, because that "
+                        "could run anything") from e  # fmt: skip
+    except ValueError as e:
+        raise UserError(f"{path}: is damaged or cut off ({str(e)[:200]})") from e
+    return {"format": FORMAT, "version": VERSION, **foreign_content(tree, str(path))}
 
 
 def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoint") -> DetectionModel:
@@ -120,24 +144,9 @@ def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoi
         model = DetectionModel({**content["yaml"]}, ch=content["yaml"].get("ch", 3))
         model.load_state_dict(content["model"])
         model.names = {int(k): str(v) for k, v in content["names"].items()}
+        if content.get("stride", model.stride.tolist()) != model.stride.tolist():
+            raise ValueError(f"strides {content['stride']}, its config makes {model.stride.tolist()}")
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{where}: its weights do not fit its own model config ({reason})") from e
     return model.float().eval()
-
-
-def transfer_weights(model: nn.Module, content: dict[str, Any], where: str | Path, anchors: bool = False) -> int:
-    """Copy into `model` every tensor whose name and shape fit; returns how many, and prints it.
-
-    anchors: take the anchors too (otherwise those of the model's own config stay).
-    """
-    own = model.state_dict()
-    fit = {
-        k: v for k, v in content["model"].items()
-        if k in own and v.shape == own[k].shape and (anchors or not k.endswith(".anchors"))
-    }  # fmt: skip
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in fit.items()}, strict=False)
-    LOGGER.info(f"{where}: {len(fit)} of {len(own)} tensors taken")
-    if not fit:
-        raise UserError(f"{where}: not one tensor fits this model; is it the right --cfg?")
-    return len(fit)

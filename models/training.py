@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from models.checkpoint import load_checkpoint, model_from_checkpoint, transfer_weights
+from models.checkpoint import load_checkpoint, model_from_checkpoint
 from models.runtime import check_img_size
 from models.state import TrainState, data_digest
 from models.sync_bn import synchronise_batch_norms
+from models.transfer import transfer_weights
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
 from utils.anchors import check_anchors
 from utils.autobatch import check_train_batch_size
@@ -102,7 +103,7 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         raise UserError("--image-weights goes by the evaluation after each epoch: it needs a val split and no --noval")
     seed_everything(opt.seed)
     precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
-    model = build_model(opt, hyp, len(names), content).to(device, memory_format=torch.channels_last)
+    model = build_model(opt, hyp, names, content).to(device, memory_format=torch.channels_last)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, {world_size()} process"
                 f"{'es' if world_size() > 1 else ''}, {precision.reason}, seed {opt.seed}, {opt.hyp}")  # fmt: skip
@@ -114,7 +115,7 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     if opt.batch_size == -1:
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
         check_batch_size(opt, len(index))
-    model.names, model.hyp = names, scaled_gains(hyp, model.model[-1], opt.imgsz)
+    model.hyp = scaled_gains(hyp, model.model[-1], opt.imgsz)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
     return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index)
@@ -160,18 +161,22 @@ def check_unchanged(
                         f"began; start a new run with --weights {weights} to train on with them")  # fmt: skip
 
 
-def build_model(opt: TrainOptions, hyp: dict[str, float], nc: int, content: dict | None) -> DetectionModel:
+def build_model(
+    opt: TrainOptions, hyp: dict[str, float], names: dict[int, str], content: dict | None
+) -> DetectionModel:
     """The network: resumed, from --cfg, from --weights, or from --cfg with the tensors of --weights that fit."""
     if content:
         return freeze(model_from_checkpoint(content, "last.pt"), opt)
     weights = load_checkpoint(opt.weights) if opt.weights else None
     cfg = opt.cfg or (weights["yaml"] if weights else DEFAULT_CFG)
     anchors = round(hyp["anchors"])
-    model = DetectionModel(cfg, nc=nc, anchors=anchors or None)
+    model = DetectionModel(cfg, nc=len(names), anchors=anchors or None)
+    model.names = names
     if opt.noautoanchor and isinstance(model.yaml["anchors"], int):
         raise UserError("--noautoanchor: the hyp file or the model yaml gives a number of anchors only; leave it out")
     if weights:
-        transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors)
+        transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors,
+                         match_names=not opt.fresh_head, verbose=opt.verbose)  # fmt: skip
     return freeze(model, opt)
 
 

@@ -52,6 +52,8 @@ class TrainOptions:
     image_weights: bool = False
     quad: bool = False
     label_smoothing: float = 0.0
+    fresh_head: bool = False
+    verbose: bool = False
     freeze: tuple[int, ...] = (0,)
     save_period: int = -1
     sync_bn: bool = False

@@ -1,0 +1,125 @@
+"""Starts a network from the weights of another: what fits is taken, head rows by the names of their classes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from models.yolo import DetectionModel
+from utils.console import LOGGER
+from utils.errors import UserError
+
+BOX_ROWS = 5  # of each anchor in a head: x, y, w, h, objectness; then a row per class
+SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}  # COCO, VOC
+
+
+@dataclass
+class Transfer:
+    """What was taken from a checkpoint: keys of whole tensors, keys of heads taken in part, classes by name."""
+
+    whole: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    classes: dict[str, str] = field(default_factory=dict)  # ours: theirs
+    left: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """`342 of 349 tensors taken; of the head: boxes, objectness and 20 classes by name; not taken: ...`."""
+        total = len(self.whole) + len(self.parts) + len(self.left)
+        text = f"{len(self.whole)} of {total} tensors taken"
+        if self.parts:
+            classes = ", ".join(k if k == v else f"{k} from {v}" for k, v in self.classes.items()) or "no class"
+            text += f"; of the head: boxes, objectness, and by name {classes}"
+        if self.left:
+            text += f"; not taken: {', '.join(self.left[:4])}" + (", ..." if len(self.left) > 4 else "")
+        return text
+
+    def table(self, model: DetectionModel) -> str:
+        """A row per layer: how many of its tensors were taken."""
+        counts = {kind: Counter(_layer(k) for k in keys)
+                  for kind, keys in (("taken", self.whole), ("in part", self.parts), ("fresh", self.left))}  # fmt: skip
+        rows = [f"{'layer':>6}  {'module':<18}{'taken':>8}{'in part':>9}{'fresh':>7}"]
+        for m in model.model:
+            numbers = [counts[kind][m.i] for kind in ("taken", "in part", "fresh")]
+            if any(numbers):
+                rows.append(f"{m.i:>6}  {m.type:<18}{numbers[0]:>8}{numbers[1]:>9}{numbers[2]:>7}")
+        return "\n".join(rows)
+
+
+def _layer(key: str) -> int:
+    return int(key.split(".")[1])
+
+
+def transfer_weights(
+    model: DetectionModel, content: Mapping[str, Any], where: str, anchors: bool = False, match_names: bool = True,
+    verbose: bool = False,
+) -> Transfer:  # fmt: skip
+    """Copy into `model` every tensor of a checkpoint whose name and shape fit; returns what was taken, and prints it.
+
+    anchors: take the anchors too (otherwise those of the model's own config stay).
+    match_names: of a head of other classes take the rows for boxes and objectness, and those of the classes that have
+    the same name (in any case and spelling, COCO's names for VOC's too); otherwise such a head starts fresh.
+    Raises UserError if nothing fits.
+    """
+    own, given = model.state_dict(), content["model"]
+    result, chosen = Transfer(), {}
+    theirs = {int(k): str(v) for k, v in content.get("names", {}).items()}
+    same = same_classes(model.names, theirs) if match_names else {}
+    alike = not same or all(k == v for k, v in same.items()) and len(same) == len(model.names) == len(theirs)
+    for key, tensor in own.items():
+        new = given.get(key)
+        if new is None or (key.endswith(".anchors") and not anchors):
+            result.left.append(key)
+        elif new.shape == tensor.shape and (alike or not _is_head(model, key)):
+            chosen[key] = new
+            result.whole.append(key)
+        elif match_names and _is_head(model, key) and _heads_fit(model, tensor, new, len(theirs)):
+            chosen[key] = merge_head(tensor, new, model.model[-1].na, same)
+            result.parts.append(key)
+        else:
+            result.left.append(key)
+    if not chosen:
+        raise UserError(f"{where}: not one tensor fits this model; is it the right --cfg?")
+    if result.parts:
+        result.classes = {model.names[i]: theirs[k] for i, k in same.items()}
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in chosen.items()}, strict=False)
+    LOGGER.info(f"{where}: {result.summary()}" + (f"\n{result.table(model)}" if verbose else ""))
+    return result
+
+
+def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int, int]:
+    """Numbers of our classes -> numbers of theirs that have the same name. Names that are numbers are none."""
+    by_name = {_plain(name): number for number, name in _named(theirs)}
+    return {number: by_name[_plain(name)] for number, name in _named(ours) if _plain(name) in by_name}
+
+
+def _named(names: Mapping[int, str]) -> Iterable[tuple[int, str]]:
+    return ((number, name) for number, name in names.items() if not name.isdigit())
+
+
+def _plain(name: str) -> str:
+    plain = re.sub(r"[\s_-]+", "", name).lower()
+    return SYNONYMS.get(plain, plain)
+
+
+def _is_head(model: DetectionModel, key: str) -> bool:
+    return key.startswith(f"model.{len(model.model) - 1}.m.")
+
+
+def _heads_fit(model: DetectionModel, own: Tensor, new: Tensor, classes: int) -> bool:
+    rows = model.model[-1].na * (BOX_ROWS + classes)
+    return bool(classes) and new.shape[0] == rows and new.shape[1:] == own.shape[1:]
+
+
+def merge_head(own: Tensor, new: Tensor, na: int, same: Mapping[int, int]) -> Tensor:
+    """A head's weight (na * (5 + nc), c, 1, 1) or bias with the rows of another that mean the same."""
+    merged = own.detach().clone().reshape(na, -1, *own.shape[1:])
+    source = new.to(merged).reshape(na, -1, *new.shape[1:])
+    merged[:, :BOX_ROWS] = source[:, :BOX_ROWS]
+    for i, k in same.items():
+        merged[:, BOX_ROWS + i] = source[:, BOX_ROWS + k]
+    return merged.reshape(own.shape)

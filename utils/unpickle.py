@@ -1,0 +1,314 @@
+"""Reads PyTorch's zipped pickles (`torch.save`) without running anything in them.
+
+A pickle is a small program for a stack machine. Here it is followed step by step, and what would import or call
+something is only noted: a class becomes an `Inert` object that holds its name, arguments and attributes. Tensors, plain
+values and containers come out as themselves. Whatever asks for another name than those listed here is refused.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# the classes of a network, its blocks and its loss, wherever the program that wrote the file keeps them
+INERT_PACKAGES = ("models.", "utils.", "torch.nn.")
+INERT_NAMES = frozenset(
+    """torch.Size torch.device torch.float16 torch.float32 argparse.Namespace _codecs.encode
+    numpy.ndarray numpy.dtype numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
+    numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
+    pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath""".split()
+)
+STORAGES = {
+    "torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16, "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}  # fmt: skip
+LARGEST_PICKLE = 64 * 2**20  # bytes, without the tensors; that of YOLOv5x has 0.4 MB
+
+
+class RefusedPickle(Exception):
+    """The pickle asks for `args[0]`, which is neither a tensor nor a plain value nor a class of a network."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A class or function that a pickle names. It is never looked up."""
+
+    path: str
+
+
+@dataclass(eq=False)
+class Inert:
+    """What stands in for an object: the name of its class, what it was made of, its attributes."""
+
+    path: str
+    args: tuple[Any, ...] = ()
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def read_torch_zip(path: str | Path) -> Any:
+    """Read a file that `torch.save` (PyTorch 1.6 or newer) wrote.
+
+    Returns tensors, plain values, containers and `Inert` objects. Raises RefusedPickle for a name that is not allowed,
+    ValueError for a damaged file, OSError if it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Machine(_Storages(archive)).run(_pickle_of(archive))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
+        raise ValueError(str(e)) from e
+    except (IndexError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError) as e:
+        raise ValueError(f"the pickle makes no sense ({type(e).__name__}: {e})") from e
+
+
+def _pickle_of(archive: zipfile.ZipFile) -> bytes:
+    records = [i for i in archive.infolist() if i.filename.endswith("data.pkl") and i.filename.count("/") <= 1]
+    if len(records) != 1:
+        raise ValueError("there is no data.pkl in it")
+    return _read(archive, records[0], LARGEST_PICKLE)
+
+
+def _read(archive: zipfile.ZipFile, record: zipfile.ZipInfo, most: int) -> bytes:
+    """The bytes of a record. Raises ValueError if it is larger than `most` or packed, as a zip bomb must be."""
+    if record.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its record {record.filename} is compressed, checkpoints are stored as they are")
+    if record.file_size > most:
+        raise ValueError(f"its record {record.filename} has {record.file_size} bytes, {most} were expected at most")
+    return archive.read(record)
+
+
+class _Storages:
+    """The numbers of the tensors, read when first asked for."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        self.records = {i.filename: i for i in archive.infolist()}
+        self.root = next((n for n in self.records if n.endswith("data.pkl")), "")[: -len("data.pkl")]
+        order = self.records.get(f"{self.root}byteorder")
+        if order is not None and _read(archive, order, 16) != b"little":
+            raise ValueError("it was written on a big-endian machine")
+        self.loaded: dict[str, Tensor] = {}
+
+    def get(self, persistent_id: Any) -> Tensor:
+        """The storage a persistent id ("storage", type, key, location, elements) names, as a 1-D tensor."""
+        kind, storage, key, _, elements = persistent_id
+        if kind != "storage" or not isinstance(storage, Name):
+            raise ValueError(f"it refers to a {kind!r}, which is no storage of a tensor")
+        if storage.path not in STORAGES:
+            raise RefusedPickle(storage.path)
+        dtype = STORAGES[storage.path]
+        if key not in self.loaded:
+            record = self.records[f"{self.root}data/{key}"]
+            size = elements * dtype.itemsize
+            data = _read(self.archive, record, size)
+            if len(data) != size:
+                raise ValueError(f"its record {record.filename} has {len(data)} bytes, {size} were expected")
+            self.loaded[key] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        found = self.loaded[key]
+        if found.dtype != dtype:
+            raise ValueError(f"its record {key} is used as {dtype} and as {found.dtype}")
+        return found
+
+
+def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    """A tensor over a storage; `size` and `stride` must stay inside and may not repeat elements."""
+    if not isinstance(storage, Tensor) or min((offset, *size, *stride), default=0) < 0 or len(size) != len(stride):
+        raise ValueError("a tensor's shape makes no sense")
+    elements, last = 1, offset
+    for n, step in zip(size, stride, strict=True):
+        elements *= n
+        last += (n - 1) * step
+    if elements > len(storage) or (elements and last >= len(storage)):
+        raise ValueError(f"a tensor of shape {tuple(size)} is larger than the {len(storage)} numbers stored for it")
+    return storage.as_strided(size, stride, offset).clone()
+
+
+def _parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+# the only names that are acted on: none runs code of the file
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}
+
+
+class _Mark:
+    pass
+
+
+class _Machine:
+    """The stack machine of a pickle, protocols 0 to 5, without the instructions that import, call or extend."""
+
+    def __init__(self, storages: _Storages) -> None:
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, pickle: bytes) -> Any:
+        for opcode, arg, _ in pickletools.genops(pickle):
+            name = opcode.name
+            if name == "STOP":
+                return self.stack.pop()
+            if name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[name])
+            elif name in _VALUES:
+                self.stack.append(arg)
+            elif name in _MEMO_WRITES:
+                self.memo[len(self.memo) if arg is None else arg] = self.stack[-1]
+            elif name in _MEMO_READS:
+                self.stack.append(self.memo[arg])
+            elif name not in ("PROTO", "FRAME"):
+                step = getattr(self, f"_{name.lower()}", None)
+                if step is None:
+                    raise RefusedPickle(f"the instruction {name}")
+                step(arg) if name == "GLOBAL" else step()
+        raise ValueError("the pickle has no end")
+
+    def _items(self) -> list[Any]:
+        """What lies above the last mark."""
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not _Mark:
+            items.append(item)
+        return items[::-1]
+
+    def _mark(self) -> None:
+        self.stack.append(_Mark)
+
+    def _pop(self) -> None:
+        self.stack.pop()
+
+    def _pop_mark(self) -> None:
+        self._items()
+
+    def _dup(self) -> None:
+        self.stack.append(self.stack[-1])
+
+    # names, and what is made of them
+
+    def _global(self, arg: str) -> None:
+        module, _, name = arg.partition(" ")
+        path = f"{module}.{name}"
+        network = module.startswith(INERT_PACKAGES) and name.isidentifier()
+        if not (network or path in INERT_NAMES or path in STORAGES or path in BUILDERS):
+            raise RefusedPickle(path)
+        self.stack.append(Name(path))
+
+    def _stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self._global(f"{module} {name}")
+
+    def _reduce(self) -> None:
+        args, made = self.stack.pop(), self.stack.pop()
+        if not isinstance(made, Name) or made.path in STORAGES:
+            raise ValueError("it calls something that is no class")
+        build = BUILDERS.get(made.path)
+        self.stack.append(build(*args) if build else Inert(made.path, tuple(args)))
+
+    def _newobj(self) -> None:
+        self._reduce()
+
+    def _build(self) -> None:
+        state, made = self.stack.pop(), self.stack[-1]
+        if isinstance(made, Inert) and isinstance(state, dict):
+            made.state.update(state)
+        elif not isinstance(made, (Inert, OrderedDict)):  # the attributes of these are of no interest
+            raise ValueError("it sets attributes of something that is no object")
+
+    def _binpersid(self) -> None:
+        self.stack.append(self.storages.get(self.stack.pop()))
+
+    # containers
+
+    def _empty_list(self) -> None:
+        self.stack.append([])
+
+    def _list(self) -> None:
+        self.stack.append(self._items())
+
+    def _append(self) -> None:
+        item = self.stack.pop()
+        self._listed().append(item)
+
+    def _appends(self) -> None:
+        items = self._items()
+        self._listed().extend(items)
+
+    def _listed(self) -> list[Any]:
+        if not isinstance(self.stack[-1], list):
+            raise ValueError("it appends to something that is no list")
+        return self.stack[-1]
+
+    def _empty_dict(self) -> None:
+        self.stack.append({})
+
+    def _dict(self) -> None:
+        items = self._items()
+        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._keyed()[key] = value
+
+    def _setitems(self) -> None:
+        items = self._items()
+        self._keyed().update(zip(items[::2], items[1::2], strict=True))
+
+    def _keyed(self) -> dict[Any, Any]:
+        if not isinstance(self.stack[-1], dict):
+            raise ValueError("it sets items of something that is no dict")
+        return self.stack[-1]
+
+    def _tuple(self) -> None:
+        self.stack.append(tuple(self._items()))
+
+    def _tuple1(self) -> None:
+        self._last(1)
+
+    def _tuple2(self) -> None:
+        self._last(2)
+
+    def _tuple3(self) -> None:
+        self._last(3)
+
+    def _last(self, n: int) -> None:
+        if len(self.stack) < n:
+            raise ValueError("the stack is too short")
+        self.stack[-n:] = [tuple(self.stack[-n:])]
+
+    def _empty_tuple(self) -> None:
+        self.stack.append(())
+
+    def _empty_set(self) -> None:
+        self.stack.append(set())
+
+    def _additems(self) -> None:
+        items = self._items()
+        if not isinstance(self.stack[-1], set):
+            raise ValueError("it adds to something that is no set")
+        self.stack[-1].update(items)
+
+    def _frozenset(self) -> None:
+        self.stack.append(frozenset(self._items()))
+
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_MEMO_WRITES = frozenset("PUT BINPUT LONG_BINPUT MEMOIZE".split())
+_MEMO_READS = frozenset("GET BINGET LONG_BINGET".split())
+_VALUES = frozenset(
+    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
+    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()
+)
