@@ -85,19 +85,7 @@ def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
 
     training: it must be one of ours that can be resumed.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the .pt file in it, such as {path / 'weights' / 'best.pt'}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {_where_from(path.name)}") from None
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
-    except pickle.UnpicklingError as e:
-        content = _read_foreign(path, e)
-    except Exception as e:  # the reader of a damaged pickle stumbles in a dozen ways
-        raise UserError(f"{path}: is damaged or cut off: {str(e).splitlines()[0][:120] if str(e) else 'empty'}") from e
+    content = _read(Path(path))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: holds tensors, but is no checkpoint of this program or of YOLOv5; train one with "
                         "train.py (torchvision's backbone weights go with --backbone-weights)")  # fmt: skip
@@ -111,6 +99,30 @@ def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
     if training and not {"training", "options", "hyp", "epoch"} <= content.keys():
         raise UserError(f"{path}: is incomplete and cannot be resumed")
     return content
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read a plain state dict, as torchvision publishes them. Raises UserError if the file is anything else."""
+    content = _read(Path(path))
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path}: is no state dict (names and tensors)")
+    return {str(k): v for k, v in content.items()}
+
+
+def _read(path: Path) -> Any:
+    """What a .pt file holds. Raises UserError if it cannot be read, or asks for more than data."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the .pt file in it, such as {path / 'weights' / 'best.pt'}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {_where_from(path.name)}") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
+    except pickle.UnpicklingError as e:
+        return _read_foreign(path, e)
+    except Exception as e:  # the reader of a damaged pickle stumbles in a dozen ways
+        raise UserError(f"{path}: is damaged or cut off: {str(e).splitlines()[0][:120] if str(e) else 'empty'}") from e
 
 
 def _where_from(name: str) -> str:
