@@ -382,8 +382,7 @@ def parse_opt() -> argparse.Namespace:
     add("--cos-lr", action="store_true", default=None, help="learning rate along a cosine")
     add("--label-smoothing", type=float, default=None, help="share of a class target given to the others (0)")
     add("--patience", type=int, default=None, help="epochs without improvement before stopping, 0: never (100)")
-    add("--fresh-head", action="store_true", default=None,
-        help="with --weights of other classes: take no rows of the head over by class name")  # fmt: skip
+    add("--fresh-head", action="store_true", default=None, help="take nothing of the head from --weights")
     add("--verbose", action="store_true", default=None, help="say for each layer what was taken from --weights")
     add("--freeze", nargs="+", type=int, default=None, help="leave layers as they are: 10 the first ten, 0 1 2 these")
     add("--save-period", type=int, default=None, help="keep the weights of every so many epochs too (-1: none)")

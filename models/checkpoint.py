@@ -66,7 +66,11 @@ def weights_content(
 
 def _detached(tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu()
-    return tensor.half() if half and tensor.is_floating_point() else tensor.clone()
+    if half and tensor.is_floating_point():
+        small = tensor.half()
+        if torch.equal(small.isfinite(), tensor.isfinite()):  # otherwise numbers above 65504 would become infinite
+            return small
+    return tensor.clone()
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -153,7 +157,7 @@ def _read_foreign(path: Path, error: pickle.UnpicklingError) -> dict[str, Any]:
 def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoint") -> DetectionModel:
     """Rebuild the float32 model, in eval mode. Raises UserError if weights and config do not fit together."""
     try:
-        model = DetectionModel({**content["yaml"]}, ch=content["yaml"].get("ch", 3))
+        model = _build(content["yaml"], where)
         model.load_state_dict(content["model"])
         model.names = {int(k): str(v) for k, v in content["names"].items()}
         if content.get("stride", model.stride.tolist()) != model.stride.tolist():
@@ -162,3 +166,10 @@ def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoi
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{where}: its weights do not fit its own model config ({reason})") from e
     return model.float().eval()
+
+
+def _build(cfg: dict[str, Any], where: str | Path) -> DetectionModel:
+    try:
+        return DetectionModel({**cfg}, ch=cfg.get("ch", 3))
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from e

@@ -7,12 +7,13 @@ its tensors, its yaml and its class names.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.config import MODEL_KEYS
+from utils.config import MODEL_KEYS, is_whole
 from utils.errors import UserError
 from utils.unpickle import Inert
 
@@ -45,6 +46,9 @@ def foreign_content(tree: Any, where: str) -> dict[str, Any]:
     content = {"kind": "weights", "model": tensors, "yaml": cfg, "names": names}
     if stride:
         content["stride"] = stride
+    options = facts.get("opt")
+    if isinstance(options, dict) and is_whole(options.get("imgsz")):
+        content["imgsz"] = options["imgsz"]
     return {**content, **{k: facts[k] for k in ("epoch", "date") if isinstance(facts.get(k), (int, str))}}
 
 
@@ -103,6 +107,8 @@ def _our_yaml(model: Inert) -> dict[str, Any]:
         cfg[part] = [[*row[:2], RENAMED_BLOCKS.get(str(row[2]), (row[2],))[0], *row[3:]] for row in cfg[part]]
     if activation := _activation(model):
         cfg["activation"] = activation
+    if isinstance(file := model.state.get("yaml_file"), str):
+        cfg["yaml_file"] = PurePath(file).name
     return cfg
 
 

@@ -176,7 +176,7 @@ def build_model(
         raise UserError("--noautoanchor: the hyp file or the model yaml gives a number of anchors only; leave it out")
     if weights:
         transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors,
-                         match_names=not opt.fresh_head, verbose=opt.verbose)  # fmt: skip
+                         fresh_head=opt.fresh_head, verbose=opt.verbose)  # fmt: skip
     return freeze(model, opt)
 
 

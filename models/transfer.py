@@ -55,29 +55,29 @@ def _layer(key: str) -> int:
 
 
 def transfer_weights(
-    model: DetectionModel, content: Mapping[str, Any], where: str, anchors: bool = False, match_names: bool = True,
+    model: DetectionModel, content: Mapping[str, Any], where: str, anchors: bool = False, fresh_head: bool = False,
     verbose: bool = False,
 ) -> Transfer:  # fmt: skip
     """Copy into `model` every tensor of a checkpoint whose name and shape fit; returns what was taken, and prints it.
 
     anchors: take the anchors too (otherwise those of the model's own config stay).
-    match_names: of a head of other classes take the rows for boxes and objectness, and those of the classes that have
-    the same name (in any case and spelling, COCO's names for VOC's too); otherwise such a head starts fresh.
+    fresh_head: take nothing of the head. Otherwise, of a head of other classes, the rows for boxes and objectness are
+    taken, and those of the classes that have the same name (in any case and spelling, COCO's names for VOC's too).
     Raises UserError if nothing fits.
     """
     own, given = model.state_dict(), content["model"]
     result, chosen = Transfer(), {}
     theirs = {int(k): str(v) for k, v in content.get("names", {}).items()}
-    same = same_classes(model.names, theirs) if match_names else {}
+    same = same_classes(model.names, theirs)
     alike = not same or all(k == v for k, v in same.items()) and len(same) == len(model.names) == len(theirs)
     for key, tensor in own.items():
-        new = given.get(key)
-        if new is None or (key.endswith(".anchors") and not anchors):
+        new, head = given.get(key), key.startswith(f"model.{len(model.model) - 1}.m.")
+        if new is None or (key.endswith(".anchors") and not anchors) or (head and fresh_head):
             result.left.append(key)
-        elif new.shape == tensor.shape and (alike or not _is_head(model, key)):
+        elif new.shape == tensor.shape and (alike or not head):
             chosen[key] = new
             result.whole.append(key)
-        elif match_names and _is_head(model, key) and _heads_fit(model, tensor, new, len(theirs)):
+        elif head and _heads_fit(model, tensor, new, len(theirs)):
             chosen[key] = merge_head(tensor, new, model.model[-1].na, same)
             result.parts.append(key)
         else:
@@ -104,10 +104,6 @@ def _named(names: Mapping[int, str]) -> Iterable[tuple[int, str]]:
 def _plain(name: str) -> str:
     plain = re.sub(r"[\s_-]+", "", name).lower()
     return SYNONYMS.get(plain, plain)
-
-
-def _is_head(model: DetectionModel, key: str) -> bool:
-    return key.startswith(f"model.{len(model.model) - 1}.m.")
 
 
 def _heads_fit(model: DetectionModel, own: Tensor, new: Tensor, classes: int) -> bool:

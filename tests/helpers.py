@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,6 +19,14 @@ GOLDEN = ROOT / "tests" / "golden"
 def golden(name: str) -> dict[str, np.ndarray]:
     with np.load(GOLDEN / name, allow_pickle=False) as z:
         return dict(z)
+
+
+def shared(name: str) -> Path:
+    """A file of the reference data beside the checkout; the test is skipped where it is not there."""
+    path = ROOT.parent / "shared" / name
+    if not path.exists():
+        pytest.skip(f"needs shared/{name}, which lies beside the checkout where the project is developed")
+    return path
 
 
 def write_yolo_set(folder: Path, images: int = 12, size: tuple[int, int] = (96, 128), seed: int = 0) -> Path:

@@ -21,7 +21,7 @@ STEP = 8  # larger batches are multiples of it: GPU kernels work in such tiles; 
 # observed, and lies on a straight line; what a GPU takes varies with the kernels chosen, so more points are needed
 PROBES_CUDA, PROBES_CPU = (2, 4, 8, 16), (2, 3)
 SHARE_CUDA, SHARE_CPU = 0.8, 0.6  # of the free memory; the rest is for the loss, other programs, loader processes
-MOST_CUDA, MOST_CPU = 1024, 64  # more images at once train no faster, on a CPU long before on a GPU
+MOST_CUDA, MOST_CPU = 1024, 64  # where memory alone would allow any number; nbs, the nominal batch size, is 64
 # what a step on a CPU takes, with the gradients of the maps and copies in the kernels' own layouts, against what
 # autograd keeps: measured 1.33 to 1.49 in float32, 1.8 in bfloat16, where casts add to it
 CPU_FACTOR = 1.5

@@ -37,10 +37,10 @@ def test_round_trip_keeps_outputs_and_facts(tmp_path: Path) -> None:
     assert torch.equal(again(x)[0], model(x)[0]) and again.names == model.names
 
 
-def test_best_pt_is_as_small_as_the_article_says(tmp_path: Path) -> None:
-    model = Model("yolov5_shufflenet.yaml", nc=20)
-    save_checkpoint(tmp_path / "best.pt", weights_content(model, 640))
-    assert 1.7 < (tmp_path / "best.pt").stat().st_size / 2**20 < 2.1
+@pytest.mark.parametrize(("cfg", "mebibytes"), [("yolov5_shufflenet.yaml", 2.0), ("yolov5_stem_shufflenet.yaml", 6.7)])
+def test_best_pt_is_as_small_as_the_article_says(tmp_path: Path, cfg: str, mebibytes: float) -> None:
+    save_checkpoint(tmp_path / "best.pt", weights_content(Model(cfg, nc=20), 640))
+    assert (tmp_path / "best.pt").stat().st_size / 2**20 == pytest.approx(mebibytes, abs=0.25)
     runtime = load_runtime(tmp_path / "best.pt", torch.device("cpu"))
     assert runtime.imgsz == 640 and next(runtime.model.parameters()).dtype == torch.float32
 

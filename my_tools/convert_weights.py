@@ -1,0 +1,65 @@
+"""Convert a checkpoint of YOLOv5 or YOLOv5-Lite into one of this program, which holds plain tensors and values only.
+
+    python my_tools/convert_weights.py yolov5n.pt                   # writes yolov5n_converted.pt beside it
+    python my_tools/convert_weights.py v5lite-s.pt --out lite.pt
+
+Nothing in the file is run. train.py, val.py and detect.py read the original too; converting once saves the doubt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from models.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
+from models.runtime import DEFAULT_IMGSZ
+from models.yolo import model_summary
+from utils.console import LOGGER, Parser, run_script
+from utils.errors import UserError
+
+
+def run(weights: str | Path, out: str | Path = "", exist_ok: bool = False) -> Path:
+    """Write a "weights" checkpoint (half precision) of what `weights` holds; returns its path.
+
+    Raises UserError if it holds no detector or if the output exists.
+    """
+    source = Path(weights)
+    target = Path(out) if out else source.with_name(f"{source.stem}_converted.pt")
+    content = load_checkpoint(source)
+    model = model_from_checkpoint(content, source)
+    if target.exists() and (not exist_ok or target.resolve() == source.resolve()):
+        raise UserError(f"{target}: exists already; give another --out, or --exist-ok to replace it")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}")
+    imgsz = content.get("imgsz") or DEFAULT_IMGSZ
+    facts = {k: content[k] for k in ("epoch", "date", "metrics", "options", "hyp") if k in content}
+    converted = weights_content(model, imgsz, **facts)
+    save_checkpoint(target, converted)
+    written = model_from_checkpoint(load_checkpoint(target), target).state_dict()
+    if not all(torch.equal(v.float(), written[k].float()) for k, v in converted["model"].items()):
+        target.unlink()
+        raise UserError(f"{source}: the numbers read back from {target} were others; nothing was kept")
+    LOGGER.info(f"{model_summary(model, imgsz)}\n{len(model.names)} classes: {', '.join(model.names.values())}\n"
+                f"{source} -> {target} ({target.stat().st_size / 2**20:.1f} MiB)")  # fmt: skip
+    return target
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", help="the .pt file")
+    parser.add_argument("--out", default="", help="where to write (default: beside it, as <name>_converted.pt)")
+    parser.add_argument("--exist-ok", action="store_true", help="replace the output if it exists")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    run(**vars(opt))
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())
