@@ -351,7 +351,8 @@ def train_and_finish(
 def parse_opt() -> argparse.Namespace:
     parser = Parser(description="Train a detector. In brackets: the defaults; those of the data yaml come before them")
     add = parser.add_argument
-    add("--weights", default=None, help="checkpoint to start from; from scratch if left out")
+    add("--weights", default=None, help="checkpoint to start from, or torchvision: its ImageNet backbone, downloaded")
+    add("--backbone-weights", default=None, help="file of a torchvision ShuffleNetV2, to start the backbone from")
     add("--cfg", default=None, help=f"model yaml, also looked for in models/ ({DEFAULT_CFG})")
     add("--data", default=None, help="data yaml, also looked for in data/ (shapes.yaml)")
     add("--hyp", default=None, help="hyper-parameters, also looked for in data/hyps/ (hyp.scratch-low.yaml)")

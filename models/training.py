@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.imagenet import TORCHVISION, start_backbone
 from models.runtime import check_img_size
 from models.state import TrainState, data_digest
 from models.sync_bn import synchronise_batch_norms
@@ -164,10 +165,14 @@ def check_unchanged(
 def build_model(
     opt: TrainOptions, hyp: dict[str, float], names: dict[int, str], content: dict | None
 ) -> DetectionModel:
-    """The network: resumed, from --cfg, from --weights, or from --cfg with the tensors of --weights that fit."""
+    """The network: resumed, from --cfg, from --weights, or from --cfg with the tensors of --weights that fit.
+
+    Of torchvision's weights, or those of --backbone-weights, it has the backbone.
+    """
     if content:
         return freeze(model_from_checkpoint(content, "last.pt"), opt)
-    weights = load_checkpoint(opt.weights) if opt.weights else None
+    from_imagenet = opt.weights == TORCHVISION or bool(opt.backbone_weights)
+    weights = load_checkpoint(opt.weights) if opt.weights and not from_imagenet else None
     cfg = opt.cfg or (weights["yaml"] if weights else DEFAULT_CFG)
     anchors = round(hyp["anchors"])
     model = DetectionModel(cfg, nc=len(names), anchors=anchors or None)
@@ -177,6 +182,8 @@ def build_model(
     if weights:
         transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors,
                          fresh_head=opt.fresh_head, verbose=opt.verbose)  # fmt: skip
+    if from_imagenet:
+        start_backbone(model, opt.backbone_weights, opt.verbose)
     return freeze(model, opt)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers import GOLDEN, ROOT, run_script
 
+from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import Model, count_gflops
 
 REFERENCE = json.loads((GOLDEN / "models.json").read_text())
@@ -73,7 +76,7 @@ def test_table_holds_every_reference_config() -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "models/yolo.py", "my_tools/voc2yolo.py",
-                                    "my_tools/check_resume.py"])
+                                    "my_tools/check_resume.py", "my_tools/convert_weights.py"])
 def test_help(script: str) -> None:
     done = run_script(script, "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage:")
@@ -83,3 +86,23 @@ def test_data_yamls_read_as_yolov5_reads_them() -> None:
     for file in Path(ROOT / "data").glob("*.yaml"):
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         assert {"path", "train", "val", "names"} <= set(content)
+
+
+def test_the_example_for_code_runs(tmp_path: Path) -> None:
+    """Line for line, with a network that finds something, from a folder of its own; only the viewer is left out."""
+    (example,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "torch.hub.load" in b]
+    model = Model("yolov5_shufflenet.yaml", nc=2).eval()
+    with torch.no_grad():
+        for conv in model.model[-1].m:
+            conv.bias.reshape(model.model[-1].na, -1)[:, 4:] = 3.0
+    weights = tmp_path / "runs/train/exp/weights/best.pt"
+    weights.parent.mkdir(parents=True)
+    save_checkpoint(weights, weights_content(model, 64))
+    shutil.copytree(ROOT / "data/images", tmp_path / "data/images")
+    code = example.replace('load(".", ', f"load({str(ROOT)!r}, ").replace("results.show()", "")
+    (tmp_path / "example.py").write_text(code + "\nprint(len(table), 'rows,', len(crops), 'crops')\n")
+    done = run_script("example.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows, crops = re.search(r"(\d+) rows, (\d+) crops", done.stdout).groups()
+    assert 0 < int(rows) < int(crops)
+    assert len(list((tmp_path / "runs/detect/exp").glob("*.jpg"))) == 3

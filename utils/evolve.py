@@ -33,6 +33,8 @@ SIGMA = 0.2  # standard deviation of the factor it changes by, times the paramet
 FACTORS = (0.3, 3.0)
 DIGITS = 5
 TRIES = 100
+# flags of the evolution that the run advised at its end takes over, where they were given
+SAME_FLAGS = ("data", "cfg", "weights", "backbone_weights", "imgsz", "batch_size", "optimizer")
 
 # key: (gain, lowest, highest). The gain scales SIGMA: small for what is only ever good in a narrow band. The limits
 # are those between which training works at all; a value of 0 switches a thing off and stays 0.
@@ -277,9 +279,8 @@ def run_evolution(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; to go on: python train.py --evolve {opt.evolve} --resume-evolve "
                                 f"{quoted(shown(folder))}") from None  # fmt: skip
-    same = {"data": opt.data, "cfg": opt.cfg, "weights": opt.weights, "imgsz": opt.imgsz, "batch-size": opt.batch_size,
-            "optimizer": opt.optimizer}  # fmt: skip
-    words = " ".join(f"--{flag} {quoted(str(value))}" for flag, value in same.items() if value)
+    same = {flag: getattr(opt, flag) for flag in SAME_FLAGS}
+    words = " ".join(f"--{flag.replace('_', '-')} {quoted(str(value))}" for flag, value in same.items() if value)
     LOGGER.info(f"\nbest      {shown(best)}\npicture   {shown(folder / 'evolve.png')}\n"
                 f"next      python train.py {words} --hyp {quoted(shown(best))}")  # fmt: skip
 

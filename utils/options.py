@@ -24,6 +24,7 @@ class TrainOptions:
     """
 
     weights: str = ""
+    backbone_weights: str = ""
     cfg: str = ""
     data: str = "shapes.yaml"
     hyp: str = "hyp.scratch-low.yaml"
@@ -138,6 +139,8 @@ class TrainOptions:
             raise UserError("--resume-evolve goes with --evolve N, up to how many generations, and with no other flag")
         if self.evolve and self.resume:
             raise UserError("--evolve is gone on with by --resume-evolve, not by --resume")
+        if self.weights and self.backbone_weights:
+            raise UserError("--weights and --backbone-weights both say where the backbone comes from: give one of them")
 
     def plain(self) -> dict[str, Any]:
         """The options as plain values, for opt.yaml and the checkpoint."""

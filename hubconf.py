@@ -1,0 +1,77 @@
+"""Entry points for `torch.hub.load(<this folder>, <name>, ..., source="local")`: `custom`, and one per models/*.yaml.
+
+>>> import torch
+>>> model = torch.hub.load(".", "yolov5_shufflenet", classes=2, source="local", _verbose=False)
+>>> model.names, model.stride
+({0: '0', 1: '1'}, 32)
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import typing
+
+dependencies = ["torch", "numpy", "cv2", "yaml", "tqdm", "PIL"]
+
+
+def _check_modules() -> None:
+    """Raise ImportError if a module of another project stands in the place of our `models` or `utils`."""
+    here = pathlib.Path(__file__).resolve().parent
+    for name in ("models", "utils"):
+        if name in sys.modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            if not file or pathlib.Path(file).resolve().parent != here / name:
+                raise ImportError(f"another module '{name}' ({file or 'a folder'}) is loaded already, which hides the "
+                                  f"one in {here}: load this detector first, or in a process of its own")  # fmt: skip
+
+
+_check_modules()
+
+import models.hub as _hub  # noqa: E402
+
+
+def custom(
+    path: str | pathlib.Path, autoshape: bool = True, _verbose: bool = True, device: _hub.Device = None
+) -> _hub.AutoShape | _hub.DetectionModel:
+    """A detector from a checkpoint of this program or of YOLOv5.
+
+    autoshape: it takes pictures of any kind (`models.hub.AutoShape`); otherwise the bare network, for tensors and for
+    training. Both in eval mode. device: 'cpu', 'mps' or a GPU's number; None for the best there is.
+    Raises UserError if the file is no checkpoint.
+    """
+    return _hub.load_custom(path, autoshape, _verbose, device)
+
+
+def _entry(name: str) -> typing.Callable[..., _hub.AutoShape | _hub.DetectionModel]:
+    def entry(
+        pretrained: bool | str | pathlib.Path = False, channels: int = 3, classes: int = 80, autoshape: bool = True,
+        _verbose: bool = True, device: _hub.Device = None,
+    ) -> _hub.AutoShape | _hub.DetectionModel:  # fmt: skip
+        return _hub.create(name, pretrained, channels, classes, autoshape, _verbose, device)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"""A detector of models/{name}.yaml, untrained, or with what fits of a checkpoint.
+
+    pretrained: the path of that checkpoint; nothing is downloaded. The rest is as `custom` says.
+    """
+    return entry
+
+
+yolov5_shufflenet = _entry("yolov5_shufflenet")
+yolov5_shufflenet_x0_5 = _entry("yolov5_shufflenet_x0_5")
+yolov5_shufflenet_x1_0 = _entry("yolov5_shufflenet_x1_0")
+yolov5_shufflenet_x1_5 = _entry("yolov5_shufflenet_x1_5")
+yolov5_shufflenet_x2_0 = _entry("yolov5_shufflenet_x2_0")
+yolov5_stem_shufflenet = _entry("yolov5_stem_shufflenet")
+yolov5_stem_shufflenet_p3 = _entry("yolov5_stem_shufflenet_p3")
+yolov5lite_s = _entry("yolov5lite_s")
+yolov5n = _entry("yolov5n")
+yolov5s = _entry("yolov5s")
+yolov5m = _entry("yolov5m")
+yolov5l = _entry("yolov5l")
+yolov5x = _entry("yolov5x")
+yolov5n_slimneck = _entry("yolov5n_slimneck")
+yolov5s_slimneck = _entry("yolov5s_slimneck")
+yolov5m_slimneck = _entry("yolov5m_slimneck")
+yolov5l_slimneck = _entry("yolov5l_slimneck")
