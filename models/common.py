@@ -292,3 +292,13 @@ class SlimNeck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise(self.grouped(x))
+
+
+def __getattr__(name: str) -> type[nn.Module]:
+    """Old import paths, found when asked for: what runs a network imports the blocks, so they must not import it."""
+    from importlib import import_module
+
+    places = {"DetectMultiBackend": "models.backend", "AutoShape": "models.hub"}
+    if name not in places:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(places[name]), name)

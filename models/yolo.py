@@ -18,15 +18,16 @@ if __name__ == "__main__":
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import models.common  # noqa: F401  registers the blocks
 from models.common import Conv
 from models.fuse import fuse_batch_norms
 from models.registry import check_arguments, find_block, register
+from utils.augment import make_divisible
 from utils.config import check_model_cfg, load_model_cfg
 from utils.console import LOGGER, Parser, run_script
 from utils.errors import UserError, did_you_mean
+from utils.profiling import count_gflops
 
 _KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
 ACTIVATIONS = {cls.__name__: cls for cls in _KNOWN}
@@ -83,11 +84,6 @@ class Detect(nn.Module):
             b = conv.bias.view(self.na, -1)
             b[:, 4] += math.log(8 / (640 / s) ** 2)
             b[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
-
-
-def make_divisible(x: float, divisor: int) -> int:
-    """Round x up to a multiple of `divisor`."""
-    return math.ceil(x / divisor) * divisor
 
 
 def parse_activation(text: str | None) -> nn.Module | None:
@@ -328,15 +324,6 @@ def trace_shapes(model: DetectionModel, imgsz: int, where: str = "model") -> lis
         for h in handles:
             h.remove()
     return shapes
-
-
-def count_gflops(model: DetectionModel, imgsz: int = 640) -> float:
-    """Return 1e9 floating point operations (2 per multiply-add) of one eval pass over one imgsz x imgsz image."""
-    twin = copy.deepcopy(model).float().eval().to("meta")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        twin(torch.zeros(1, model.yaml["ch"], imgsz, imgsz, device="meta"))
-    return counter.get_total_flops() / 1e9
 
 
 def layer_table(model: DetectionModel, imgsz: int = 640) -> str:

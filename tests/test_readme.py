@@ -14,7 +14,8 @@ import yaml
 from helpers import GOLDEN, ROOT, run_script
 
 from models.checkpoint import save_checkpoint, weights_content
-from models.yolo import Model, count_gflops
+from models.yolo import Model
+from utils.profiling import count_gflops
 
 REFERENCE = json.loads((GOLDEN / "models.json").read_text())
 README = (ROOT / "README.md").read_text(encoding="utf-8")

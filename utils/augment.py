@@ -1,7 +1,8 @@
 """Pictures and their boxes, changed together: letterbox, mosaic, affine, colour, flips, mixup.
 
 Images are (h, w, 3) uint8 BGR; labels (n, 5) float32: class, x1, y1, x2, y2 in pixels. Every random choice comes from
-the `numpy.random.Generator` that is passed in.
+the `numpy.random.Generator` that is passed in; the two functions for YOLOv5's scripts, which pass none, seed one from
+numpy's global state.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+
+from utils.console import LOGGER
+from utils.errors import UserError
 
 GREY = 114  # what lies beside a picture
 
@@ -54,6 +58,26 @@ def letterbox(
     return im, ratio, (dw, dh)
 
 
+def make_divisible(x: float, divisor: float) -> int:
+    """Round x up to a multiple of `divisor`, a whole number."""
+    return math.ceil(x / int(divisor)) * int(divisor)
+
+
+def round_to_stride(imgsz: int | Sequence[int], s: float = 32, floor: int = 0) -> int | list[int]:
+    """Round a side in pixels, or each of several, up to a multiple of stride `s` and to `floor` at least.
+
+    Returns an int for an int, otherwise a list; warns if that changes it. Raises UserError for sides below 1.
+    """
+    sides = [imgsz] if isinstance(imgsz, int) else [int(v) for v in imgsz]
+    if not sides or min(sides) < 1:
+        raise UserError(f"image size {imgsz}: give sides in pixels, from 1")
+    fitting = [max(make_divisible(v, s), floor) for v in sides]
+    rounded = fitting[0] if isinstance(imgsz, int) else fitting
+    if fitting != sides:
+        LOGGER.warning(f"image size {imgsz} does not fit stride {int(s)}; {rounded} is used")
+    return rounded
+
+
 def augment_hsv(im: np.ndarray, rng: np.random.Generator, hgain: float, sgain: float, vgain: float) -> np.ndarray:
     """Multiply hue, saturation and value by random gains within 1 +- the given ones."""
     if not (hgain or sgain or vgain):
@@ -63,6 +87,16 @@ def augment_hsv(im: np.ndarray, rng: np.random.Generator, hgain: float, sgain: f
     tables = ((x * gains[0]) % 180, np.clip(x * gains[1], 0, 255), np.clip(x * gains[2], 0, 255))
     table = np.stack(tables, -1).astype(np.uint8).reshape(1, 256, 3)
     return cv2.cvtColor(cv2.LUT(cv2.cvtColor(im, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2BGR)
+
+
+def jitter_hsv(im: np.ndarray, hgain: float = 0.5, sgain: float = 0.5, vgain: float = 0.5) -> None:
+    """`augment_hsv` as YOLOv5's scripts call it: changes the image in place."""
+    im[:] = augment_hsv(im, _global_rng(), hgain, sgain, vgain)
+
+
+def _global_rng() -> np.random.Generator:
+    """A generator seeded from numpy's global state, so that `np.random.seed` decides what follows."""
+    return np.random.default_rng(np.random.randint(2**31))
 
 
 def mosaic4(
@@ -141,6 +175,23 @@ def random_perspective(
     new[:, [1, 3]] = new[:, [1, 3]].clip(0, out_shape[0])
     keep = box_candidates(labels[:, 1:] * scale, new)
     return im, np.concatenate((labels[keep, :1], new[keep]), 1).astype(np.float32)
+
+
+def jitter_perspective(
+    im: np.ndarray, targets: np.ndarray | Sequence = (), segments: Sequence = (), degrees: float = 10,
+    translate: float = 0.1, scale: float = 0.1, shear: float = 10, perspective: float = 0.0,
+    border: tuple[int, int] = (0, 0),
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """`random_perspective` as YOLOv5's scripts call it, with a gain for each part of the warp.
+
+    border: pixels (vertical, horizontal) added on each side, below 0 cut off. Raises UserError for `segments`.
+    """
+    if len(segments):
+        raise UserError("random_perspective: polygons are not warped here, only boxes; leave segments empty")
+    hyp = {"degrees": degrees, "translate": translate, "scale": scale, "shear": shear, "perspective": perspective}
+    labels = np.asarray(targets, np.float32).reshape(-1, 5)
+    out_shape = (im.shape[0] + 2 * border[0], im.shape[1] + 2 * border[1])
+    return random_perspective(im, labels, hyp, _global_rng(), out_shape)
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:

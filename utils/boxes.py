@@ -7,6 +7,7 @@ tensors or numpy arrays of shape (..., 4), or more columns where said, and retur
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -63,8 +64,8 @@ def xyxy2xywhn(x: Array, w: float = 640, h: float = 640) -> Array:
     return y
 
 
-def clip_boxes(boxes: Array, shape: tuple[int, int]) -> Array:
-    """Clip corners, in place, to an image of shape (height, width); returns them."""
+def clip_boxes(boxes: Array, shape: Sequence[int]) -> Array:
+    """Clip corners, in place, to an image of shape (height, width, ...); returns them."""
     h, w = shape[:2]
     if isinstance(boxes, Tensor):
         boxes[..., 0].clamp_(0, w)
@@ -78,13 +79,14 @@ def clip_boxes(boxes: Array, shape: tuple[int, int]) -> Array:
 
 
 def scale_boxes(
-    img1_shape: tuple[int, int],
+    img1_shape: Sequence[int],
     boxes: Array,
-    img0_shape: tuple[int, int],
+    img0_shape: Sequence[int],
     ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Array:
     """Move corners, in place, from a letterboxed image of shape img1 (h, w) to the original of shape img0.
 
+    Further numbers of a shape, such as its channels, do not matter.
     ratio_pad: ((ratio_h, ratio_w), (padw, padh)) as `letterbox` and the loader give it; worked out if None.
     """
     if ratio_pad is None:

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,12 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 LOGGER = logging.getLogger("yolov5")
 
-_COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36, "bold": 1}
+_HUES = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
+_COLOURS = {
+    **{hue: 30 + k for k, hue in enumerate(_HUES)},
+    **{f"bright_{hue}": 90 + k for k, hue in enumerate(_HUES)},
+    "end": 0, "bold": 1, "underline": 4,
+}  # fmt: skip
 
 
 class _ConsoleHandler(logging.Handler):
@@ -37,9 +42,17 @@ class _ConsoleHandler(logging.Handler):
         tqdm.write(text, file=stream)
 
 
+def set_logging(name: str | None = None, verbose: bool = True) -> None:
+    """Let the program speak, or with `verbose` False tell errors only.
+
+    name is taken for the sake of YOLOv5's scripts and has no effect.
+    """
+    LOGGER.setLevel(logging.INFO if verbose and is_main() else logging.ERROR)  # of several processes one speaks
+
+
 if not LOGGER.handlers:
     LOGGER.addHandler(_ConsoleHandler())
-    LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)  # of several processes one speaks
+    set_logging()
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -47,11 +60,21 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def colorstr(colour: str, text: str) -> str:
-    """Wrap `text` in an ANSI colour where the terminal shows it (not into files, not with NO_COLOR set)."""
+def colorstr(*words: object) -> str:
+    """Wrap the last word in the ANSI colours the others name, or in bold blue if it is alone.
+
+    Only where the terminal shows it: not into files, not with NO_COLOR set.
+    """
+    *colours, text = words if len(words) > 1 else ("blue", "bold", *words)
     if "NO_COLOR" in os.environ or not sys.stdout.isatty():
-        return text
-    return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+        return str(text)
+    return "".join(f"\033[{_COLOURS[str(c)]}m" for c in colours) + f"{text}\033[0m"
+
+
+def print_args(args: Mapping[str, Any], show_file: bool = True) -> None:
+    """Log options as `script: a=1, b=2`; without the script's name if `show_file` is False."""
+    script = colorstr(f"{Path(sys.argv[0]).stem}: ") if show_file else ""
+    LOGGER.info(script + ", ".join(f"{k}={v}" for k, v in args.items()))
 
 
 def shown(path: Path) -> str:

@@ -1,24 +1,35 @@
-"""The machine a run uses: which device, how much memory, which seed."""
+"""The machine a run uses: which device, how much memory, which seed, which packages and windows it has."""
 
 from __future__ import annotations
 
 import os
 import platform
 import random
+import re
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
+from utils.console import LOGGER
 from utils.errors import UserError
+from utils.files import ROOT
 
 
-def select_device(device: str = "") -> torch.device:
-    """Return the device `--device` names: '' for the best there is, 'cpu', 'mps', or a GPU's number.
+def select_device(
+    device: str | int | torch.device | None = "", batch_size: int = 0, newline: bool = True
+) -> torch.device:
+    """Return the device `--device` names: '' or None for the best there is, 'cpu', 'mps', or a GPU's number.
 
-    Raises UserError if it is not there.
+    batch_size and newline are taken for the sake of YOLOv5's scripts and have no effect.
+    Raises UserError if the device is not there.
     """
-    name = str(device).strip().lower().removeprefix("cuda:")
+    name = str("" if device is None else device).strip().lower().removeprefix("cuda:")
     if name == "cuda":
         name = "0"
     if not name:
@@ -50,11 +61,16 @@ def describe_device(device: torch.device) -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}, {what}"
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every random generator a run may touch."""
+def seed_everything(seed: int = 0, deterministic: bool = False) -> None:
+    """Seed every random generator a run may touch.
+
+    deterministic: let torch take algorithms that give the same bits each time, and warn where it has none.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def random_state() -> dict[str, Any]:
@@ -90,3 +106,59 @@ def available_memory() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def check_requirements(
+    requirements: str | Path | Iterable[str] = ROOT / "requirements.txt", exclude: Iterable[str] = (),
+    install: bool = False,
+) -> bool:  # fmt: skip
+    """Return whether all packages of a requirements file, or of a list, are there; name those missing in a warning.
+
+    Versions are not compared, and nothing is ever installed, whatever `install` says. Raises UserError if the file
+    cannot be read.
+    """
+    if isinstance(requirements, Path) or str(requirements).endswith(".txt"):
+        try:
+            lines = Path(requirements).read_text(encoding="utf-8").splitlines()
+        except OSError as e:
+            raise UserError(f"{requirements}: cannot be read ({e.strerror})") from e
+    else:
+        lines = [requirements] if isinstance(requirements, str) else list(requirements)
+    # a line with an address has no name to look for, one with a condition may not be meant for this machine
+    plain = [line.split("#")[0].strip() for line in lines if "://" not in line and ";" not in line]
+    names = [m[0] for line in plain if (m := re.match(r"\w[\w.-]*", line))]
+    missing = [name for name in names if name not in set(exclude) and not _is_installed(name)]
+    if missing:
+        LOGGER.warning(f"missing: {', '.join(missing)}; nothing is installed unasked: pip install {' '.join(missing)}")
+    return not missing
+
+
+def _is_installed(package: str) -> bool:
+    # OpenCV comes in several packages of which one is enough
+    same = [f"opencv{kind}-python{size}" for kind in ("", "-contrib") for size in ("", "-headless")]
+    for name in same if package in same else [package]:
+        try:
+            metadata.version(name)
+            return True
+        except metadata.PackageNotFoundError:
+            continue
+    return False
+
+
+def check_imshow(warn: bool = False) -> bool:
+    """Return whether pictures can be shown in windows: a display is there and this OpenCV can draw on it.
+
+    warn: say so if not.
+    """
+    # without a display OpenCV does not raise, it ends the process
+    possible = not sys.platform.startswith("linux") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+    if possible:
+        try:
+            cv2.imshow("test", np.zeros((1, 1, 3), np.uint8))
+            cv2.waitKey(1)
+            cv2.destroyAllWindows()
+        except cv2.error:
+            possible = False
+    if warn and not possible:
+        LOGGER.warning("pictures cannot be shown here: there is no display, or OpenCV was built without windows")
+    return possible

@@ -1,4 +1,4 @@
-"""Download one file over http(s): progress, resume of an interrupted one, size check. Never called unasked."""
+"""Download files over http(s): progress, resume of an interrupted one, size check. Never called unasked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from utils.archive import Archive
 from utils.console import LOGGER, progress
 from utils.errors import UserError
+from utils.files import ROOT, check_suffix, find_file
 
 _CHUNK = 1 << 18
+_MAX_MEMBER = 1 << 30  # bytes of one unpacked file of a zip
 _DROPPED = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError, urllib.error.URLError)
 
 
@@ -54,6 +59,71 @@ def download(url: str, path: str | Path, timeout: float = 30.0, attempts: int = 
             time.sleep(wait)
     have = f"; the {part.stat().st_size} bytes so far are kept, run it again to go on" if part.is_file() else ""
     raise UserError(f"cannot download {url}: {reason}{have}, or fetch it by other means to {path}")
+
+
+def download_files(
+    url: str | Path | Iterable[str | Path], dir: str | Path = ".", unzip: bool = True, delete: bool = True,
+    curl: bool = False, threads: int = 1, retry: int = 3,
+) -> None:  # fmt: skip
+    """`download` as YOLOv5's scripts call it: fetch one or several addresses into the folder `dir`.
+
+    unzip: unpack the zips among them there, and with `delete` remove those zips. threads: files at a time. retry:
+    attempts after the first. curl is taken for the sake of those scripts and has no effect.
+    Raises UserError for the first file that cannot be had.
+    """
+    urls = [str(u) for u in ([url] if isinstance(url, (str, Path)) else url)]
+
+    def fetch(address: str) -> None:
+        file = download(address, Path(dir) / _file_name(address), attempts=retry + 1)
+        if unzip and file.suffix.lower() == ".zip":
+            _unpack(file, Path(dir))
+            if delete:
+                file.unlink()
+
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        list(pool.map(fetch, urls))
+
+
+def _file_name(url: str) -> str:
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    if name in ("", ".."):
+        raise UserError(f"{url}: names no file")
+    return name
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Write the safe members of a zip into a folder; the others are named in a warning."""
+    with Archive(file) as archive:
+        for name, reason in archive.refused:
+            LOGGER.warning(f"{file}: {name} is left out: {reason}")
+        for name in progress(archive.members, f"unpacking {file.name}"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(archive.read(name, _MAX_MEMBER))
+
+
+def check_file(file: str | Path, suffix: str | Sequence[str] = "") -> str:
+    """Return the path of a file: as given, below the project, or for a yaml below data or models.
+
+    An http(s) address is fetched into the current folder. suffix: those it may have. Raises UserError if there is no
+    such file.
+    """
+    remote = urllib.parse.urlsplit(str(file)).scheme in ("http", "https")
+    name = _file_name(str(file)) if remote else file
+    if suffix:
+        check_suffix(name, suffix)
+    if remote:
+        return str(download(str(file), name))
+    for path in (Path(file), ROOT / file):
+        if path.is_file():
+            return str(path)
+    if Path(file).suffix.lower() in ("", ".yaml", ".yml"):
+        return str(find_file(file, ("data", "data/hyps", "models"), "the file"))
+    raise UserError(f"{file}: no such file")
+
+
+def check_yaml(file: str | Path, suffix: str | Sequence[str] = (".yaml", ".yml")) -> str:
+    """`check_file` for a yaml."""
+    return check_file(file, suffix)
 
 
 def _fetch(url: str, part: Path, name: str, timeout: float) -> bool:

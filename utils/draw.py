@@ -13,6 +13,8 @@ from torch import Tensor
 
 from utils.augment import GREY
 from utils.boxes import xywh2xyxy
+from utils.files import unused_path
+from utils.images import write_image
 
 # twenty hues far apart, as RGB
 PALETTE = (
@@ -27,6 +29,11 @@ def color_of(cls: int) -> tuple[int, int, int]:
     return value & 255, value >> 8 & 255, value >> 16
 
 
+def colors(i: int, bgr: bool = False) -> tuple[int, int, int]:
+    """The colour of class i, as YOLOv5's scripts ask for it: RGB, or BGR with `bgr`."""
+    return color_of(i) if bgr else color_of(i)[::-1]
+
+
 @functools.lru_cache(maxsize=16)
 def _font(size: int):
     """matplotlib's own font, for names that OpenCV's letters do not cover (nothing is fetched)."""
@@ -37,27 +44,44 @@ def _font(size: int):
 
 
 class Annotator:
-    """Draws on a copy of an image (h, w, 3) uint8 BGR; `result()` returns it."""
+    """Draws on a copy of an image (h, w, 3) uint8 BGR; `result()` returns it.
 
-    def __init__(self, im: np.ndarray, line_width: int | None = None) -> None:
+    line_width: pixels, by the size of the image if None. font_size, font, pil and example are taken for the sake of
+    YOLOv5's scripts and have no effect: each label chooses its own font, one that has its letters.
+    """
+
+    def __init__(
+        self, im: np.ndarray, line_width: int | None = None, font_size: float | None = None, font: str = "",
+        pil: bool = False, example: str = "",
+    ) -> None:  # fmt: skip
         self.im = np.ascontiguousarray(im).copy()
         self.lw = line_width or max(round(sum(im.shape[:2]) / 2 * 0.003), 2)
         self.scale = max(self.lw / 3, 0.35)
 
-    def box_label(self, box: Sequence[float], label: str = "", color: tuple[int, int, int] = (128, 128, 128)) -> None:
-        """Draw one box (x1, y1, x2, y2 in pixels) with its label above it, or inside where there is no room."""
+    def box_label(
+        self, box: Sequence[float], label: str | None = "", color: tuple[int, int, int] = (128, 128, 128),
+        txt_color: tuple[int, int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Draw one box (x1, y1, x2, y2 in pixels) with its label above it, or inside where there is no room.
+
+        txt_color: of the letters, black or white if None.
+        """
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(self.im, (x1, y1), (x2, y2), color, self.lw, cv2.LINE_AA)
         if label:
-            self.text((x1, y1), label, color)
+            self.text((x1, y1), label, color, txt_color)
 
-    def text(self, corner: tuple[int, int], label: str, color: tuple[int, int, int]) -> None:
+    def text(
+        self, corner: tuple[int, int], label: str, color: tuple[int, int, int],
+        txt_color: tuple[int, int, int] | None = None,
+    ) -> None:  # fmt: skip
         """Write a label on a coloured ground above `corner`, or below it at the top of the image."""
         w, h = self._text_size(label)
         x = max(min(corner[0], self.im.shape[1] - w - 2), 0)
         y = corner[1] - h - 4 if corner[1] - h - 4 >= 0 else corner[1]
         cv2.rectangle(self.im, (x, y), (x + w + 2, y + h + 4), color, -1)
-        ink = (0, 0, 0) if color[0] * 0.114 + color[1] * 0.587 + color[2] * 0.299 > 140 else (255, 255, 255)
+        light = color[0] * 0.114 + color[1] * 0.587 + color[2] * 0.299 > 140
+        ink = txt_color or ((0, 0, 0) if light else (255, 255, 255))
         if label.isascii():
             cv2.putText(self.im, label, (x + 1, y + h + 1), 0, self.scale, ink, self._stroke, cv2.LINE_AA)
         else:
@@ -85,12 +109,31 @@ class Annotator:
         return self.im
 
 
-def crop_box(im: np.ndarray, box: Sequence[float], gain: float = 1.02, pad: int = 10) -> np.ndarray:
-    """Cut a box (x1, y1, x2, y2 in pixels), enlarged by gain and pad, out of an image."""
+def crop_box(
+    im: np.ndarray, box: Sequence[float], gain: float = 1.02, pad: int = 10, square: bool = False
+) -> np.ndarray:
+    """Cut a box (x1, y1, x2, y2 in pixels), made square if asked, enlarged by gain and pad, out of an image."""
     x1, y1, x2, y2 = (float(v) for v in box)
-    cx, cy, w, h = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) * gain + pad, (y2 - y1) * gain + pad
+    w, h = (max(x2 - x1, y2 - y1),) * 2 if square else (x2 - x1, y2 - y1)
+    cx, cy, w, h = (x1 + x2) / 2, (y1 + y2) / 2, w * gain + pad, h * gain + pad
     left, top = max(int(cx - w / 2), 0), max(int(cy - h / 2), 0)
     return im[top : int(cy + h / 2) + 1, left : int(cx + w / 2) + 1]
+
+
+def save_one_box(
+    xyxy: Sequence[float], im: np.ndarray, file: str | Path = "im.jpg", gain: float = 1.02, pad: int = 10,
+    square: bool = False, BGR: bool = False, save: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """`crop_box` as YOLOv5's scripts call it: cut a box out, write it as a JPEG, return it as (h, w, 3) BGR.
+
+    BGR: the image is BGR, as OpenCV reads it; otherwise RGB. No file is overwritten: `im.jpg`, `im2.jpg`, ...
+    """
+    crop = np.ascontiguousarray(crop_box(im, xyxy, gain, pad, square)[..., :: 1 if BGR else -1])
+    if save:
+        file = Path(file).with_suffix(".jpg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_image(unused_path(file), crop)
+    return crop
 
 
 def draw_batch(

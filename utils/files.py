@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -15,25 +16,47 @@ ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ROOT.parent / "datasets"  # where YOLOv5 keeps its data sets: beside the checkout
 IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm".split())
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv .webm".split())
+# the same without the dot, in the tuples that YOLOv5's scripts add up and search
+IMG_FORMATS, VID_FORMATS = (tuple(sorted(s[1:] for s in suffixes)) for suffixes in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
 
 
-def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
-    """Create and return `path`, or `path2`, `path3`, ... the first that does not exist yet.
+def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "") -> Path:
+    """Create and return the folder `path`, or `path2`, `path3`, ... the first that does not exist yet.
 
     The folder is made here, in one step that fails if it exists, so that two runs started at once get two folders.
+    sep: what stands before the number.
     """
     path = Path(path)
     if exist_ok:
         _make_folder(path, exist_ok=True)
         return path
-    number = 1
+    candidates = _numbered(path, sep)
     while True:
-        candidate = path if number == 1 else path.with_name(f"{path.name}{number}")
+        candidate = next(candidates)
         try:
             _make_folder(candidate, exist_ok=False)
             return candidate
         except FileExistsError:
-            number += 1
+            continue
+
+
+def unused_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
+    """`increment_path` as YOLOv5's scripts call it: files are numbered too, and a folder is made only with `mkdir`.
+
+    A file's number stands before its suffix. Without `mkdir` another process may take the same name.
+    """
+    path = Path(path)
+    if mkdir:
+        return increment_path(path, exist_ok, sep)
+    return path if exist_ok else next(p for p in _numbered(path, sep) if not p.exists())
+
+
+def _numbered(path: Path, sep: str) -> Iterator[Path]:
+    """`path`, `path2`, `path3`, ... without end; the number goes before the suffix if `path` is a file."""
+    yield path
+    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
+    for number in itertools.count(2):
+        yield path.with_name(f"{stem}{sep}{number}{suffix}")
 
 
 def _make_folder(path: Path, exist_ok: bool) -> None:
@@ -93,6 +116,13 @@ def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
     hint = did_you_mean(name.name, known)
     listed = f"; known: {', '.join(known)}" if known and not hint else ""
     raise UserError(f"{what} '{name}' does not exist{hint}{listed}")
+
+
+def check_suffix(file: str | Path, suffix: str | Sequence[str]) -> None:
+    """Raise UserError if a file's name has a suffix, and none of these (with the dot, in any case)."""
+    wanted = (suffix,) if isinstance(suffix, str) else tuple(suffix)
+    if Path(file).suffix and Path(file).suffix.lower() not in wanted:
+        raise UserError(f"{file}: is no {' or '.join(wanted)} file")
 
 
 def newest(pattern: str, root: Path = ROOT / "runs") -> Path | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from utils.errors import UserError
 
 
 def create_optimizer(model: nn.Module, name: str, lr: float, momentum: float, decay: float) -> Optimizer:
@@ -65,12 +68,13 @@ def set_rates(optimizer: Optimizer, part: float, lr: float, hyp: Mapping[str, fl
 class ModelEMA:
     """An exponential moving average of a model's weights and buffers; `ema` is the smoothed model.
 
-    The decay rises to `decay` over about `tau` updates, so that the first weights are soon forgotten.
+    The decay rises to `decay` over about `tau` updates, so that the first weights are soon forgotten; `updates` are
+    those an earlier run has made.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
-        self.updates = 0
+        self.updates = updates
         self.decay, self.tau = decay, tau
 
     @torch.no_grad()
@@ -93,7 +97,7 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
 class EarlyStopping:
     """Says when `patience` epochs have passed without a better fitness; patience 0 never stops."""
 
-    def __init__(self, patience: int, best_fitness: float = 0.0, best_epoch: int = 0) -> None:
+    def __init__(self, patience: int = 30, best_fitness: float = 0.0, best_epoch: int = 0) -> None:
         self.patience, self.best_fitness, self.best_epoch = patience, best_fitness, best_epoch
 
     def __call__(self, epoch: int, fitness: float) -> bool:
@@ -103,3 +107,12 @@ class EarlyStopping:
 
     def state(self) -> dict[str, Any]:
         return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
+
+
+def strip_optimizer(f: str | Path = "best.pt", s: str | Path = "") -> None:
+    """Refuse: a checkpoint without its optimizer is another file here, never the same one made smaller.
+
+    Raises UserError that says which file to take.
+    """
+    raise UserError(f"{f}: is left as it is; a run's best.pt never holds an optimizer, and "
+                    "my_tools/convert_weights.py writes a last.pt as weights alone")  # fmt: skip

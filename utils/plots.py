@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from utils.draw import Annotator, colors, save_one_box  # noqa: F401  where YOLOv5's scripts look for them
 from utils.files import atomic_write
 from utils.metrics import Curves, smooth
 

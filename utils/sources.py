@@ -43,7 +43,7 @@ def open_source(
     scheme = urlsplit(source).scheme.lower()
     suffix = Path(urlsplit(source).path if scheme in STREAM_SCHEMES else source).suffix.lower()
     if source.startswith("screen"):
-        raise UserError(f"--source {source}: screenshots are not supported; record a video and give its file")
+        LoadScreenshots(source)  # raises
     if scheme in ("http", "https") and suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         folder = tempfile.TemporaryDirectory(prefix="detect-")
         file = download(source, Path(folder.name) / Path(urlsplit(source).path).name)
@@ -82,6 +82,13 @@ def list_media(source: str) -> list[str]:
     if not media:
         raise UserError(f"--source {source}: no picture or video in it")
     return media
+
+
+class LoadScreenshots:
+    """Refuses: the screen is no source here. The name is what YOLOv5's scripts import. Raises UserError."""
+
+    def __init__(self, source: str, *_args: object, **_options: object) -> None:
+        raise UserError(f"--source {source}: screenshots are not supported; record a video and give its file")
 
 
 class LoadImages:
@@ -143,7 +150,8 @@ class LoadImages:
 class LoadStreams:
     """Webcams (by number) and network streams, each read in a thread of its own; yields the newest frame of each.
 
-    sources: one of them, or a `.streams` or text file that lists several. Ends when all streams have ended.
+    sources: one of them, or a `.streams` or text file that lists several. Ends when all streams have ended. A video
+    file counts as a stream of its own.
     """
 
     mode = "stream"
@@ -152,7 +160,8 @@ class LoadStreams:
         self, sources: str, img_size: int | list[int] = 640, stride: int = 32, auto: bool = True, vid_stride: int = 1
     ) -> None:
         path = Path(sources)
-        listed = path.read_text(encoding="utf-8-sig").split() if path.is_file() else [sources]
+        is_list = path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES
+        listed = path.read_text(encoding="utf-8-sig").split() if is_list else [str(sources)]
         if not listed:
             raise UserError(f"--source {sources}: lists no stream")
         self.sources = listed
@@ -231,6 +240,11 @@ class LoadStreams:
                 yield self.sources, batch, frames, None, ""
         finally:
             self.close()
+
+    @property
+    def count(self) -> int:
+        """The number of the batch yielded last, from 0."""
+        return self.frame - 1
 
     def close(self) -> None:
         """Stop reading and release the cameras."""

@@ -13,11 +13,14 @@ import torch
 from helpers import GOLDEN, golden, shared
 from torch import nn
 
+import detect
 import models.common
 import train
+import val
 from models.checkpoint import load_checkpoint, load_tensors, model_from_checkpoint, save_checkpoint, weights_content
 from models.common import CRM, InvertedResidual
 from models.foreign import foreign_content
+from models.hub import load_custom
 from models.runtime import load_runtime
 from models.yolo import Model
 from my_tools.convert_weights import run as convert
@@ -228,3 +231,12 @@ def test_train_starts_from_a_pickled_network(tmp_path: Path, yolo_set: Path) -> 
     assert content["yaml"]["nc"] == 2 and content["names"] == {0: "red", 1: "blue"}
     with pytest.raises(UserError, match="holds weights only"):
         train.run(resume=str(file))
+
+
+def test_val_detect_and_the_hub_take_it_too(tmp_path: Path, yolo_set: Path) -> None:
+    file = pickled(randomised("yolov5_shufflenet.yaml", nc=2), tmp_path / "theirs.pt")
+    flags = {"weights": str(file), "imgsz": 64, "device": "cpu", "project": str(tmp_path)}
+    assert val.run(**flags, data=str(yolo_set), batch_size=4, workers=0, noplots=True).images == 12
+    folder = detect.run(**flags, source=str(yolo_set.parent / "images/val"), save_txt=True, conf_thres=0.0, max_det=3)
+    assert len(list((folder / "labels").iterdir())) == 12
+    assert load_custom(file, verbose=False, device="cpu").names == {0: "class 0", 1: "class 1"}

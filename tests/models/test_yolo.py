@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers import GOLDEN, ROOT, run_script
 
-from models.yolo import Detect, Model, count_gflops, layer_table, parse_activation, parse_model
+from models.yolo import Detect, Model, layer_table, parse_activation, parse_model
 from utils.config import load_model_cfg
 from utils.errors import UserError
+from utils.profiling import count_gflops
 
 REFERENCE = json.loads((GOLDEN / "models.json").read_text())
 CONFIGS = sorted(p.name for p in (ROOT / "models").glob("*.yaml"))

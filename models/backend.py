@@ -1,0 +1,78 @@
+"""A trained detector as YOLOv5's scripts load and call it: `DetectMultiBackend`, and `attempt_load` in older ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.runtime import load_runtime, to_input
+from models.yolo import DetectionModel
+from utils.device import select_device
+from utils.errors import UserError
+
+Device = torch.device | str | int | None
+
+
+class DetectMultiBackend(nn.Module):
+    """A checkpoint, ready to predict; `model` is the network.
+
+    Holds `names` {index: class name}, `stride` (largest, pixels), `device`, `fp16` (whether it runs in half precision),
+    `pt` True, and False for each format that is not offered. dnn, data and fuse are taken for the sake of YOLOv5's
+    scripts and have no effect: the names come with the weights, and the network is always fused.
+    Raises UserError if weights are no checkpoint, or several.
+    """
+
+    pt = True
+    jit = onnx = xml = engine = coreml = saved_model = pb = tflite = edgetpu = tfjs = paddle = triton = False
+
+    def __init__(
+        self, weights: str | Path | Sequence[str | Path] = "best.pt", device: Device = "cpu", dnn: bool = False,
+        data: str | Path | None = None, fp16: bool = False, fuse: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        runtime = load_runtime(_one_file(weights), select_device(device), fp16)
+        self.model, self.device, self.fp16 = runtime.model, runtime.device, runtime.half
+        self.names, self.stride = runtime.names, runtime.stride
+
+    @torch.no_grad()  # not inference mode: scripts write into what they get
+    def forward(self, im: Tensor, augment: bool = False, visualize: bool = False) -> list[Tensor]:
+        """Decode a batch: (b, 3, h, w) float in [0, 1], or uint8, RGB, sides multiples of `stride`.
+
+        Returns a list of one: (b, n, 5 + nc), cx, cy, w, h in pixels, objectness, class scores.
+        Raises UserError for `visualize`.
+        """
+        if visualize:
+            raise UserError("visualize: detect.py --visualize writes these pictures, a model alone does not")
+        # the network's own precision, as some scripts change it by model.model.half()
+        x = to_input(im, self.device).to(next(self.model.parameters()).dtype)
+        return [self.model(x, augment=augment)[0]]
+
+    def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
+        """Run an empty batch of this shape, so that what the first use costs is not in the times measured later."""
+        self(torch.zeros(*imgsz))
+
+
+def attempt_load(
+    weights: str | Path | Sequence[str | Path], device: Device = None, inplace: bool = True, fuse: bool = True,
+    map_location: Device = None,
+) -> DetectionModel:  # fmt: skip
+    """Load a checkpoint's network: float32, in eval mode, fused if asked, on the device (the CPU if None).
+
+    map_location: the older name of `device`. inplace is taken for the sake of YOLOv5's scripts and has no effect.
+    Raises UserError if weights are no checkpoint, or several.
+    """
+    file = _one_file(weights)
+    model = model_from_checkpoint(load_checkpoint(file), file)
+    where = device if device is not None else map_location if map_location is not None else "cpu"
+    return (model.fuse() if fuse else model).to(select_device(where))
+
+
+def _one_file(weights: str | Path | Sequence[str | Path]) -> str | Path:
+    files = [weights] if isinstance(weights, (str, Path)) else list(weights)
+    if len(files) != 1:
+        raise UserError(f"weights: {len(files)} files; ensembles are not offered, give one checkpoint")
+    return files[0]
