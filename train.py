@@ -44,7 +44,7 @@ from utils.evolve import run_evolution
 from utils.files import ROOT, atomic_write
 from utils.image_weights import image_weights
 from utils.images import write_image
-from utils.logs import COLUMNS, results_row, write_results
+from utils.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
 from utils.metrics import fitness
 from utils.optim import lr_factor, set_rates, warmup_steps
 from utils.options import OPTIMIZERS, TrainOptions, effective_hyp
@@ -52,12 +52,10 @@ from utils.plots import plot_results
 from utils.precision import AMP_CHOICES
 from utils.scoring import Part
 from utils.signals import StopRequest
-from utils.tensorboard import TensorBoardLog, require_package
+from utils.tensorboard import PICTURES, TensorBoardLog, require_package
 from val import Results, Settings, evaluate, results_table
 
-PROGRESS_HEADER = ("\n" + "%11s" * 7) % ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
 PICTURED_BATCHES = 3
-TENSORBOARD_PICTURES = "labels.jpg train_batch0.jpg val_batch0_pred.jpg results.png PR_curve.png errors.jpg".split()
 
 
 class Stopped(Exception):
@@ -259,7 +257,7 @@ def finish(run: Run) -> Results | None:
             results = score_test(run, runtime) or results
     if run.opt.tensorboard and is_main():
         board = TensorBoardLog(run.folder, len(state.rows))
-        for name in TENSORBOARD_PICTURES:
+        for name in PICTURES:
             if (run.folder / name).exists():
                 board.image(name, run.folder / name)
         board.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import atomic_write
 
+PROGRESS_HEADER = ("\n" + "%11s" * 7) % ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
 COLUMNS = (
     "epoch", "train/box_loss", "train/obj_loss", "train/cls_loss",
     "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",

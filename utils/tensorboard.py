@@ -8,6 +8,8 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.images import ImageError, read_image
 
+PICTURES = "labels.jpg train_batch0.jpg val_batch0_pred.jpg results.png PR_curve.png errors.jpg".split()  # of a run
+
 
 def require_package() -> type:
     """Return the class that writes event files. Raises UserError if the package is missing."""
