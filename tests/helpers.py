@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+
+from utils import console
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -57,3 +60,13 @@ def run_script(*args: object, cwd: Path = ROOT, timeout: float = 300) -> subproc
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     command = [sys.executable, *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *words: object) -> int:
+    """What `python module.py words...` does, in this process, which saves the start of another; its exit code."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
+    try:
+        console.run_script(module.main, module.parse_opt())
+    except SystemExit as e:
+        return int(e.code or 0)
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import GOLDEN, ROOT, run_script
+from helpers import GOLDEN, ROOT, run_main, run_script
 
 from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import Model
@@ -76,11 +77,11 @@ def test_table_holds_every_reference_config() -> None:
     assert {f"{name}.yaml" for name in REFERENCE} < {r[0] for r in ROWS}
 
 
-@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "models/yolo.py", "my_tools/voc2yolo.py",
-                                    "my_tools/check_resume.py", "my_tools/convert_weights.py"])
-def test_help(script: str) -> None:
-    done = run_script(script, "--help")
-    assert done.returncode == 0 and done.stdout.startswith("usage:")
+@pytest.mark.parametrize("name", ["train", "val", "detect", "models.yolo", "my_tools.voc2yolo", "my_tools.make_shapes",
+                                  "my_tools.check_resume", "my_tools.convert_weights"])
+def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert run_main(monkeypatch, importlib.import_module(name), "--help") == 0
+    assert capsys.readouterr().out.startswith("usage:")
 
 
 def test_data_yamls_read_as_yolov5_reads_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,27 +24,22 @@ from utils.labels import load_labels
 
 resource = pytest.importorskip("resource", reason="processes are killed and limited as POSIX systems allow")
 
-# kills its own process at the n-th call of a function: a moment that a random kill would seldom meet
-DRIVER = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import train, val
-owner, name, count, after, suffix = sys.argv[2:7]
-owner = {"train": train, "val": val, "os": os}[owner]
-real, calls = getattr(owner, name), 0
-def hooked(*args, **kwargs):
-    global calls
-    calls += not suffix or str(args[-1]).endswith(suffix)
-    if calls == int(count) and after == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = real(*args, **kwargs)
-    if calls == int(count):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(owner, name, hooked)
-sys.argv[1:] = sys.argv[7:]
-train.run_script(train.main, train.parse_opt())
-"""
+def train_until_killed(options: dict, owner: object, function: str, count: int, after: bool, suffix: str) -> None:
+    """Train, and kill this process at the n-th call of a function: a moment that a random kill would seldom meet."""
+    real, calls = getattr(owner, function), 0
+
+    def hooked(*args, **kwargs):
+        nonlocal calls
+        calls += not suffix or str(args[-1]).endswith(suffix)
+        if calls == count and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, function, hooked)
+    train.run(**options)
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +72,26 @@ def words(options: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("owner", "function", "count", "when"),
     [
-        ("train", "train_batch", 8, "before"),  # in the second epoch
-        ("val", "non_max_suppression", 2, "before"),  # while validating
-        ("os", "replace", 2, "before last.pt"),  # while last.pt is being written, under a temporary name
-        ("train", "save_weights", 3, "after"),  # best.pt is new, last.pt is not
-        ("train", "write_results", 2, "after"),  # results.csv is ahead of last.pt
-        ("train", "plot_results", 1, "before"),
-        ("train", "score", 1, "before"),  # all epochs are done, best.pt is being scored
+        (train, "train_batch", 8, "before"),  # in the second epoch
+        (val, "non_max_suppression", 2, "before"),  # while validating
+        (os, "replace", 2, "before last.pt"),  # while last.pt is being written, under a temporary name
+        (train, "save_weights", 3, "after"),  # best.pt is new, last.pt is not
+        (train, "write_results", 2, "after"),  # results.csv is ahead of last.pt
+        (train, "plot_results", 1, "before"),
+        (train, "score", 1, "before"),  # all epochs are done, best.pt is being scored
     ],
 )
-def test_killed_and_resumed(owner: str, function: str, count: int, when: str, folder: Path) -> None:
+def test_killed_and_resumed(owner: object, function: str, count: int, when: str, folder: Path) -> None:
     name, (moment, *suffix) = f"{function}{count}", when.split()
     options = {**flags(folder, name), "workers": 1}  # other workers than the undisturbed run
     if function == "plot_results":
         options.pop("noplots")
-    point = [owner, function, str(count), moment, "".join(suffix)]
-    command = [sys.executable, "-c", DRIVER, str(ROOT), *point, *words(options)]
-    # sums come out the same to the last bit with the same number of threads only
-    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-500:]
+    args = (options, owner, function, count, moment == "after", "".join(suffix))
+    # a fork starts at once, with the number of threads the undisturbed run had
+    process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=args)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
     assert not load_checkpoint(folder / name / "weights/last.pt")["training"]["finished"]
     assert bool(list((folder / name).rglob(".last.pt.*.part"))) == bool(suffix)
     train.run(resume=str(folder / name), workers=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers import ROOT, run_script, write_yolo_set
+from helpers import ROOT, run_main, run_script, write_yolo_set
 
 import detect
 import train
@@ -195,14 +195,17 @@ def test_a_full_disk_is_told_in_one_line(words: list, tmp_path: Path, yolo_set: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.py", "--epohcs", "2"], "error: unknown flag --epohcs (did you mean '--epochs'?); --help lists all"),
-        (["val.py", "--imgsz", "big"], "error: argument --imgsz/--img/--img-size: invalid int value: 'big'"),
-        (["detect.py", "--qqq"], "error: unknown flag --qqq; --help lists all"),
+        ((train, "--epohcs", "2"), "error: unknown flag --epohcs (did you mean '--epochs'?); --help lists all"),
+        ((val, "--imgsz", "big"), "error: argument --imgsz/--img/--img-size: invalid int value: 'big'"),
+        ((detect, "--qqq"), "error: unknown flag --qqq; --help lists all"),
     ],
 )
-def test_a_wrong_flag_is_told_in_one_line(words: list[str], message: str) -> None:
-    done = run_script(*words)
-    assert (done.returncode, done.stderr.strip(), done.stdout) == (1, message, "")
+def test_a_wrong_flag_is_told_in_one_line(
+    words: tuple, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_main(monkeypatch, *words) == 1
+    printed = capsys.readouterr()
+    assert (printed.err.strip(), printed.out) == (message, "")
 
 
 def test_wrong_number_of_classes(tmp_path: Path, yolo_set: Path) -> None:
