@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import re
-import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +20,10 @@ from torch import Tensor
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
-from utils.device import describe_device, select_device
-from utils.draw import Annotator, color_of, crop_box
+from utils.device import describe_device, has_display, select_device
+from utils.draw import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
-from utils.files import ROOT, atomic_write, increment_path, newest
+from utils.files import ROOT, atomic_write, increment_path, newest, safe_name
 from utils.images import write_image
 from utils.nms import non_max_suppression
 from utils.plots import plot_features
@@ -127,27 +123,16 @@ class Output:
             writer.release()
 
 
-def safe_name(text: str) -> str:
-    """A file name made of a class name or an address."""
-    return re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"
-
-
 def show(title: str, picture: np.ndarray) -> None:
     """Show a picture in a window. Raises UserError where there is no display."""
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError("--view-img: there is no display here")  # OpenCV would end the process
+    if not has_display():
+        raise UserError("--view-img: there is no display here")
     try:
         cv2.imshow(title, picture)
         cv2.waitKey(1)
     except cv2.error as e:
         raise UserError("--view-img: this OpenCV has no windows; pip uninstall opencv-python-headless, then "
                         "pip install opencv-python") from e  # fmt: skip
-
-
-def summary(found: Tensor, names: dict[int, str]) -> str:
-    """`4 persons, 1 bus`, by class."""
-    counts = Counter(int(c) for c in found[:, 5].tolist())
-    return ", ".join(f"{n} {names[c]}{'s' if n > 1 else ''}" for c, n in sorted(counts.items())) or "nothing"
 
 
 def save_features(runtime: Runtime, image: Tensor, folder: Path) -> None:
@@ -195,7 +180,8 @@ def predict_all(
             out.add(found, im0, paths[k], dataset.mode, dataset.frame, fps)
             shape = f"{batch.shape[2]}x{batch.shape[3]}"
             head = text or f"{k}: "
-            LOGGER.info(f"{head}{shape} {summary(found, out.names)}, {(predicted - loaded) * 1e3:.1f}ms")
+            count = count_text(found[:, 5].tolist(), out.names) or "nothing"
+            LOGGER.info(f"{head}{shape} {count}, {(predicted - loaded) * 1e3:.1f}ms")
             frames += 1
         start = time.perf_counter()
     if frames:

@@ -23,7 +23,6 @@ import io
 import pickle
 import platform
 import re
-import zipfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.foreign import foreign_content
+from models.foreign import LARGEST_IMAGE, check_plain, foreign_content, outline, what_is
 from models.yolo import DetectionModel
+from utils.config import check_model_cfg, is_whole
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.unpickle import RefusedPickle, read_torch_zip
+from utils.unpickle import Inert, RefusedPickle, read_torch_zip
 
 FORMAT, VERSION = "yolov5-light", 1
 OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began a file before it wrote zips
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RELEASES = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 
 
@@ -89,20 +90,59 @@ def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
 
     training: it must be one of ours that can be resumed.
     """
-    content = _read(Path(path))
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: holds tensors, but is no checkpoint of this program or of YOLOv5; train one with "
+    path = Path(path)
+    tree = _read(path)
+    if isinstance(tree, Inert) or isinstance(tree, dict) and any(isinstance(v, Inert) for v in tree.values()):
+        content = {"format": FORMAT, "version": VERSION, **foreign_content(tree, str(path))}
+    elif not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        holds = "tensors" if isinstance(tree, dict) and tree else what_is(tree)
+        raise UserError(f"{path}: holds {holds}, but is no checkpoint of this program or of YOLOv5; train one with "
                         "train.py (torchvision's backbone weights go with --backbone-weights)")  # fmt: skip
-    if content.get("version") != VERSION:
-        raise UserError(f"{path}: has format version {content.get('version')!r}, this program knows {VERSION}: a newer "
-                        "version of the program wrote it; update")  # fmt: skip
-    if missing := [k for k in ("model", "yaml", "names", "kind") if k not in content]:
-        raise UserError(f"{path}: is incomplete: it lacks '{missing[0]}'")
-    if training and content.get("kind") != "training":
+    else:
+        content = tree
+        version = content.get("version")
+        if not is_whole(version) or version != VERSION:
+            number = f"version {version}" if is_whole(version) else "another version"
+            raise UserError(f"{path}: has {number} of the format, this program knows {VERSION}: a newer version of the "
+                            "program wrote it; update")  # fmt: skip
+    _check_content(content, path)
+    if training and content["kind"] != "training":
         raise UserError(f"{path}: holds weights only and cannot be resumed; --resume takes last.pt")
     if training and not {"training", "options", "hyp", "epoch"} <= content.keys():
         raise UserError(f"{path}: is incomplete and cannot be resumed")
     return content
+
+
+def _check_content(content: dict[str, Any], path: Path) -> None:
+    """Raise UserError unless each part of a checkpoint is of its kind, and its weights are finite numbers."""
+    kinds = {"model": dict, "yaml": dict, "names": dict, "kind": str, "imgsz": int, "stride": list, "options": dict,
+             "hyp": dict, "training": dict}  # fmt: skip
+    for key, kind in kinds.items():
+        if key in ("model", "yaml", "names", "kind") and content.get(key) is None:
+            raise UserError(f"{path}: is incomplete: it lacks '{key}'")
+        if content.get(key) is not None and not isinstance(content[key], kind):
+            raise UserError(f"{path}: is damaged: its '{key}' is {what_is(content[key])}")
+    try:
+        check_plain({k: v for k, v in content.items() if k not in ("model", "training")})
+        if not 32 <= (content.get("imgsz") or 32) <= LARGEST_IMAGE:
+            raise ValueError(f"its imgsz is none from 32 to {LARGEST_IMAGE}")
+        names, nc = content["names"], content["yaml"].get("nc")
+        if not is_whole(nc) or nc != len(names) or list(names) != list(range(len(names))):
+            raise ValueError("its class names are not numbered from 0 to nc - 1")
+        for key, value in content["model"].items():
+            _check_tensor(key, value)
+    except ValueError as e:
+        raise UserError(f"{path}: is damaged: {e}") from e
+
+
+def _check_tensor(key: Any, value: Any) -> None:
+    """Raise ValueError for what cannot be one of a network's tensors."""
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        raise ValueError("its state dict holds other things than tensors with names")
+    if value.dtype not in FLOATS and not key.endswith("num_batches_tracked"):
+        raise ValueError(f"{key[:100]!r} is of {value.dtype}")
+    if not value.isfinite().all():
+        raise ValueError(f"numbers of {key[:100]!r} are not finite, its training failed")
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -114,19 +154,48 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> Any:
-    """What a .pt file holds. Raises UserError if it cannot be read, or asks for more than data."""
+    """What a .pt file holds; objects in it become `Inert`. Raises UserError if it cannot be read, or is refused.
+
+    Files that are zips, which ours are too, go to our own reader: it is as strict as `weights_only`, knows YOLOv5's
+    networks, and its memory and time are bounded by the size of the file.
+    """
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the .pt file in it, such as {path / 'weights' / 'best.pt'}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as f:
+            begin = f.read(len(OLD_MAGIC))
+        return _read_zip(path) if begin.startswith(b"PK") else _read_old(path, begin)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {_where_from(path.name)}") from None
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
+
+
+def _read_zip(path: Path) -> Any:
+    try:
+        return read_torch_zip(path)
+    except RefusedPickle as e:
+        if str(e).startswith("__torch__"):
+            raise UserError(f"{path}: is a TorchScript export; give the checkpoint it was made from") from e
+        raise UserError(f"{path}: asks for {str(e)[:120]!r}, which is neither a tensor nor a part of a network; it is "
+                        "not loaded, because that could run anything") from e  # fmt: skip
+    except ValueError as e:
+        raise UserError(f"{path}: is damaged or cut off ({str(e)[:200]})") from e
+
+
+def _read_old(path: Path, begin: bytes) -> Any:
+    """A state dict in the form that `torch.save` wrote before PyTorch 1.6, as some of torchvision's files are in."""
+    if not begin:
+        raise UserError(f"{path}: is damaged or cut off: empty")
+    if begin != OLD_MAGIC:
+        raise UserError(f"{path}: is no checkpoint (a web page or another file saved as .pt?)")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        return _read_foreign(path, e)
+        raise UserError(f"{path}: holds more than tensors, in PyTorch's form before 1.6; load and save it with a newer "
+                        "PyTorch") from e  # fmt: skip
     except Exception as e:  # the reader of a damaged pickle stumbles in a dozen ways
-        raise UserError(f"{path}: is damaged or cut off: {str(e).splitlines()[0][:120] if str(e) else 'empty'}") from e
+        raise UserError(f"{path}: is damaged or cut off ({type(e).__name__})") from e
 
 
 def _where_from(name: str) -> str:
@@ -136,28 +205,10 @@ def _where_from(name: str) -> str:
     return "give the path of a .pt file, such as one in runs/train"
 
 
-def _read_foreign(path: Path, error: pickle.UnpicklingError) -> dict[str, Any]:
-    """Read a file whose pickle asks for more than tensors and plain values, running nothing of it."""
-    if not zipfile.is_zipfile(path):
-        with open(path, "rb") as f:
-            old = f.read(len(OLD_MAGIC)) == OLD_MAGIC
-        what = ("a checkpoint in PyTorch's form before 1.6; load and save it with a newer PyTorch" if old
-                else "no checkpoint (a web page or another file saved as .pt?)")  # fmt: skip
-        raise UserError(f"{path}: is {what}") from error
-    try:
-        tree = read_torch_zip(path)
-    except RefusedPickle as e:
-        raise UserError(f"{path}: asks for {str(e)[:120]!r}, which no network needs; it is not loaded, because that "
-                        "could run anything") from e  # fmt: skip
-    except ValueError as e:
-        raise UserError(f"{path}: is damaged or cut off ({str(e)[:200]})") from e
-    return {"format": FORMAT, "version": VERSION, **foreign_content(tree, str(path))}
-
-
 def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoint") -> DetectionModel:
     """Rebuild the float32 model, in eval mode. Raises UserError if weights and config do not fit together."""
     try:
-        model = _build(content["yaml"], where)
+        model = _build(content, where)
         model.load_state_dict(content["model"])
         model.names = {int(k): str(v) for k, v in content["names"].items()}
         if content.get("stride", model.stride.tolist()) != model.stride.tolist():
@@ -168,8 +219,16 @@ def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoi
     return model.float().eval()
 
 
-def _build(cfg: dict[str, Any], where: str | Path) -> DetectionModel:
+def _build(content: dict[str, Any], where: str | Path) -> DetectionModel:
+    """The network of a checkpoint's config, built only if its tensors are as many and as large as the weights."""
+    cfg, given = content["yaml"], content["model"]
     try:
+        check_model_cfg(cfg, "its model config")
+        own = outline(cfg, len(given)).state_dict()
+        if odd := [k for k in own.keys() | given.keys() if k not in own or k not in given]:
+            raise ValueError(f"{min(odd)[:100]!r} is {'missing' if min(odd) in own else 'too much'}")
+        if odd := [k for k in own if own[k].shape != given[k].shape]:
+            raise ValueError(f"{odd[0]} is {tuple(given[odd[0]].shape)}, not {tuple(own[odd[0]].shape)}")
         return DetectionModel({**cfg}, ch=cfg.get("ch", 3))
     except UserError as e:
         raise UserError(f"{where}: {e}") from e

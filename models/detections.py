@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +14,10 @@ from torch import Tensor
 
 from utils.boxes import xyxy2xywh
 from utils.console import LOGGER, shown
-from utils.draw import Annotator, color_of, crop_box
+from utils.device import has_display
+from utils.draw import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
-from utils.files import increment_path
+from utils.files import increment_path, safe_name
 from utils.images import write_image
 
 if TYPE_CHECKING:
@@ -92,8 +90,11 @@ class Detections:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> Detections:
-        return Detections([self._originals[index]], [self.pred[index]], [self.files[index]], self.t, self.names, self.s)
+    def __getitem__(self, index: int | slice) -> Detections:
+        chosen = range(self.n)[index]
+        wanted = chosen if isinstance(index, slice) else [chosen]
+        ims, pred, files = ([of[k] for k in wanted] for of in (self._originals, self.pred, self.files))
+        return Detections(ims, pred, files, self.t, self.names, self.s)
 
     def __iter__(self) -> Iterator[Detections]:
         return (self[i] for i in range(self.n))
@@ -101,15 +102,12 @@ class Detections:
     def __str__(self) -> str:
         lines = []
         for k, (found, im) in enumerate(zip(self.pred, self._originals, strict=True)):
-            lines.append(f"image {k + 1}/{self.n}: {im.shape[0]}x{im.shape[1]} {self._count(found)}")
+            count = count_text(found[:, 5].tolist(), self.names) or "(no detections)"
+            lines.append(f"image {k + 1}/{self.n}: {im.shape[0]}x{im.shape[1]} {count}")
         times = "{:.1f}ms pre-process, {:.1f}ms inference, {:.1f}ms NMS".format(*self.t)
         return "\n".join([*lines, f"Speed: {times} per image at shape {self.s}"])
 
     __repr__ = __str__
-
-    def _count(self, found: Tensor) -> str:
-        counts = sorted(Counter(int(c) for c in found[:, 5].tolist()).items())
-        return ", ".join(f"{n} {self.names[c]}{'s' if n > 1 else ''}" for c, n in counts) or "(no detections)"
 
     def print(self) -> None:
         """Print how many objects of which class each picture has, and the times."""
@@ -172,7 +170,7 @@ class Detections:
                 name = self.names[int(row[5])]
                 crops.append(Crop(box=row[:4], conf=row[4], cls=row[5], label=self._label(row.tolist()), im=cut))
                 if save:
-                    target = folder / (re.sub(r"[^\w.-]+", "_", name).strip(".") or "_")
+                    target = folder / safe_name(name)
                     target.mkdir(parents=True, exist_ok=True)
                     write_image(target / f"{Path(file).stem}-{k + 1}.jpg", cut[..., ::-1])
         if save:
@@ -191,8 +189,7 @@ class Detections:
             for picture in pictures:
                 display(picture)
             return
-        screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-        if sys.platform.startswith("linux") and not screen:
+        if not has_display():
             raise UserError(".show(): there is no display here; .save() writes the pictures, .render() returns them")
         for picture, name in zip(pictures, self.files, strict=True):
             if not ImageShow.show(picture, name):

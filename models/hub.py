@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -26,9 +26,9 @@ from models.detections import Detections
 from models.runtime import DEFAULT_IMGSZ, to_input
 from models.transfer import transfer_weights
 from models.yolo import DetectionModel
-from utils.augment import GREY, letterbox
+from utils.augment import GREY, letterbox, make_divisible
 from utils.boxes import scale_boxes
-from utils.config import is_whole
+from utils.config import is_number, is_whole
 from utils.console import LOGGER
 from utils.device import describe_device, select_device
 from utils.download import download
@@ -36,6 +36,7 @@ from utils.errors import UserError
 from utils.files import ROOT
 from utils.images import ImageError, read_image
 from utils.nms import non_max_suppression
+from utils.profiling import seconds
 
 Picture = str | Path | Image.Image | np.ndarray
 Device = str | int | torch.device | None
@@ -136,20 +137,13 @@ class AutoShape(nn.Module):
         return x
 
     def _check_settings(self) -> None:
-        if not 0 <= self.conf <= 1 or not 0 <= self.iou <= 1:
-            raise UserError(f".conf {self.conf} and .iou {self.iou} must lie between 0 and 1")
+        if not all(is_number(v) and 0 <= v <= 1 for v in (self.conf, self.iou)):
+            raise UserError(f".conf {self.conf!r} and .iou {self.iou!r} must be numbers between 0 and 1")
         if not is_whole(self.max_det) or self.max_det < 1:
             raise UserError(f".max_det {self.max_det} must be a whole number from 1")
         wanted = [] if self.classes is None else self.classes
-        if not isinstance(wanted, (list, tuple)) or not set(wanted) <= self.names.keys():
+        if not isinstance(wanted, (list, tuple)) or not all(is_whole(c) and c in self.names for c in wanted):
             raise UserError(f".classes {wanted!r}: a list, or None; this model knows 0 to {len(self.names) - 1}")
-
-
-def seconds() -> float:
-    """The clock, when everything asked of a GPU so far is done."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @contextmanager
@@ -181,10 +175,10 @@ def fitting_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
     >>> fitting_size(600, 32), fitting_size((320, 600), 32)
     ((608, 608), (320, 608))
     """
-    sizes = [size] * 2 if is_whole(size) else list(size) if isinstance(size, (list, tuple)) else []
-    if len(sizes) != 2 or not all(is_whole(s) and s > 0 for s in sizes):
+    sizes = list(size) if isinstance(size, (list, tuple)) else [size] * 2
+    if len(sizes) != 2 or not all(isinstance(s, Integral) and s > 0 for s in sizes):
         raise UserError(f"size={size!r}: give the longer side in pixels, or (height, width)")
-    height, width = (-(-s // stride) * stride for s in sizes)
+    height, width = (make_divisible(s, stride) for s in sizes)
     return height, width
 
 
@@ -269,7 +263,8 @@ def _from_array(im: np.ndarray, what: str) -> np.ndarray:
         rgb = rgb.transpose(1, 2, 0)
     if rgb.ndim != 3 or rgb.shape[2] not in depths or not rgb.size:
         raise UserError(f"{what}: an array of shape {im.shape}; it must be (h, w, 3) RGB, and several a list of them")
-    return np.ascontiguousarray(np.repeat(rgb, 3, 2) if rgb.shape[2] == 1 else rgb[..., :3])
+    # a copy: the caller may use the array again, as for the next picture of a camera
+    return np.repeat(rgb, 3, 2) if rgb.shape[2] == 1 else np.array(rgb[..., :3], order="C")
 
 
 def load_custom(

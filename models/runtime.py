@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
 from models.yolo import DetectionModel
+from utils.augment import make_divisible
 from utils.console import LOGGER
 from utils.errors import UserError
 from utils.nms import non_max_suppression
@@ -68,7 +69,7 @@ def check_img_size(imgsz: int | list[int], stride: int) -> list[int]:
     sizes = sizes * 2 if len(sizes) == 1 else sizes
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one or two sizes in pixels, from 1")
-    fitting = [-(-s // stride) * stride for s in sizes]
+    fitting = [make_divisible(s, stride) for s in sizes]
     if fitting != sizes:
         given, used = (" ".join(map(str, dict.fromkeys(s) if s[0] == s[1] else s)) for s in (sizes, fitting))
         LOGGER.warning(f"--imgsz {given} is no multiple of the largest stride, {stride}; {used} is used")

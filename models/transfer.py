@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,13 +63,14 @@ def transfer_weights(
     anchors: take the anchors too (otherwise those of the model's own config stay).
     fresh_head: take nothing of the head. Otherwise, of a head of other classes, the rows for boxes and objectness are
     taken, and those of the classes that have the same name (in any case and spelling, COCO's names for VOC's too).
+    Where one side's classes have no names, only numbers, a head of as many classes is taken as it is.
     Raises UserError if nothing fits.
     """
     own, given = model.state_dict(), content["model"]
     result, chosen = Transfer(), {}
-    theirs = {int(k): str(v) for k, v in content.get("names", {}).items()}
+    theirs = content["names"]
     same = same_classes(model.names, theirs)
-    alike = not same or all(k == v for k, v in same.items()) and len(same) == len(model.names) == len(theirs)
+    alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
     for key, tensor in own.items():
         new, head = given.get(key), key.startswith(f"model.{len(model.model) - 1}.m.")
         if new is None or (key.endswith(".anchors") and not anchors) or (head and fresh_head):
@@ -92,13 +93,24 @@ def transfer_weights(
 
 
 def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int, int]:
-    """Numbers of our classes -> numbers of theirs that have the same name. Names that are numbers are none."""
-    by_name = {_plain(name): number for number, name in _named(theirs)}
-    return {number: by_name[_plain(name)] for number, name in _named(ours) if _plain(name) in by_name}
+    """Numbers of our classes -> numbers of theirs that have the same name; the same letters go before other spellings.
+
+    Each of theirs serves one of ours. Empty if one side's names are mere numbers.
+    """
+    same: dict[int, int] = {}
+    if _nameless(ours) or _nameless(theirs):
+        return same
+    for spelt in (str, _plain):
+        free = {spelt(name): k for k, name in reversed(theirs.items()) if k not in same.values()}
+        for i, name in ours.items():
+            if i not in same and spelt(name) in free:
+                same[i] = free.pop(spelt(name))
+    return dict(sorted(same.items()))
 
 
-def _named(names: Mapping[int, str]) -> Iterable[tuple[int, str]]:
-    return ((number, name) for number, name in names.items() if not name.isdigit())
+def _nameless(names: Mapping[int, str]) -> bool:
+    """Whether the classes were never named: each is called by its own number."""
+    return all(name == str(number) for number, name in names.items())
 
 
 def _plain(name: str) -> str:

@@ -31,6 +31,7 @@ from utils.profiling import count_gflops
 
 _KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
 ACTIVATIONS = {cls.__name__: cls for cls in _KNOWN}
+LARGEST_MAP = 2**29  # numbers in the output of a layer
 PROBE_SIZE = 256  # pixels: side of the empty image on which strides are read off; strides divide it
 
 
@@ -177,8 +178,15 @@ def _argument(value: Any, d: dict[str, Any]) -> Any:
     """The words a yaml row may use for values: None, True, False, nc, anchors; anything else stands for itself."""
     if not isinstance(value, str):
         return value
-    words = {"None": None, "True": True, "False": False, "nc": d["nc"], "anchors": d["anchors"]}
+    words = {"None": None, "True": True, "False": False, "nc": d["nc"], "anchors": _anchors(d)}
     return words.get(value, value)
+
+
+def _anchors(d: dict[str, Any]) -> list[list[float]]:
+    """The anchors of a config; for a count placeholders, which autoanchor replaces."""
+    if not isinstance(d["anchors"], int):
+        return d["anchors"]
+    return [[float(v) for v in range(1, 2 * d["anchors"] + 1)]] * len(d["head"][-1][0])
 
 
 def _width(args: list[Any], d: dict[str, Any]) -> int:
@@ -208,11 +216,7 @@ class DetectionModel(nn.Module):
         if anchors:
             self.yaml["anchors"] = anchors
         check_model_cfg(self.yaml, where)
-        built = dict(self.yaml)
-        if isinstance(built["anchors"], int):  # a count: placeholders, for autoanchor to replace
-            maps = len(built["head"][-1][0])
-            built["anchors"] = [[float(v) for v in range(1, 2 * built["anchors"] + 1)]] * maps
-        self.model, self.save = parse_model(built, [ch])
+        self.model, self.save = parse_model(self.yaml, [ch])
         self.names = {i: str(i) for i in range(self.yaml["nc"])}
         _initialize_batch_norms(self)
         self._read_strides(where)
@@ -264,10 +268,9 @@ class DetectionModel(nn.Module):
     def _read_strides(self, where: str) -> None:
         """Run an empty image through, set the head's strides and put the anchors in units of them."""
         head: Detect = self.model[-1]
-        training = self.training
-        self.eval()
-        head.train()
-        shapes = trace_shapes(self, PROBE_SIZE, where)
+        twin = copy.deepcopy(self).to("meta").eval()  # shapes without numbers
+        twin.model[-1].train()
+        shapes = trace_shapes(twin, PROBE_SIZE, where)
         maps = [shapes[f] for f in head.f]
         for f, shape in zip(head.f, maps, strict=True):
             if PROBE_SIZE % shape[-1] or PROBE_SIZE % shape[-2] or shape[-1] != shape[-2]:
@@ -278,7 +281,6 @@ class DetectionModel(nn.Module):
         head.stride = torch.tensor([PROBE_SIZE / shape[-1] for shape in maps])
         head.anchors /= head.stride.reshape(-1, 1, 1)
         _order_anchors(head)
-        self.train(training)
 
 
 Model = DetectionModel
@@ -310,6 +312,8 @@ def trace_shapes(model: DetectionModel, imgsz: int, where: str = "model") -> lis
     def note(module: nn.Module, args: Any, output: Any) -> None:
         while not isinstance(output, Tensor):  # a head answers with a list of maps, in a tuple or bare
             output = output[-1]
+        if output.numel() > LARGEST_MAP:
+            raise RuntimeError(f"its map of {' x '.join(map(str, output.shape[1:]))} is too large")
         shapes.append(tuple(output.shape))
 
     handles = [m.register_forward_hook(note) for m in model.model]

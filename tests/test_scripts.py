@@ -17,6 +17,7 @@ import train
 import val
 from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
+from utils.files import safe_name
 from utils.logs import COLUMNS
 
 QUICK = {"cfg": "yolov5_shufflenet.yaml", "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
@@ -223,4 +224,4 @@ def test_detect_outputs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     assert names == ["1.jpg", "1_2.jpg", "1.jpg", "1_3.png", "1_4.jpg"]
     assert [out._file_name(p, "video") for p in ("c.avi", "c.mov")] == ["c.mp4", "c_2.mp4"]
     assert out._file_name("rtsp://camera/1?a=b", "stream") == "rtsp_camera_1_a_b.mp4"
-    assert detect.safe_name("../../etc") == "_.._etc"
+    assert safe_name("../../etc") == "_.._etc"

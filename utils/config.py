@@ -135,6 +135,8 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: the key '{key}' is missing")
     if not is_whole(cfg["nc"]) or cfg["nc"] < 1:
         raise UserError(f"{where}: nc is {cfg['nc']!r}, it must be a whole number from 1")
+    if not is_whole(cfg.get("ch", 3)) or not 1 <= cfg.get("ch", 3) <= 1024:
+        raise UserError(f"{where}: ch is {cfg['ch']!r}, it must be a whole number from 1")
     for key in ("depth_multiple", "width_multiple"):
         if not is_number(cfg.get(key, 1.0)) or not 0 < cfg.get(key, 1.0) <= 100:
             raise UserError(f"{where}: {key} is {cfg[key]!r}, it must be a number above 0")

@@ -145,13 +145,17 @@ def _is_installed(package: str) -> bool:
     return False
 
 
+def has_display() -> bool:
+    """Whether there is a screen to show pictures on; without one OpenCV does not raise, it ends the process."""
+    return not sys.platform.startswith("linux") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
+
 def check_imshow(warn: bool = False) -> bool:
     """Return whether pictures can be shown in windows: a display is there and this OpenCV can draw on it.
 
     warn: say so if not.
     """
-    # without a display OpenCV does not raise, it ends the process
-    possible = not sys.platform.startswith("linux") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+    possible = has_display()
     if possible:
         try:
             cv2.imshow("test", np.zeros((1, 1, 3), np.uint8))

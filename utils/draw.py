@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -41,6 +42,12 @@ def _font(size: int):
     from PIL import ImageFont
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def count_text(classes: Iterable[float], names: Mapping[int, str]) -> str:
+    """`4 persons, 1 bus`, by class; empty if there is none."""
+    counts = Counter(int(c) for c in classes)
+    return ", ".join(f"{n} {names[c]}{'s' if n > 1 else ''}" for c, n in sorted(counts.items()))
 
 
 class Annotator:

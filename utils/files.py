@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,11 @@ def check_suffix(file: str | Path, suffix: str | Sequence[str]) -> None:
     wanted = (suffix,) if isinstance(suffix, str) else tuple(suffix)
     if Path(file).suffix and Path(file).suffix.lower() not in wanted:
         raise UserError(f"{file}: is no {' or '.join(wanted)} file")
+
+
+def safe_name(text: str) -> str:
+    """A file name made of a class name or an address."""
+    return re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"
 
 
 def newest(pattern: str, root: Path = ROOT / "runs") -> Path | None:

@@ -20,8 +20,14 @@ def time_sync() -> float:
     return time.time()
 
 
+def seconds() -> float:
+    """The clock to measure with, in seconds, once the GPU has done what it was given."""
+    _wait_for_gpu()
+    return time.perf_counter()
+
+
 def _wait_for_gpu(device: torch.device | None = None) -> None:
-    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+    if torch.cuda.is_initialized() and (device is None or device.type == "cuda"):
         torch.cuda.synchronize(device)
 
 

@@ -1,8 +1,11 @@
 """Reads PyTorch's zipped pickles (`torch.save`) without running anything in them.
 
 A pickle is a small program for a stack machine. Here it is followed step by step, and what would import or call
-something is only noted: a class becomes an `Inert` object that holds its name, arguments and attributes. Tensors, plain
-values and containers come out as themselves. Whatever asks for another name than those listed here is refused.
+something is only noted: an object becomes an `Inert` that holds the name of its class and its attributes. Tensors,
+plain values and containers come out as themselves. Whatever asks for another name than those listed here is refused.
+
+A file of n bytes takes memory and time in proportion to n, whatever is in it: no value of it is copied, compared or
+turned into text before its type is known.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# the classes of a network, its blocks and its loss, wherever the program that wrote the file keeps them
-INERT_PACKAGES = ("models.", "utils.", "torch.nn.")
+# where YOLOv5, its forks and its pip package keep the classes of a network
+INERT_PACKAGES = ("models.", "utils.", "torch.nn.", "yolov5.")
 INERT_NAMES = frozenset(
-    """torch.Size torch.device torch.float16 torch.float32 argparse.Namespace _codecs.encode
-    numpy.ndarray numpy.dtype numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
+    """torch.Size torch.device torch.torch_version.TorchVersion torch.float16 torch.bfloat16 torch.float32 torch.float64
+    torch.uint8 torch.int32 torch.int64 torch.bool argparse.Namespace collections.defaultdict datetime.datetime
+    _codecs.encode numpy.ndarray numpy.dtype numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
     numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
     pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath""".split()
 )
@@ -32,7 +36,10 @@ STORAGES = {
     "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }  # fmt: skip
-LARGEST_PICKLE = 64 * 2**20  # bytes, without the tensors; that of YOLOv5x has 0.4 MB
+LARGEST_PICKLE = 8 * 2**20  # bytes, without the tensors; that of YOLOv5x has 0.4 MB
+MOST_DIMENSIONS, MOST_NUMBERS = 8, 2**40  # of a tensor
+LONGEST_NAME = 200  # of a class, its packages included
+Key = str | int | float | bool | None  # what a dict or set may be looked up by: a nested tuple may take forever to hash
 
 
 class RefusedPickle(Exception):
@@ -48,10 +55,9 @@ class Name:
 
 @dataclass(eq=False)
 class Inert:
-    """What stands in for an object: the name of its class, what it was made of, its attributes."""
+    """What stands in for an object: the name of its class, and its attributes."""
 
     path: str
-    args: tuple[Any, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,11 +69,13 @@ def read_torch_zip(path: str | Path) -> Any:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(i.file_size for i in archive.infolist()) > Path(path).stat().st_size:
+                raise ValueError("its records are compressed or overlap, which checkpoints do not do")
             return _Machine(_Storages(archive)).run(_pickle_of(archive))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
         raise ValueError(str(e)) from e
     except (IndexError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError) as e:
-        raise ValueError(f"the pickle makes no sense ({type(e).__name__}: {e})") from e
+        raise ValueError(f"the pickle makes no sense ({type(e).__name__})") from e
 
 
 def _pickle_of(archive: zipfile.ZipFile) -> bytes:
@@ -80,9 +88,9 @@ def _pickle_of(archive: zipfile.ZipFile) -> bytes:
 def _read(archive: zipfile.ZipFile, record: zipfile.ZipInfo, most: int) -> bytes:
     """The bytes of a record. Raises ValueError if it is larger than `most` or packed, as a zip bomb must be."""
     if record.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"its record {record.filename} is compressed, checkpoints are stored as they are")
+        raise ValueError(f"its record {record.filename!r} is compressed, checkpoints are stored as they are")
     if record.file_size > most:
-        raise ValueError(f"its record {record.filename} has {record.file_size} bytes, {most} were expected at most")
+        raise ValueError(f"its record {record.filename!r} has {record.file_size} bytes, {most} were expected at most")
     return archive.read(record)
 
 
@@ -101,48 +109,69 @@ class _Storages:
     def get(self, persistent_id: Any) -> Tensor:
         """The storage a persistent id ("storage", type, key, location, elements) names, as a 1-D tensor."""
         kind, storage, key, _, elements = persistent_id
-        if kind != "storage" or not isinstance(storage, Name):
-            raise ValueError(f"it refers to a {kind!r}, which is no storage of a tensor")
+        if not isinstance(kind, str) or kind != "storage" or not isinstance(storage, Name):
+            raise ValueError("it refers to something that is no storage of a tensor")
         if storage.path not in STORAGES:
             raise RefusedPickle(storage.path)
+        if not isinstance(key, str) or not isinstance(elements, int) or not 0 <= elements <= MOST_NUMBERS:
+            raise ValueError("it refers to a storage that cannot be")
         dtype = STORAGES[storage.path]
         if key not in self.loaded:
             record = self.records[f"{self.root}data/{key}"]
             size = elements * dtype.itemsize
             data = _read(self.archive, record, size)
             if len(data) != size:
-                raise ValueError(f"its record {record.filename} has {len(data)} bytes, {size} were expected")
+                raise ValueError(f"its record {record.filename!r} has {len(data)} bytes, {size} were expected")
             self.loaded[key] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
         found = self.loaded[key]
         if found.dtype != dtype:
-            raise ValueError(f"its record {key} is used as {dtype} and as {found.dtype}")
+            raise ValueError(f"one of its records is used as {dtype} and as {found.dtype}")
         return found
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-    """A tensor over a storage; `size` and `stride` must stay inside and may not repeat elements."""
-    if not isinstance(storage, Tensor) or min((offset, *size, *stride), default=0) < 0 or len(size) != len(stride):
+    """A tensor over a storage, no copy; `size` and `stride` must stay inside and may not repeat elements."""
+    if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise ValueError("a tensor's shape makes no sense")
+    if len(size) > MOST_DIMENSIONS or len(size) != len(stride):
+        raise ValueError("a tensor's shape makes no sense")
+    if not all(isinstance(v, int) and 0 <= v <= MOST_NUMBERS for v in (offset, *size, *stride)):
         raise ValueError("a tensor's shape makes no sense")
     elements, last = 1, offset
     for n, step in zip(size, stride, strict=True):
         elements *= n
         last += (n - 1) * step
     if elements > len(storage) or (elements and last >= len(storage)):
-        raise ValueError(f"a tensor of shape {tuple(size)} is larger than the {len(storage)} numbers stored for it")
-    return storage.as_strided(size, stride, offset).clone()
+        raise ValueError(f"a tensor of {elements} numbers is larger than the {len(storage)} stored for it")
+    return storage.as_strided(size, stride, offset)
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
+def _ordered() -> OrderedDict[Key, Any]:
+    return OrderedDict()  # its items are set afterwards
+
+
+def _set(items: Any = ()) -> set[Key]:
+    return set(map(_key, items))
+
+
+def _key(value: Any) -> Key:
+    if not isinstance(value, Key):
+        raise ValueError("a dict or set is keyed by something that is no plain value")
+    return value
+
+
 # the only names that are acted on: none runs code of the file
 BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": OrderedDict,
-    "builtins.set": set,
-    "__builtin__.set": set,
+    "collections.OrderedDict": _ordered,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
 }
 
 
@@ -157,8 +186,10 @@ class _Machine:
         self.storages = storages
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.size = self.copied = 0  # bytes of the pickle, items copied into sets
 
     def run(self, pickle: bytes) -> Any:
+        self.size = len(pickle)
         for opcode, arg, _ in pickletools.genops(pickle):
             name = opcode.name
             if name == "STOP":
@@ -202,29 +233,38 @@ class _Machine:
     def _global(self, arg: str) -> None:
         module, _, name = arg.partition(" ")
         path = f"{module}.{name}"
-        network = module.startswith(INERT_PACKAGES) and name.isidentifier()
+        if len(path) > LONGEST_NAME:
+            raise ValueError("it names a class by more letters than a name has")
+        proper = name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+        network = proper and module.startswith(INERT_PACKAGES)
         if not (network or path in INERT_NAMES or path in STORAGES or path in BUILDERS):
             raise RefusedPickle(path)
         self.stack.append(Name(path))
 
     def _stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise ValueError("it names a class by something that is no text")
         self._global(f"{module} {name}")
 
     def _reduce(self) -> None:
         args, made = self.stack.pop(), self.stack.pop()
-        if not isinstance(made, Name) or made.path in STORAGES:
+        if not isinstance(made, Name) or made.path in STORAGES or not isinstance(args, tuple):
             raise ValueError("it calls something that is no class")
         build = BUILDERS.get(made.path)
-        self.stack.append(build(*args) if build else Inert(made.path, tuple(args)))
+        if build is _set and args:  # the only copy of something; a list made once may be copied many times
+            self.copied += len(args[0])
+            if not isinstance(args[0], list) or self.copied > self.size:
+                raise ValueError("it makes more sets than it has items for them")
+        self.stack.append(build(*args) if build else Inert(made.path))
 
     def _newobj(self) -> None:
         self._reduce()
 
     def _build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
-        if isinstance(made, Inert) and isinstance(state, dict):
-            made.state.update(state)
+        if isinstance(made, Inert) and isinstance(state, dict) and not made.state:
+            made.state = state
         elif not isinstance(made, (Inert, OrderedDict)):  # the attributes of these are of no interest
             raise ValueError("it sets attributes of something that is no object")
 
@@ -257,15 +297,15 @@ class _Machine:
 
     def _dict(self) -> None:
         items = self._items()
-        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self.stack.append(dict(zip(map(_key, items[::2]), items[1::2], strict=True)))
 
     def _setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._keyed()[key] = value
+        self._keyed()[_key(key)] = value
 
     def _setitems(self) -> None:
         items = self._items()
-        self._keyed().update(zip(items[::2], items[1::2], strict=True))
+        self._keyed().update(zip(map(_key, items[::2]), items[1::2], strict=True))
 
     def _keyed(self) -> dict[Any, Any]:
         if not isinstance(self.stack[-1], dict):
@@ -299,10 +339,10 @@ class _Machine:
         items = self._items()
         if not isinstance(self.stack[-1], set):
             raise ValueError("it adds to something that is no set")
-        self.stack[-1].update(items)
+        self.stack[-1].update(map(_key, items))
 
     def _frozenset(self) -> None:
-        self.stack.append(frozenset(self._items()))
+        self.stack.append(frozenset(map(_key, self._items())))
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}

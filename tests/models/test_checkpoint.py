@@ -65,7 +65,7 @@ class Attack:
         (lambda p: torch.save([1, 2], p), "no checkpoint of this program"),
         (lambda p: torch.save({"model": {}}, p), "no checkpoint of this program"),
         (lambda p: torch.save({"format": "yolov5-light", "version": 99}, p), "newer version"),
-        (lambda p: torch.save({"format": "yolov5-light", "version": "x"}, p), "version 'x'"),
+        (lambda p: torch.save({"format": "yolov5-light", "version": "x"}, p), "another version of the format"),
         (lambda p: torch.save({"format": "yolov5-light", "version": 1}, p), "it lacks 'model'"),
         (lambda p: p.write_bytes(b"\x80\x02\x2e"), "damaged|is no checkpoint"),
     ],
@@ -77,6 +77,63 @@ def test_anything_else_is_one_line(tmp_path: Path, make, message: str) -> None:
         load_checkpoint(file)
     assert "\n" not in str(e.value) and "x.pt" in str(e.value)
     assert not file.with_suffix(".ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": [1]}, "its 'model' is a list"),
+        ({"model": {"a": 1}}, "other things than tensors"),
+        ({"model": {1: torch.ones(1)}}, "other things than tensors"),
+        ({"model": {"a": torch.ones(1, dtype=torch.int8)}}, "'a' is of torch.int8"),
+        ({"model": {"a": torch.tensor([float("nan")])}}, "numbers of 'a' are not finite"),
+        ({"model": {"a": torch.ones(1)}}, None),
+        ({"yaml": None}, "it lacks 'yaml'"),
+        ({"yaml": "/etc/hostname"}, "its 'yaml' is a str"),
+        ({"names": None}, "it lacks 'names'"),
+        ({"names": ["a", "b"]}, "its 'names' is a list"),
+        ({"names": {0: "a"}}, "class names are not numbered"),
+        ({"names": {5: "a", 7: "b"}}, "class names are not numbered"),
+        ({"imgsz": "abc"}, "its 'imgsz' is a str"),
+        ({"imgsz": 64.5}, "its 'imgsz' is a float"),
+        ({"imgsz": 10**6}, "its imgsz is none from 32"),
+        ({"imgsz": -5}, "its imgsz is none from 32"),
+        ({"kind": 3}, "its 'kind' is a int"),
+        ({"stride": "abc"}, "its 'stride' is a str"),
+    ],
+)
+def test_a_damaged_part_is_named(tmp_path: Path, changes: dict, message: str | None) -> None:
+    torch.save({**weights_content(small_model(), 64), **changes}, tmp_path / "x.pt")
+    if message is None:  # the tensors are compared with the config when the model is built
+        with pytest.raises(UserError, match="x.pt: its weights do not fit .*('a' is too much|is missing)"):
+            model_from_checkpoint(load_checkpoint(tmp_path / "x.pt"), "x.pt")
+        return
+    with pytest.raises(UserError, match=message) as e:
+        load_checkpoint(tmp_path / "x.pt")
+    assert "\n" not in str(e.value) and "x.pt: is " in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[-1, 1, "Conv", [16384, 1, 1]]] * 6,  # 10 GB of numbers
+        [[-1, 1000, "Conv", [8, 1, 1]]] * 40,
+    ],
+)
+def test_a_config_does_not_decide_how_much_is_built(rows: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = weights_content(small_model(), 64)
+    content["yaml"] = {**content["yaml"], "backbone": rows + content["yaml"]["backbone"]}
+    monkeypatch.setattr(checkpoint, "DetectionModel", None)  # must not be reached
+    with pytest.raises(UserError, match="do not fit its own model config"):
+        model_from_checkpoint(content)
+
+
+def test_a_torchscript_export(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    torch.jit.script(torch.nn.Conv2d(1, 1, 1)).save(str(tmp_path / "x.pt"))
+    recwarn.clear()
+    with pytest.raises(UserError, match="is a TorchScript export"):
+        load_checkpoint(tmp_path / "x.pt")
+    assert not recwarn
 
 
 def test_cut_off_file(tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ def test_smoothed_weights_and_the_image_size_are_taken(tmp_path: Path) -> None:
     file = pickled(model, tmp_path / "a.pt", ema=ema, opt={"imgsz": 320})
     assert torch.equal(load_checkpoint(file)["model"]["model.0.conv1.0.weight"], ema.model[0].conv1[0].weight)
     assert load_runtime(file, CPU).imgsz == 320
+    file = pickled(model, tmp_path / "b.pt", ema=torch.ones(2), opt={"imgsz": 10**9})
+    assert torch.equal(load_checkpoint(file)["model"]["model.0.conv1.0.weight"], model.model[0].conv1[0].weight)
+    assert load_runtime(file, CPU).imgsz == 640
 
 
 def test_another_eps_and_activation_are_kept(tmp_path: Path) -> None:
@@ -140,6 +143,10 @@ def stand_in(**state) -> Inert:
 
 
 ROWS = {"nc": 1, "backbone": [], "head": [], "anchors": [[1, 2]]}
+BOTH = torch.ones(4)
+DEEP: list = []
+for _ in range(60):
+    DEEP = [DEEP, DEEP]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +161,14 @@ ROWS = {"nc": 1, "backbone": [], "head": [], "anchors": [[1, 2]]}
         ({"model": stand_in(yaml={**ROWS, "head": [5]})}, "makes no sense"),
         ({"model": stand_in(yaml=ROWS, _parameters={"weight": "text"})}, "weight is no tensor"),
         ({"model": stand_in(yaml=ROWS, _modules=None)}, "makes no sense"),
+        ({"model": stand_in(yaml={**ROWS, "nc": 10**18})}, "no number of classes"),
+        ({"model": stand_in(yaml={**ROWS, "nc": "3"})}, "no number of classes"),
+        ({"model": stand_in(yaml={**ROWS, "head": DEEP})}, "a config larger than any"),
+        ({"model": stand_in(yaml=ROWS, names=["a" * 200_000])}, "a config larger than any"),
+        ({"model": stand_in(yaml={**ROWS, "nc": 10**400})}, "a int in the place"),
+        ({"model": stand_in(yaml=ROWS, _parameters={"a\nerror: b": torch.ones(1)})}, "no proper name"),
+        ({"model": stand_in(yaml=ROWS, _modules={"a.b": stand_in()})}, "no proper name"),
+        ({"model": stand_in(yaml=ROWS, _parameters={"a": BOTH[:2], "b": BOTH[2:]})}, "shares its numbers"),
     ],
 )
 def test_a_tree_that_is_no_network(tree, message: str) -> None:
@@ -162,10 +177,66 @@ def test_a_tree_that_is_no_network(tree, message: str) -> None:
     assert str(e.value).startswith("x.pt: ") and "\n" not in str(e.value)
 
 
+def test_blocks_inside_blocks_without_end() -> None:
+    model = innermost = stand_in(yaml=ROWS)
+    for _ in range(500):
+        child = stand_in()
+        innermost.state["_modules"] = {"a": child}
+        innermost = child
+    with pytest.raises(UserError, match="without end"):
+        foreign_content({"model": model}, "x.pt")
+
+
+def mixed_activations(model: Model) -> None:
+    model.model[9].cv1.act = nn.ReLU()
+
+
+def another_kernel(model: Model) -> None:
+    model.model[2].m[0].cv2.conv.dilation = model.model[2].m[0].cv2.conv.padding = (2, 2)
+
+
+def another_upsampling(model: Model) -> None:
+    model.model[11].mode = "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (mixed_activations, "model.9.cv1.act is ReLU there and SiLU here"),
+        (another_kernel, "padding of model.2.m.0.cv2.conv is another than here"),
+        (another_upsampling, "mode of model.11 is another"),
+    ],
+)
+def test_a_network_that_computes_something_else_is_refused(change, message: str, tmp_path: Path) -> None:
+    model = randomised("yolov5n.yaml")
+    change(model)
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(pickled(model, tmp_path / "a.pt"))
+
+
+def test_buffers_that_are_not_stored_and_activations_that_are_shared(tmp_path: Path) -> None:
+    model = randomised("yolov5n.yaml")
+    model.model[0].register_buffer("scratch", torch.ones(3), persistent=False)
+    act = nn.SiLU()
+    for m in model.modules():
+        if isinstance(m, models.common.Conv):
+            m.act = act
+    again = model_from_checkpoint(load_checkpoint(pickled(model, tmp_path / "a.pt")))
+    assert torch.equal(output(again), output(model))
+
+
+def test_anchors_by_their_number(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Model("yolov5_shufflenet.yaml", nc=2, anchors=3).eval()
+    model.model[-1].anchors += 1
+    again = model_from_checkpoint(load_checkpoint(pickled(model, tmp_path / "a.pt")))
+    assert torch.equal(output(again), output(model))
+
+
 def test_a_network_that_contains_itself() -> None:
     model = stand_in(yaml=ROWS)
     model.state["_modules"] = {"a": model, "b": model}
-    with pytest.raises(UserError, match="without end"):
+    with pytest.raises(UserError, match="several places"):
         foreign_content({"model": model}, "x.pt")
 
 

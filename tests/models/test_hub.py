@@ -153,7 +153,8 @@ def test_a_batch_has_one_shape_and_boxes_stay_with_their_picture(model: AutoShap
 
 
 @pytest.mark.parametrize(
-    ("size", "shape"), [(None, (64, 96)), (96, (64, 96)), (100, (96, 128)), (64, (64, 64)), ((64, 128), (64, 96))]
+    ("size", "shape"),
+    [(None, (64, 96)), (np.int64(96), (64, 96)), (100, (96, 128)), (64, (64, 64)), ((64, 128), (64, 96))],
 )
 def test_size(model: AutoShape, size: int | tuple[int, int] | None, shape: tuple[int, int]) -> None:
     assert model(RGB, size=size).s == (1, 3, *shape)
@@ -244,8 +245,16 @@ def test_one_by_one(model: AutoShape) -> None:
     assert [len(r) for r in singles] == [1, 1] and [r.files for r in results] == [["image0.jpg"], ["image1.jpg"]]
     assert torch.equal(results[-1].xywhn[0], singles[1].xywhn[0]) and results[-1].s == results.s
     np.testing.assert_array_equal(singles[1].ims[0], RGB[:40])
+    assert results[1:].files == ["image1.jpg"] and results[::-1].files == ["image1.jpg", "image0.jpg"]
     with pytest.raises(IndexError):
         results[2]
+
+
+def test_the_callers_array_can_be_used_again(model: AutoShape) -> None:
+    frame = RGB.copy()
+    results = model(frame)
+    frame[:] = 0
+    np.testing.assert_array_equal(results.ims[0], RGB)
 
 
 def test_text(model: AutoShape, capsys: pytest.CaptureFixture) -> None:
@@ -403,6 +412,8 @@ def test_a_cut_off_pil_file(model: AutoShape, folder: Path, tmp_path: Path) -> N
     ("settings", "size", "message"),
     [
         ({"conf": 1.5}, 64, r"\.conf 1.5 and \.iou"),
+        ({"conf": "a"}, 64, r"\.conf 'a' and \.iou"),
+        ({"classes": [[0]]}, 64, r"\.classes \[\[0\]\]"),
         ({"max_det": 0}, 64, r"\.max_det 0"),
         ({"classes": [2]}, 64, r"\.classes \[2\]: a list, or None; this model knows 0 to 1"),
         ({"classes": 1}, 64, r"\.classes 1: a list"),
@@ -448,6 +459,11 @@ def test_pretrained_brings_its_anchors(folder: Path, tmp_path: Path) -> None:
     model = create("yolov5_shufflenet", str(tmp_path / "b.pt"), classes=2, verbose=False, device="cpu")
     torch.testing.assert_close(model.model.model[-1].anchors, given.model[-1].anchors, rtol=1e-3, atol=1e-3)
     assert model.imgsz == SIZE
+
+
+def test_pretrained_of_other_strides_leaves_the_anchors(folder: Path) -> None:
+    model = create("yolov5_stem_shufflenet", folder / "w.pt", classes=2, autoshape=False, verbose=False, device="cpu")
+    assert torch.equal(model.model[-1].anchors, DetectionModel("yolov5_stem_shufflenet.yaml").model[-1].anchors)
 
 
 def test_quiet_is_quiet_and_only_then(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -35,7 +35,13 @@ def rows(model: Model, part: str = "weight") -> torch.Tensor:
         (["Potted Plant"], ["potted_plant"], {0: 0}),
         (["diningtable", "train"], ["dining table", "Train"], {0: 0, 1: 1}),
         (["cat"], ["caterpillar"], {}),
-        (["0", "1"], ["0", "1"], {}),
+        (["0", "1"], ["a", "b"], {}),
+        (["a", "b"], ["0", "1"], {}),
+        (["0", "1", "A"], ["A", "1", "0"], {0: 2, 1: 1, 2: 0}),
+        (["a", "A", "b"], ["A", "b", "a"], {0: 2, 1: 0, 2: 1}),
+        (["sofa", "couch"], ["couch", "sofa"], {0: 1, 1: 0}),
+        (["sofa", "couch"], ["couch"], {1: 0}),
+        (["left", "le-ft"], ["LEFT"], {0: 0}),
         ([], ["a"], {}),
     ],
 )
@@ -78,15 +84,27 @@ def test_classes_in_another_order_change_places() -> None:
     assert torch.equal(rows(target)[:, 5], rows(source)[:, 6]) and torch.equal(rows(target)[:, 6], rows(source)[:, 5])
 
 
-@pytest.mark.parametrize("names", [["a", "b"], ["x", "y"], ["0", "1"]])
-def test_the_same_or_wholly_other_names_take_the_head_as_it_is(names: list[str]) -> None:
-    source, target = named(["a", "b"]), named(names, seed=1)
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [(["a", "b"], ["a", "b"]), (["a", "b"], ["0", "1"]), (["0", "1"], ["a", "b"]), (["0", "1"], ["0", "1"]),
+     (["7", "a", "A", "le-ft", "left"],) * 2],
+)  # fmt: skip
+def test_the_same_names_or_none_take_the_head_as_it_is(theirs: list[str], ours: list[str]) -> None:
+    source, target = named(theirs), named(ours, seed=1)
     result = transfer_weights(target, weights_content(source, 64, half=False), "a.pt")
     assert not result.parts and torch.equal(rows(target), rows(source))
 
 
-def test_no_shared_name_takes_boxes_and_objectness() -> None:
-    source, target = named(["a", "b"]), named(["x", "y", "z"], seed=1)
+def test_as_many_classes_of_which_some_are_others() -> None:
+    source, target = named(["a", "x"]), named(["a", "y"], seed=1)
+    fresh = rows(target).clone()
+    transfer_weights(target, weights_content(source, 64, half=False), "a.pt")
+    assert torch.equal(rows(target)[:, 5], rows(source)[:, 5]) and torch.equal(rows(target)[:, 6], fresh[:, 6])
+
+
+@pytest.mark.parametrize("names", [["x", "y", "z"], ["x", "y"]])
+def test_no_shared_name_takes_boxes_and_objectness(names: list[str]) -> None:
+    source, target = named(["a", "b"]), named(names, seed=1)
     fresh = rows(target).clone()
     transfer_weights(target, weights_content(source, 64, half=False), "a.pt")
     assert torch.equal(rows(target)[:, :5], rows(source)[:, :5]) and torch.equal(rows(target)[:, 5:], fresh[:, 5:])
@@ -125,4 +143,4 @@ def test_another_config_takes_what_fits_and_says_so_by_layer(caplog: pytest.LogC
 
 def test_nothing_fits() -> None:
     with pytest.raises(UserError, match="x.pt: not one tensor fits"):
-        transfer_weights(named(["a"]), {"model": {}}, "x.pt")
+        transfer_weights(named(["a"]), {"model": {}, "names": {0: "a"}}, "x.pt")
