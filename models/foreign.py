@@ -70,10 +70,11 @@ def what_is(value: Any) -> str:
     """What something read from a file is, in a few words."""
     if isinstance(value, Inert):
         return f"an object of class {value.path}"
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "nothing" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def check_plain(value: Any, most: int = 100_000) -> None:
+def check_plain(value: Any, most: int = 1_000_000) -> None:
     """Raise ValueError unless `value` is made of plain values, all in all at most `most` of them and letters.
 
     What is referred to many times counts as often: printing or comparing it takes that long.
@@ -97,17 +98,16 @@ def _modules(model: Inert) -> Iterator[tuple[str, Inert]]:
     waiting, seen = [("", model)], set()
     while waiting:
         prefix, module = waiting.pop()
-        children = [(k, m) for k, m in module.state["_modules"].items() if isinstance(m, Inert)]
         # an activation may serve many blocks; a block that holds something has one place
-        if id(module) in seen and (children or module.state["_parameters"] or module.state["_buffers"]):
+        if id(module) in seen and any(module.state[part] for part in ("_modules", "_parameters", "_buffers")):
             raise ValueError("one block stands in several places")
         seen.add(id(module))
         if len(prefix) > LONGEST_PREFIX:
             raise ValueError("blocks inside blocks without end")
         yield prefix, module
         renamed = RENAMED_BLOCKS.get(_class(module), ("", {}))[1]
-        children = [(f"{prefix}{_proper(renamed.get(k, k))}.", m) for k, m in children]
-        waiting += reversed(children)
+        children = [(k, m) for k, m in module.state["_modules"].items() if isinstance(m, Inert)]
+        waiting += [(f"{prefix}{_proper(renamed.get(k, k))}.", m) for k, m in reversed(children)]
 
 
 def _proper(key: Any) -> str:
@@ -124,7 +124,8 @@ def _tensors(modules: Sequence[tuple[str, Inert]]) -> Iterator[tuple[str, Tensor
         state = module.state
         eps = state.get("eps", BATCH_NORM_EPS)
         own = {**state["_parameters"], **state["_buffers"]}
-        left_out = {*DERIVED, *state.get("_non_persistent_buffers_set", ())}
+        not_stored = state.get("_non_persistent_buffers_set")
+        left_out = {*DERIVED, *(not_stored if isinstance(not_stored, set) else ())}
         own = {_proper(k): v for k, v in own.items() if v is not None and k not in left_out}
         for key, value in own.items():
             if not isinstance(value, Tensor):

@@ -98,7 +98,7 @@ def test_anything_else_is_one_line(tmp_path: Path, make, message: str) -> None:
         ({"imgsz": 64.5}, "its 'imgsz' is a float"),
         ({"imgsz": 10**6}, "its imgsz is none from 32"),
         ({"imgsz": -5}, "its imgsz is none from 32"),
-        ({"kind": 3}, "its 'kind' is a int"),
+        ({"kind": 3}, "its 'kind' is an int"),
         ({"stride": "abc"}, "its 'stride' is a str"),
     ],
 )
