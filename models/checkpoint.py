@@ -33,7 +33,7 @@ from torch import Tensor
 from models.foreign import LARGEST_IMAGE, check_plain, foreign_content, outline, what_is
 from models.yolo import DetectionModel
 from utils.config import check_model_cfg, is_whole
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.files import atomic_write
 from utils.unpickle import Inert, RefusedPickle, read_torch_zip
 
@@ -149,7 +149,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read a plain state dict, as torchvision publishes them. Raises UserError if the file is anything else."""
     content = _read(Path(path))
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path}: is no state dict (names and tensors)")
+        raise UserError(f"{path}: is no state dict (names and tensors); a checkpoint goes with --weights")
     return {str(k): v for k, v in content.items()}
 
 
@@ -160,13 +160,14 @@ def _read(path: Path) -> Any:
     networks, and its memory and time are bounded by the size of the file.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the .pt file in it, such as {path / 'weights' / 'best.pt'}")
+        inside = sorted((*path.glob("weights/*.pt"), *path.glob("*.pt")))
+        raise UserError(f"{path}: is a folder; give a .pt file" + (f" in it, such as {inside[0]}" if inside else ""))
     try:
         with open(path, "rb") as f:
             begin = f.read(len(OLD_MAGIC))
         return _read_zip(path) if begin.startswith(b"PK") else _read_old(path, begin)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {_where_from(path.name)}") from None
+        raise UserError(f"{path}: no such file{_nearest(path)}; {_where_from(path.name)}") from None
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
 
@@ -196,6 +197,11 @@ def _read_old(path: Path, begin: bytes) -> Any:
                         "PyTorch") from e  # fmt: skip
     except Exception as e:  # the reader of a damaged pickle stumbles in a dozen ways
         raise UserError(f"{path}: is damaged or cut off ({type(e).__name__})") from e
+
+
+def _nearest(path: Path) -> str:
+    """The checkpoint beside it that may have been meant."""
+    return did_you_mean(path.name, [p.name for p in path.parent.glob("*.pt*")])
 
 
 def _where_from(name: str) -> str:

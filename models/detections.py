@@ -180,7 +180,7 @@ class Detections:
     def show(self, labels: bool = True) -> None:
         """Show the pictures with their boxes: below the cell in a notebook, otherwise in the system's viewer.
 
-        Raises UserError where there is nothing to show them on.
+        A warning tells where there is nothing to show them on, as on a server.
         """
         pictures = [Image.fromarray(self._drawn(i, labels)[..., ::-1]) for i in range(self.n)]
         if in_notebook():
@@ -190,10 +190,12 @@ class Detections:
                 display(picture)
             return
         if not has_display():
-            raise UserError(".show(): there is no display here; .save() writes the pictures, .render() returns them")
+            LOGGER.warning(".show(): there is no display here; .save() writes the pictures, .render() returns them")
+            return
         for picture, name in zip(pictures, self.files, strict=True):
             if not ImageShow.show(picture, name):
-                raise UserError(".show(): no program to show pictures was found; .save() writes them")
+                LOGGER.warning(".show(): no program to show pictures was found; .save() writes them")
+                return
 
 
 def in_notebook() -> bool:

@@ -143,7 +143,8 @@ class AutoShape(nn.Module):
             raise UserError(f".max_det {self.max_det} must be a whole number from 1")
         wanted = [] if self.classes is None else self.classes
         if not isinstance(wanted, (list, tuple)) or not all(is_whole(c) and c in self.names for c in wanted):
-            raise UserError(f".classes {wanted!r}: a list, or None; this model knows 0 to {len(self.names) - 1}")
+            raise UserError(f".classes {wanted!r}: a list of class numbers, or None; this model knows 0 to "
+                            f"{len(self.names) - 1}")  # fmt: skip
 
 
 @contextmanager
@@ -240,7 +241,7 @@ def _read_file(path: Path, where: str) -> np.ndarray:
         return np.ascontiguousarray(read_image(path)[..., ::-1])
     except (ImageError, ValueError) as e:
         reason = "is a folder; give the pictures in it as a list of paths" if os.path.isdir(path) else e
-        raise UserError(f"{where or '.'}: {reason}") from e
+        raise UserError(f"{where or '.'}: {reason}") from None
 
 
 def _from_pil(image: Image.Image, what: str) -> np.ndarray:

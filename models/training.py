@@ -91,8 +91,10 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
           folder: Path | None = None) -> Run:  # fmt: skip
     """Build a run; content and folder are those of the run to go on with. Raises UserError for what cannot be."""
     device = training_device(opt)
-    index, val_index = scan(data)
     names = {0: "object"} if opt.single_cls else data.names
+    seed_everything(opt.seed)
+    model = build_model(opt, hyp, names, content)  # before the scan: a wrong name is told without waiting for it
+    index, val_index = scan(data)
     digest = data_digest(index, val_index)
     if content:
         check_unchanged(content, names, digest, data, folder)
@@ -102,16 +104,18 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         raise UserError("--image-weights draws images at random, --rect puts them in an order: choose one")
     if opt.image_weights and (opt.noval or val_index is None):
         raise UserError("--image-weights goes by the evaluation after each epoch: it needs a val split and no --noval")
-    seed_everything(opt.seed)
     precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
-    model = build_model(opt, hyp, names, content).to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, {world_size()} process"
                 f"{'es' if world_size() > 1 else ''}, {precision.reason}, seed {opt.seed}, {opt.hyp}")  # fmt: skip
     if warning := coarse_stride_warning(model):
         LOGGER.warning(warning)
     if not opt.noautoanchor and not content:
+        learnt = model.model[-1].anchors.clone()
         check_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
+        if opt.weights not in ("", TORCHVISION) and not torch.equal(learnt, model.model[-1].anchors):
+            LOGGER.warning("the head from --weights has learnt its boxes with other anchors; --noautoanchor keeps them")
     connect(device)  # as late as can be: a label scan may take longer than processes wait for each other
     if opt.batch_size == -1:
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))

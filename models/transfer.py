@@ -15,6 +15,7 @@ from utils.console import LOGGER
 from utils.errors import UserError
 
 BOX_ROWS = 5  # of each anchor in a head: x, y, w, h, objectness; then a row per class
+LITTLE = 0.2  # share of a network below which it is a mistake to call it pretrained
 SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}  # COCO, VOC
 
 
@@ -73,7 +74,10 @@ def transfer_weights(
     alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
     for key, tensor in own.items():
         new, head = given.get(key), key.startswith(f"model.{len(model.model) - 1}.m.")
-        if new is None or (key.endswith(".anchors") and not anchors) or (head and fresh_head):
+        # a counter or a bias is worth nothing without the numbers it belongs to, which come before it
+        partner = key.removesuffix(".num_batches_tracked").removesuffix(".bias") + ".weight"
+        lonely = partner != f"{key}.weight" and partner in own and partner not in chosen
+        if new is None or lonely or (key.endswith(".anchors") and not anchors) or (head and fresh_head):
             result.left.append(key)
         elif new.shape == tensor.shape and (alike or not head):
             chosen[key] = new
@@ -89,6 +93,10 @@ def transfer_weights(
         result.classes = {model.names[i]: theirs[k] for i, k in same.items()}
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in chosen.items()}, strict=False)
     LOGGER.info(f"{where}: {result.summary()}" + (f"\n{result.table(model)}" if verbose else ""))
+    share = sum(own[k].numel() for k in chosen) / sum(v.numel() for v in own.values())
+    if share < LITTLE:
+        LOGGER.warning(f"{where}: that is {share:.0%} of the network's numbers: it starts almost from nothing; is it "
+                       "the right --cfg?")  # fmt: skip
     return result
 
 

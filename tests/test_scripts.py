@@ -198,6 +198,7 @@ def test_a_full_disk_is_told_in_one_line(words: list, tmp_path: Path, yolo_set: 
     [
         ((train, "--epohcs", "2"), "error: unknown flag --epohcs (did you mean '--epochs'?); --help lists all"),
         ((val, "--imgsz", "big"), "error: argument --imgsz/--img/--img-size: invalid int value: 'big'"),
+        ((detect, "--weights", "a.pt", "b.pt"), "error: 'b.pt' belongs to no flag; --help lists all"),
         ((detect, "--qqq"), "error: unknown flag --qqq; --help lists all"),
     ],
 )

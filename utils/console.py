@@ -100,7 +100,9 @@ class Parser(argparse.ArgumentParser):
         rest = message.removeprefix("unrecognized arguments: ")
         if rest != message:
             flag = rest.split()[0]
-            message = f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}; --help lists all"
+            known = did_you_mean(flag, self._option_string_actions)
+            message = f"unknown flag {flag}{known}" if flag.startswith("-") else f"'{flag}' belongs to no flag"
+            message += "; --help lists all"
         if is_main():
             LOGGER.error(message)
         sys.exit(1)

@@ -139,6 +139,8 @@ class TrainOptions:
             raise UserError("--resume-evolve goes with --evolve N, up to how many generations, and with no other flag")
         if self.evolve and self.resume:
             raise UserError("--evolve is gone on with by --resume-evolve, not by --resume")
+        if self.fresh_head and not self.weights:
+            raise UserError("--fresh-head is for --weights: without them the whole network starts fresh")
         if self.weights and self.backbone_weights:
             raise UserError("--weights and --backbone-weights both say where the backbone comes from: give one of them")
 

@@ -73,7 +73,7 @@ def read_torch_zip(path: str | Path) -> Any:
                 raise ValueError("its records are compressed or overlap, which checkpoints do not do")
             return _Machine(_Storages(archive)).run(_pickle_of(archive))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
-        raise ValueError(str(e)) from e
+        raise ValueError(f"as a zip archive: {e}") from e
     except (IndexError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError) as e:
         raise ValueError(f"the pickle makes no sense ({type(e).__name__})") from e
 

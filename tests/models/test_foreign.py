@@ -274,6 +274,11 @@ def test_convert_once(tmp_path: Path) -> None:
 def test_missing_official_weights_say_where_they_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"https://github.com/\S+/yolov5s.pt; download it"):
         load_checkpoint(tmp_path / "yolov5s.pt")
+    (tmp_path / "v5lite-s.pt").touch()
+    with pytest.raises(UserError, match=r"did you mean 'v5lite-s.pt'"):
+        load_checkpoint(tmp_path / "v5lite_s")
+    with pytest.raises(UserError, match=r"is a folder; give a .pt file in it, such as \S+v5lite-s.pt"):
+        load_checkpoint(tmp_path)
 
 
 def test_the_form_before_torch_1_6(tmp_path: Path) -> None:

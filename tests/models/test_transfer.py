@@ -141,6 +141,20 @@ def test_another_config_takes_what_fits_and_says_so_by_layer(caplog: pytest.LogC
     assert table and all(int(row[2]) + int(row[3]) + int(row[4]) > 0 for row in table)
 
 
+def test_counters_and_biases_come_with_their_weights(caplog: pytest.LogCaptureFixture) -> None:
+    """Between two widths only these have equal shapes; counted, they would look like half a network."""
+    source, target = named(["a", "b"], "yolov5n.yaml"), named(["a"], "yolov5s.yaml")
+    with pytest.raises(UserError, match="a.pt: not one tensor fits"):
+        transfer_weights(target, weights_content(source, 64), "a.pt")
+    content = weights_content(source, 64)
+    for key in ("model.0.conv.weight", "model.0.bn.weight"):
+        content["model"][key] = torch.ones_like(target.state_dict()[key])
+    with caplog.at_level("INFO"):
+        result = transfer_weights(target, content, "a.pt")
+    assert result.whole == ["model.0.conv.weight", "model.0.bn.weight", "model.0.bn.num_batches_tracked"]
+    assert "0% of the network's numbers: it starts almost from nothing" in caplog.text
+
+
 def test_nothing_fits() -> None:
     with pytest.raises(UserError, match="x.pt: not one tensor fits"):
         transfer_weights(named(["a"]), {"model": {}, "names": {0: "a"}}, "x.pt")
