@@ -24,6 +24,7 @@ import utils.autobatch
 from models.checkpoint import load_checkpoint
 from models.sync_bn import CpuSyncBatchNorm, synchronise_batch_norms
 from models.yolo import Model
+from utils import console
 from utils.device import select_device
 from utils.distributed import gather, highest, locked, lost_process_is_told, total
 from utils.errors import UserError
@@ -173,6 +174,17 @@ def test_wrong_input_is_told_once(others: dict, message: str, tmp_path: Path) ->
     done = run_script(*TORCHRUN, *flags(tmp_path, "x", **others))
     assert done.returncode != 0 and len(re.findall("^error: ", done.stderr, re.MULTILINE)) == 1
     assert message in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_the_first_process_has_time_to_tell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Without it torchrun ends the first process as soon as the second, which says nothing, has gone."""
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(console.time, "sleep", waited.append)
+    with pytest.raises(SystemExit, match="1"):
+        console.fail("no such file")
+    assert waited == [console.PATIENCE] and capsys.readouterr().err == "error: process 1: no such file\n"
 
 
 def test_labels_are_scanned_before_the_processes_wait_for_each_other(

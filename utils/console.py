@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,8 @@ from utils.distributed import is_connected, is_main, rank
 from utils.errors import UserError, did_you_mean
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+PATIENCE = 30.0  # seconds in which the first process has told an error that all have met
 
 LOGGER = logging.getLogger("yolov5")
 
@@ -103,9 +106,19 @@ class Parser(argparse.ArgumentParser):
             known = did_you_mean(flag, self._option_string_actions)
             message = f"unknown flag {flag}{known}" if flag.startswith("-") else f"'{flag}' belongs to no flag"
             message += "; --help lists all"
-        if is_main():
-            LOGGER.error(message)
-        sys.exit(1)
+        fail(message)
+
+
+def fail(message: str) -> NoReturn:
+    """Tell an error and end the process, with exit code 1.
+
+    Of several processes that are not connected yet, all stumble over the same, and the first one tells it. The others
+    wait, since torchrun ends all of them as soon as one has gone.
+    """
+    if not is_main() and not is_connected():
+        time.sleep(PATIENCE)
+    LOGGER.error(message if is_main() else f"process {rank()}: {message}")
+    sys.exit(1)
 
 
 def run_script(main: Callable[[Any], Any], opt: Any) -> None:
@@ -113,9 +126,7 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
     try:
         main(opt)
     except UserError as e:
-        if is_main() or is_connected():  # before they connect all processes stumble over the same
-            LOGGER.error(str(e) if is_main() else f"process {rank()}: {e}")
-        sys.exit(1)
+        fail(str(e))
     except BrokenPipeError:  # what reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from helpers import shared
 
 from my_tools import voc2yolo
 from my_tools.voc2yolo import ROOT, main, parse_opt, run
@@ -472,9 +473,6 @@ def test_writers_temporary_file_may_be_swept_by_a_second_run(tmp_path: Path, mon
 
 
 def test_real_blood_cell_set(tmp_path: Path) -> None:
-    source = ROOT.parent / "shared" / "bccd" / "BCCD.zip"
-    if not source.is_file():
-        pytest.skip(f"{source} is not there")
-    summary = run(source=source, out=tmp_path, name="bccd")
+    summary = run(source=shared("bccd/BCCD.zip"), out=tmp_path, name="bccd")
     assert summary.images == {"train": 205, "val": 87, "test": 72}
     assert summary.names == ["Platelets", "RBC", "WBC"]
