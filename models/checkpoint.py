@@ -214,27 +214,37 @@ def _where_from(name: str) -> str:
 def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoint") -> DetectionModel:
     """Rebuild the float32 model, in eval mode. Raises UserError if weights and config do not fit together."""
     try:
-        model = _build(content, where)
+        check_fit(content, where)
+        cfg = content["yaml"]
+        model = DetectionModel({**cfg}, ch=cfg.get("ch", 3))
         model.load_state_dict(content["model"])
         model.names = {int(k): str(v) for k, v in content["names"].items()}
         if content.get("stride", model.stride.tolist()) != model.stride.tolist():
             raise ValueError(f"strides {content['stride']}, its config makes {model.stride.tolist()}")
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{where}: its weights do not fit its own model config ({reason})") from e
+        raise _misfit(where, e) from e
     return model.float().eval()
 
 
-def _build(content: dict[str, Any], where: str | Path) -> DetectionModel:
-    """The network of a checkpoint's config, built only if its tensors are as many and as large as the weights."""
+def check_fit(content: dict[str, Any], where: str | Path) -> None:
+    """Raise UserError unless the config of a checkpoint makes tensors as many and as large as its weights are.
+
+    To be called before the network is built: a config alone could ask for any amount of memory.
+    """
     cfg, given = content["yaml"], content["model"]
     try:
         check_model_cfg(cfg, "its model config")
         own = outline(cfg, len(given)).state_dict()
-        if odd := [k for k in own.keys() | given.keys() if k not in own or k not in given]:
+        if odd := own.keys() ^ given.keys():
             raise ValueError(f"{min(odd)[:100]!r} is {'missing' if min(odd) in own else 'too much'}")
         if odd := [k for k in own if own[k].shape != given[k].shape]:
             raise ValueError(f"{odd[0]} is {tuple(given[odd[0]].shape)}, not {tuple(own[odd[0]].shape)}")
-        return DetectionModel({**cfg}, ch=cfg.get("ch", 3))
     except UserError as e:
         raise UserError(f"{where}: {e}") from e
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as e:
+        raise _misfit(where, e) from e
+
+
+def _misfit(where: str | Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{where}: its weights do not fit its own model config ({reason})")

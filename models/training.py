@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.checkpoint import check_fit, load_checkpoint, model_from_checkpoint
 from models.imagenet import TORCHVISION, start_backbone
 from models.runtime import check_img_size
 from models.state import TrainState, data_digest
@@ -177,6 +177,8 @@ def build_model(
         return freeze(model_from_checkpoint(content, "last.pt"), opt)
     from_imagenet = opt.weights == TORCHVISION or bool(opt.backbone_weights)
     weights = load_checkpoint(opt.weights) if opt.weights and not from_imagenet else None
+    if weights and not opt.cfg:
+        check_fit(weights, opt.weights)
     cfg = opt.cfg or (weights["yaml"] if weights else DEFAULT_CFG)
     anchors = round(hyp["anchors"])
     model = DetectionModel(cfg, nc=len(names), anchors=anchors or None)

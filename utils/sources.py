@@ -26,6 +26,7 @@ from utils.images import ImageError, read_image
 
 STREAM_SCHEMES = ("rtsp", "rtmp", "tcp", "udp", "http", "https")
 RECONNECTS = 3
+NO_SCREENSHOTS = "--source {}: screenshots are not supported; record a video and give its file"
 
 
 def network_input(im0: np.ndarray, imgsz: int | list[int], stride: int, auto: bool) -> np.ndarray:
@@ -43,7 +44,7 @@ def open_source(
     scheme = urlsplit(source).scheme.lower()
     suffix = Path(urlsplit(source).path if scheme in STREAM_SCHEMES else source).suffix.lower()
     if source.startswith("screen"):
-        LoadScreenshots(source)  # raises
+        raise UserError(NO_SCREENSHOTS.format(source))
     if scheme in ("http", "https") and suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         folder = tempfile.TemporaryDirectory(prefix="detect-")
         file = download(source, Path(folder.name) / Path(urlsplit(source).path).name)
@@ -88,7 +89,7 @@ class LoadScreenshots:
     """Refuses: the screen is no source here. The name is what YOLOv5's scripts import. Raises UserError."""
 
     def __init__(self, source: str, *_args: object, **_options: object) -> None:
-        raise UserError(f"--source {source}: screenshots are not supported; record a video and give its file")
+        raise UserError(NO_SCREENSHOTS.format(source))
 
 
 class LoadImages:

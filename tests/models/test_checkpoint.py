@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import checkpoint
+from models import checkpoint, training
 from models.checkpoint import (
     load_checkpoint,
     model_from_checkpoint,
@@ -18,6 +18,7 @@ from models.checkpoint import (
 from models.runtime import Runtime, check_img_size, load_runtime
 from models.yolo import Model
 from utils.errors import UserError
+from utils.options import TrainOptions
 
 
 def small_model() -> Model:
@@ -120,12 +121,18 @@ def test_a_damaged_part_is_named(tmp_path: Path, changes: dict, message: str | N
         [[-1, 1000, "Conv", [8, 1, 1]]] * 40,
     ],
 )
-def test_a_config_does_not_decide_how_much_is_built(rows: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_does_not_decide_how_much_is_built(
+    rows: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     content = weights_content(small_model(), 64)
     content["yaml"] = {**content["yaml"], "backbone": rows + content["yaml"]["backbone"]}
-    monkeypatch.setattr(checkpoint, "DetectionModel", None)  # must not be reached
+    for module in (checkpoint, training):
+        monkeypatch.setattr(module, "DetectionModel", None)  # must not be reached
     with pytest.raises(UserError, match="do not fit its own model config"):
         model_from_checkpoint(content)
+    save_checkpoint(tmp_path / "x.pt", content)
+    with pytest.raises(UserError, match="do not fit its own model config"):
+        training.build_model(TrainOptions(weights=str(tmp_path / "x.pt")), {"anchors": 0}, {0: "red"}, None)
 
 
 def test_a_torchscript_export(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
