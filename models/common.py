@@ -244,6 +244,25 @@ class GSConv(nn.Module):
 
 
 @register()
+class GSConvns(GSConv):
+    """GSConv with a normative shuffle: a 1x1 convolution, then ReLU, in place of the fixed order (Li et al., 2022).
+
+    The convolution starts as that order, and is trained from there.
+    """
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Activation = True) -> None:
+        super().__init__(c1, c2, k, s, g, act)
+        self.shuf = nn.Conv2d(c2, c2, 1, bias=False)
+        self.act = nn.ReLU(inplace=True)
+        order = channel_shuffle(torch.eye(c2).reshape(1, c2, c2, 1), c2 // 2)
+        self.shuf.weight = nn.Parameter(order.reshape(c2, c2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = self.cv1(x)
+        return self.act(self.shuf(torch.cat((x1, self.cv2(x1)), 1)))
+
+
+@register()
 class GSBottleneck(nn.Module):
     """Two GSConv (1x1, then 3x3 without activation) added to a 1x1 convolution of the input."""
 
@@ -255,6 +274,15 @@ class GSBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_lighting(x) + self.shortcut(x)
+
+
+@register()
+class GSBottleneckC(GSBottleneck):
+    """The cheap GSBottleneck: a depthwise k x k convolution of the input in place of the 1x1."""
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, e: float = 0.5) -> None:
+        super().__init__(c1, c2, k, s, e)
+        self.shortcut = DWConv(c1, c2, k, s, act=False)
 
 
 @register(repeats=True)
@@ -269,29 +297,62 @@ class VoVGSCSP(nn.Module):
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, 1)
         self.cv2 = Conv(c1, hidden, 1, 1)
-        self.gsb = nn.Sequential(*(GSBottleneck(hidden, hidden, e=1.0) for _ in range(n)))
+        self.gsb = nn.Sequential(*(self.bottleneck(hidden) for _ in range(n)))
         self.cv3 = Conv(2 * hidden, c2, 1)
+
+    @staticmethod
+    def bottleneck(width: int) -> nn.Module:
+        """One of the n bottlenecks."""
+        return GSBottleneck(width, width, e=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cv3(torch.cat((self.cv2(x), self.gsb(self.cv1(x))), 1))
 
 
+@register(repeats=True)
+class VoVGSCSPC(VoVGSCSP):
+    """The cheap VoVGSCSP: its bottlenecks are GSBottleneckC with 1x1 kernels, so that only GSConv's 5x5 looks around.
+
+    Takes n and e as VoVGSCSP does (the published form had one bottleneck whatever n).
+    """
+
+    @staticmethod
+    def bottleneck(width: int) -> nn.Module:
+        """One of the n bottlenecks."""
+        return GSBottleneckC(width, width, k=1, e=1.0)
+
+
 @register()
 class SlimNeck(nn.Module):
-    """A convolution made light: grouped k x k, then 1x1 across the groups, each with batch norm and activation.
+    """A convolution made light: grouped k x k, then 1x1 across the groups; a batch norm after each, one activation.
 
-    Keeps the size of the map at stride 1 (the published form had no padding and shrank it).
+    Keeps the size of the map at stride 1 (the published form had no padding and shrank it). Nothing stands between
+    the two but a batch norm, so that it can start from a trained convolution (`models/surgery.py`).
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, groups: int = 1
     ) -> None:
         super().__init__()
-        self.grouped = Conv(in_channels, in_channels, kernel_size, stride, g=groups)
+        self.grouped = Conv(in_channels, in_channels, kernel_size, stride, g=groups, act=False)
         self.pointwise = Conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise(self.grouped(x))
+
+
+@register(repeats=True, example=(32, True, 4))
+class C3Slim(C3):
+    """A C3 whose bottlenecks have a SlimNeck in place of their 3x3 convolution; `groups` is that of its grouped part.
+
+    Raises ValueError if the hidden width is no multiple of `groups`.
+    """
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, groups: int = 1, e: float = 0.5) -> None:
+        super().__init__(c1, c2, n, shortcut, 1, e)
+        hidden = int(c2 * e)
+        for block in self.m:
+            block.cv2 = SlimNeck(hidden, hidden, 3, 1, groups)
 
 
 def __getattr__(name: str) -> type[nn.Module]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,6 +51,30 @@ class Profile(ContextDecorator):
         _wait_for_gpu(self.device)
         self.dt = time.perf_counter() - self._start
         self.t += self.dt
+
+
+def time_in_turns(
+    calls: Sequence[Callable[[], object]], rounds: int = 50, budget: float = 60.0, least: int = 5
+) -> np.ndarray:
+    """Time several things so that a busy machine cannot favour one: they take turns, each round in another order.
+
+    Two rounds go before, to warm up. It ends after `rounds` rounds, or sooner when `budget` seconds have passed, but
+    not before `least` rounds. Returns seconds (rounds done, calls).
+    """
+    rng, start = np.random.default_rng(0), None
+    times: list[list[float]] = []
+    for number in range(rounds + 2):
+        if number == 2:
+            start = seconds()
+        if number >= 2 + least and seconds() - start > budget:
+            break
+        row = [0.0] * len(calls)
+        for k in rng.permutation(len(calls)):
+            begin = seconds()
+            calls[k]()
+            row[k] = seconds() - begin
+        times.append(row)
+    return np.array(times[2:]).reshape(-1, len(calls))
 
 
 def model_info(model: nn.Module, verbose: bool = False, imgsz: int | Sequence[int] = 640) -> None:

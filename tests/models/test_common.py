@@ -14,11 +14,14 @@ from models.common import (
     CRM,
     Conv,
     GSBottleneck,
+    GSBottleneckC,
     GSConv,
+    GSConvns,
     InvertedResidual,
     SlimNeck,
     StemBlock,
     VoVGSCSP,
+    VoVGSCSPC,
     channel_shuffle,
 )
 from models.fuse import fuse_batch_norms
@@ -114,6 +117,9 @@ def test_bfloat16(name: str) -> None:
         (InvertedResidual(3, 16, 2), (1, 16, 32, 32)),
         (GSConv(3, 16, 3, 2), (1, 16, 32, 32)),
         (VoVGSCSP(3, 16, 2), (1, 16, 64, 64)),
+        (GSConvns(3, 16, 3, 2), (1, 16, 32, 32)),
+        (GSBottleneckC(3, 16, 3, 2), (1, 16, 32, 32)),
+        (VoVGSCSPC(3, 16, 2), (1, 16, 64, 64)),
         (SlimNeck(3, 9, kernel_size=3, groups=3), (1, 9, 64, 64)),
         (SlimNeck(3, 9, 5, stride=2), (1, 9, 32, 32)),
     ],
@@ -176,3 +182,28 @@ def test_c3_and_bottleneck_shortcut() -> None:
 
 def test_gsbottleneck_default_kernel_is_three() -> None:
     assert GSBottleneck(8, 8).conv_lighting[1].cv1.conv.kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize(("k", "s"), [(1, 1), (3, 2)])
+def test_normative_shuffle_starts_as_the_fixed_one(k: int, s: int) -> None:
+    """The published form built a module in place of an activation, and ignored k and s."""
+    plain, trained = GSConv(4, 8, k, s).eval(), GSConvns(4, 8, k, s).eval()
+    trained.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(1, 4, 6, 6)
+    torch.testing.assert_close(trained(x), plain(x).relu())
+    assert trained.shuf.weight.requires_grad and "shuf.weight" in trained.state_dict()
+
+
+def test_cheap_blocks_look_around_by_depthwise_convolutions_only() -> None:
+    assert GSBottleneckC(8, 8).shortcut.conv.groups == 8
+    bottlenecks = VoVGSCSPC(8, 16, 3).gsb
+    assert len(bottlenecks) == 3 and all(isinstance(b, GSBottleneckC) for b in bottlenecks)
+    wide = [m for m in bottlenecks.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+    assert wide and all(m.groups == m.in_channels and m.kernel_size == (5, 5) for m in wide)
+
+
+def test_slim_neck_has_no_activation_between_its_convolutions() -> None:
+    module = SlimNeck(4, 6, groups=4).eval()
+    composed = nn.Sequential(module.grouped.conv, module.grouped.bn, module.pointwise.conv, module.pointwise.bn)
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(module(x), nn.functional.silu(composed(x)))

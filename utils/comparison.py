@@ -1,0 +1,197 @@
+"""The figures of a comparison of detectors, and its table: one list of columns for the web page, Markdown and csv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from utils.bootstrap import Interval
+from utils.scoring import ImageRecord, Results
+
+Value = float | int | str | None
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What the folder of a training run tells: seconds of training and validating, epochs done, and the curves.
+
+    curves: column of results.csv -> values (epochs,). options: what opt.yaml says.
+    """
+
+    epochs: int
+    seconds: float
+    curves: Mapping[str, np.ndarray]
+    options: Mapping[str, Any]
+
+
+@dataclass
+class Entry:
+    """One model of a comparison.
+
+    source: the checkpoint or yaml it was read from. cfg: file name of its model yaml. bytes: size of the weights file
+    in half precision. gflops: of one image at imgsz. latency: batch size -> seconds of each timed pass (rounds,).
+    results, records: of the evaluation, one record per image in the order of the paths; None for an untrained model.
+    """
+
+    label: str
+    source: str
+    cfg: str
+    parameters: int
+    bytes: int
+    gflops: float
+    imgsz: int
+    strides: tuple[int, ...]
+    latency: Mapping[int, np.ndarray] = field(default_factory=dict)
+    results: Results | None = None
+    records: Sequence[ImageRecord] | None = None
+    training: TrainingRecord | None = None
+    map50: Interval | None = None
+    map: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Published figures, shown beside ours: values by key of a column."""
+
+    label: str
+    values: Mapping[str, Value]
+    note: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better `first` is than `second` (indices of entries) by a metric, on the same images."""
+
+    first: int
+    second: int
+    metric: str
+    interval: Interval
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` where the interval leaves 0 out, else `undecided`."""
+        if self.interval.low > 0:
+            return "better"
+        return "worse" if self.interval.high < 0 else "undecided"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: key in table.csv, heading and unit, how the value is got and shown."""
+
+    key: str
+    heading: str
+    value: Callable[[Entry], Value]
+    show: Callable[[Any], str] = str
+    meaning: str = ""
+
+    def text(self, value: Value) -> str:
+        """A value as it is shown; a dash where there is none."""
+        return "-" if value is None else self.show(value)
+
+
+def number(digits: int) -> Callable[[float], str]:
+    """Show a number with so many digits after the point."""
+    return lambda v: f"{v:,.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `45 s`, `12 min` or `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _summary(k: int) -> Callable[[Entry], Value]:
+    return lambda e: float(e.results.summary[k]) if e.results else None
+
+
+def _size(k: int) -> Callable[[Entry], Value]:
+    return lambda e: float(e.results.size_ap[k]) if e.results and not np.isnan(e.results.size_ap[k]) else None
+
+
+def _latency(batch: int, quantile: float) -> Callable[[Entry], Value]:
+    """Milliseconds per image."""
+    return lambda e: float(np.quantile(e.latency[batch], quantile)) * 1e3 / batch if batch in e.latency else None
+
+
+COLUMNS = (
+    Column("model", "model", lambda e: e.label),
+    Column("parameters", "parameters", lambda e: e.parameters, number(0)),
+    Column("size_mib", "file, MiB", lambda e: e.bytes / 2**20, number(2), "weights in half precision"),
+    Column("gflops", "GFLOPs", lambda e: e.gflops, number(2), "2 per multiply-add, one image of the size tested"),
+    Column("imgsz", "size, px", lambda e: e.imgsz, number(0), "side of the images tested"),
+    Column("strides", "strides", lambda e: "/".join(map(str, e.strides))),
+    Column("precision", "P", _summary(0), number(3), "precision at the confidence of the best mean F1"),
+    Column("recall", "R", _summary(1), number(3), "recall there"),
+    Column("map50", "mAP50", _summary(2), number(3)),
+    Column("map", "mAP50-95", _summary(3), number(3)),
+    Column("ap_small", "AP small", _size(1), number(3), "AP50-95 by COCO's rule, objects below 32 x 32 px"),
+    Column("ap_medium", "AP medium", _size(2), number(3), "up to 96 x 96 px"),
+    Column("ap_large", "AP large", _size(3), number(3), "above"),
+    Column("ms_1", "batch 1, ms", _latency(1, 0.5), number(1), "median time of the network for one image"),
+    Column("ms_1_p95", "p95", _latency(1, 0.95), number(1), "95 % of the passes took no longer"),
+    Column("ms_32", "batch 32, ms", _latency(32, 0.5), number(1), "the same per image, 32 at a time"),
+    Column("ms_32_p95", "p95", _latency(32, 0.95), number(1)),
+    Column("epochs", "epochs", lambda e: e.training.epochs if e.training else None, number(0)),
+    Column("train_seconds", "training", lambda e: e.training.seconds if e.training else None,
+           duration, "time of training and validating, as the run's folder has it"),
+)  # fmt: skip
+
+
+def table(entries: Sequence[Entry]) -> list[dict[str, Value]]:
+    """The table's values, unrounded: a row per model, by key of COLUMNS; None where there is none."""
+    return [{c.key: c.value(e) for c in COLUMNS} for e in entries]
+
+
+def pareto(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
+    """The indices, by rising cost, of those that no other beats: none costs at most as much and gains more, or costs
+    less and gains as much."""  # fmt: skip
+    order = sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i]))
+    front: list[int] = []
+    for i in order:
+        if not front or gain[i] > gain[front[-1]]:
+            front.append(i)
+    return front
+
+
+def unlike(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+    """Where the trainings differ, a sentence per option: what makes a comparison of the models unfair."""
+    trained = [e for e in entries if e.training]
+    lines = []
+    for key in keys:
+        values = [str(e.training.options.get(key, "")) for e in trained]
+        if len(set(values)) > 1:
+            each = ", ".join(f"{e.label} {v or '(none)'}" for e, v in zip(trained, values, strict=True))
+            lines.append(f"{key.replace('_', '-')} differs: {each}")
+    return lines
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One test image as each model sees it: JPEG files in the order of the entries, all of one size."""
+
+    caption: str
+    tiles: Sequence[bytes]
+
+
+@dataclass
+class Comparison:
+    """All that a report shows.
+
+    facts: (what, value) pairs of the conditions, such as data, images, protocol, device. notes: sentences on what to
+    mind, the unequal trainings first. command: what to type to have it again.
+    """
+
+    title: str
+    entries: list[Entry]
+    names: Mapping[int, str]
+    differences: list[Difference] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    pictures: list[PictureRow] = field(default_factory=list)
+    command: str = ""
