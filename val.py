@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, select_device
 from utils.draw import draw_batch
 from utils.errors import UserError, did_you_mean
-from utils.files import ROOT, atomic_write, increment_path, newest
+from utils.files import ROOT, atomic_write, distinct, increment_path, newest
 from utils.hybrid import nms_with_labels
 from utils.images import write_image
 from utils.labels import LabelIndex, load_labels
@@ -66,16 +65,28 @@ def only_this_process(part: Any) -> list[Any]:
     return [part]
 
 
-@torch.inference_mode()
 def evaluate(
     forward: Forward, loader: DataLoader, names: Mapping[int, str], device: torch.device, settings: Settings,
     compute_loss: Callable | None = None, gather: Gather = only_this_process,
 ) -> Results:  # fmt: skip
-    """Run a detector over a loader and score it; the one evaluation loop of the project.
+    """Run a detector over a loader, score it, and write what `settings` asks for; arguments as for `collect`."""
+    part = collect(forward, loader, names, device, settings, compute_loss, gather)
+    results = results_of(part, names, settings)
+    if settings.writes:
+        _write_outputs(part, results, names, settings)
+    return results
+
+
+@torch.inference_mode()
+def collect(
+    forward: Forward, loader: DataLoader, names: Mapping[int, str], device: torch.device, settings: Settings,
+    compute_loss: Callable | None = None, gather: Gather = only_this_process,
+) -> Part:  # fmt: skip
+    """Run a detector over a loader and note what it finds in each image; the one evaluation loop of the project.
 
     Where several processes have a loader over a part of the images each, `gather` takes a process's part and returns
-    the list of all of them, to every process (as torch.distributed.all_gather_object does); all then return the same
-    figures. compute_loss(raw, targets)[1]: the three parts of a batch's loss.
+    the list of all of them, to every process (as torch.distributed.all_gather_object does); all then return the same.
+    compute_loss(raw, targets)[1]: the three parts of a batch's loss.
     """
     scorer, seconds = Scorer(names, settings), np.zeros(3)
     losses: list[tuple[str, Tensor]] = []
@@ -99,11 +110,7 @@ def evaluate(
             _picture_batch(number, images, on_cpu, detections, paths, names, settings.folder)
     values = torch.stack([v for _, v in losses]).tolist() if losses else []
     by_batch = [(path, v) for (path, _), v in zip(losses, values, strict=True)]
-    part = merge(gather(Part(scorer.images, by_batch, seconds, scorer.mistakes.kept)))
-    results = results_of(part, names, settings)
-    if settings.writes:
-        _write_outputs(part, results, names, settings)
-    return results
+    return merge(gather(Part(scorer.images, by_batch, seconds, scorer.mistakes.kept)))
 
 
 def detect_boxes(decoded: Tensor, targets: Tensor, shape: Sequence[int], settings: Settings) -> list[Tensor]:
@@ -285,15 +292,21 @@ def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options
 
 def labels_of(files: list[Path]) -> list[str]:
     """A name for each weights file: its own, or where several are called so exp_best, then exp_best_2, ..."""
-    stems, labels = [file.stem for file in files], []
-    for file in files:
-        label = file.stem if stems.count(file.stem) == 1 else f"{file.resolve().parents[1].name}_{file.stem}"
-        labels.append(next(n for k in itertools.count(1) if (n := f"{label}_{k}" if k > 1 else label) not in labels))
-    return labels
+    stems = [file.stem for file in files]
+    unique = [stems.count(stem) == 1 for stem in stems]
+    return distinct([f.stem if u else f"{f.resolve().parents[1].name}_{f.stem}"
+                     for f, u in zip(files, unique, strict=True)])  # fmt: skip
 
 
 def evaluate_at(size: int, runtime: Runtime, split: Split, opt: Options, folder: Path | None) -> Results:
     """Evaluate one model at one size; files go to `folder`."""
+    return evaluate(*prepared(size, runtime, split, opt, folder))
+
+
+def prepared(
+    size: int, runtime: Runtime, split: Split, opt: Options, folder: Path | None
+) -> tuple[Forward, DataLoader, Mapping[int, str], torch.device, Settings]:
+    """What `evaluate` and `collect` need to run one model at one size, warmed up."""
     dataset = DetectionDataset(split.index, size, opt.batch_size, rect=True, pad=0.5, stride=runtime.stride,
                                single_cls=opt.single_cls)  # fmt: skip
     loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=False)
@@ -302,8 +315,8 @@ def evaluate_at(size: int, runtime: Runtime, split: Split, opt: Options, folder:
     settings = Settings(**{name: getattr(opt, name) for name in shared}, folder=folder, plots=not opt.noplots,
                         annotations=split.annotations)  # fmt: skip
     warm_up(runtime, size, size)
-    return evaluate(lambda images: (runtime.predict(images, opt.augment), None), loader, names_of(runtime, opt),
-                    runtime.device, settings)  # fmt: skip
+    return (lambda images: (runtime.predict(images, opt.augment), None), loader, names_of(runtime, opt),
+            runtime.device, settings)  # fmt: skip
 
 
 def load_split(config: DataConfig, opt: Options) -> Split:

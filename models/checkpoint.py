@@ -85,6 +85,13 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         raise UserError(f"{path}: cannot be written ({e.strerror}); the file that was there is intact") from e
 
 
+def weights_size(model: DetectionModel, imgsz: int) -> int:
+    """The bytes of a "weights" checkpoint of a model, without facts of its training."""
+    buffer = io.BytesIO()
+    torch.save(weights_content(model, imgsz), buffer)
+    return buffer.tell()
+
+
 def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
     """Read a checkpoint of ours or of YOLOv5. Raises UserError, saying what the file is, if it is anything else.
 

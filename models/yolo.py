@@ -24,7 +24,7 @@ from models.common import Conv
 from models.fuse import fuse_batch_norms
 from models.registry import check_arguments, find_block, register
 from utils.augment import make_divisible
-from utils.config import check_model_cfg, load_model_cfg
+from utils.config import check_model_cfg, is_number, load_model_cfg
 from utils.console import LOGGER, Parser, run_script
 from utils.errors import UserError, did_you_mean
 from utils.profiling import count_gflops
@@ -268,7 +268,8 @@ class DetectionModel(nn.Module):
     def _read_strides(self, where: str) -> None:
         """Run an empty image through, set the head's strides and put the anchors in units of them."""
         head: Detect = self.model[-1]
-        twin = copy.deepcopy(self).to("meta").eval()  # shapes without numbers
+        # on the meta device shapes need no memory, but its first use imports a compiler, which takes seconds
+        twin = copy.deepcopy(self).to("cpu" if _stays_small(self.model) else "meta").eval()
         twin.model[-1].train()
         shapes = trace_shapes(twin, PROBE_SIZE, where)
         maps = [shapes[f] for f in head.f]
@@ -292,6 +293,17 @@ def _order_anchors(head: Detect) -> None:
     if (area[-1] - area[0]) * (head.stride[-1] - head.stride[0]) < 0:
         pixels = head.anchors * head.stride.reshape(-1, 1, 1)
         head.anchors.copy_(pixels.flip(0) / head.stride.reshape(-1, 1, 1))
+
+
+def _stays_small(layers: nn.Module) -> bool:
+    """Whether the maps of PROBE_SIZE are sure to need little memory: nothing wide, nothing that enlarges much."""
+    for m in layers.modules():
+        if isinstance(m, nn.Upsample) and (m.size is not None or not is_number(m.scale_factor) or m.scale_factor > 2):
+            return False
+        padding = m.padding if isinstance(m, nn.Conv2d) and isinstance(m.padding, tuple) else (0,)
+        if isinstance(m, nn.Conv2d) and (m.out_channels > 2048 or max(padding) > max(m.kernel_size)):
+            return False
+    return True
 
 
 def _initialize_batch_norms(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ what another choice of test images could have given; it says nothing of another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ def _class_ap(image: np.ndarray, correct: np.ndarray, counts: np.ndarray, total:
 
 
 def resample(
-    models: Sequence[Detections], draws: int, seed: int = 0, each: Callable[[range], Sequence[int]] = iter
+    models: Sequence[Detections], draws: int, seed: int = 0, each: Callable[[range], Iterable[int]] = iter
 ) -> np.ndarray:
     """mAP50 and mAP50-95 of each model on the images as they are and on `draws` draws, the same for all models.
 

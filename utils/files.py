@@ -131,6 +131,14 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with _2, _3, ... after those that came before."""
+    taken: list[str] = []
+    for name in names:
+        taken.append(next(n for k in itertools.count(1) if (n := f"{name}_{k}" if k > 1 else name) not in taken))
+    return taken
+
+
 def newest(pattern: str, root: Path = ROOT / "runs") -> Path | None:
     """Return the most recently written file below `root` that matches `pattern`, or None."""
     files = [p for p in root.glob(pattern) if p.is_file()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 
 import numpy as np
@@ -54,16 +54,17 @@ class Profile(ContextDecorator):
 
 
 def time_in_turns(
-    calls: Sequence[Callable[[], object]], rounds: int = 50, budget: float = 60.0, least: int = 5
-) -> np.ndarray:
+    calls: Sequence[Callable[[], object]], rounds: int = 50, budget: float = 60.0, least: int = 5,
+    each: Callable[[range], Iterable[int]] = iter,
+) -> np.ndarray:  # fmt: skip
     """Time several things so that a busy machine cannot favour one: they take turns, each round in another order.
 
     Two rounds go before, to warm up. It ends after `rounds` rounds, or sooner when `budget` seconds have passed, but
-    not before `least` rounds. Returns seconds (rounds done, calls).
+    not before `least` rounds. each: wraps the range of rounds, to show progress. Returns seconds (rounds done, calls).
     """
     rng, start = np.random.default_rng(0), None
     times: list[list[float]] = []
-    for number in range(rounds + 2):
+    for number in each(range(rounds + 2)):
         if number == 2:
             start = seconds()
         if number >= 2 + least and seconds() - start > budget:

@@ -1,0 +1,301 @@
+"""Compare detectors: one table, intervals, charts and pictures side by side, in a report that opens in any browser.
+
+    python my_tools/compare.py --weights runs/train/exp runs/train/exp2 --data VOC.yaml
+    python my_tools/compare.py --weights a.pt b.pt --data VOC.yaml --source my_pictures --name mine
+    python my_tools/compare.py --cfg yolov5_shufflenet.yaml yolov5n.yaml --imgsz 640    # untrained: size and speed
+    python my_tools/compare.py --reproduce voc                # the article's experiment: train, then compare
+
+Writes report.html (one file), report.md and table.csv to runs/compare/<name>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from my_tools.compare_models import (
+    Candidate,
+    add_intervals,
+    load_candidates,
+    measure_accuracy,
+    measure_latency,
+    pictures_of_source,
+    pictures_of_split,
+)
+from my_tools.default_set import prepare_shapes
+from my_tools.reproduce import EXPERIMENTS, train_all
+from utils.comparison import COLUMNS, Comparison, Entry, Reference, table, unlike
+from utils.config import DataConfig, check_keys, load_data
+from utils.console import LOGGER, Parser, run_script, shown
+from utils.device import describe_device, select_device
+from utils.errors import UserError
+from utils.files import ROOT, increment_path
+from utils.options import OPTIMIZERS
+from utils.precision import AMP_CHOICES
+from utils.report import write_report
+from utils.scoring import protocol_line
+from val import Options as ValOptions
+from val import load_split
+
+SEED = 0  # of the bootstrap
+ALIKE = ("data", "epochs", "imgsz", "batch_size", "hyp", "optimizer", "seed", "amp", "weights", "backbone_weights")
+# flags of train.py that --reproduce hands on
+TRAINING = ("epochs", "imgsz", "hyp", "optimizer", "batch_size", "seed", "amp", "device", "workers", "cache")
+NOTE = "The article's figures, after 300 epochs on PASCAL VOC; its other conditions are not known in full."
+# of the article on ShuffleNetV2 in YOLOv5, by the config it names
+PUBLISHED: Mapping[str, Reference] = MappingProxyType({
+    "yolov5_shufflenet": Reference("article: yolov5_shufflenet", {"precision": 0.56, "recall": 0.54, "map50": 0.54,
+                                   "map": 0.28, "size_mib": 2.0, "epochs": 300}, NOTE),
+    "yolov5_stem_shufflenet": Reference("article: yolov5_stem_shufflenet", {"precision": 0.72, "recall": 0.56,
+                                        "map50": 0.62, "map": 0.37, "size_mib": 6.7, "epochs": 300}, NOTE),
+})  # fmt: skip
+
+
+@dataclass
+class Options:
+    """The flags of compare.py by their names in code. Raises UserError for values that cannot be.
+
+    conf_thres, iou_thres: of the pictures. draws: of the bootstrap. seconds: of timing, per batch size.
+    """
+
+    weights: Sequence[str] = ()
+    cfg: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    data: str | None = None
+    source: str = ""
+    imgsz: int | None = None
+    batch_size: int | None = None
+    task: str = "val"
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    pictures: int = 8
+    draws: int = 1000
+    seconds: float = 60.0
+    device: str = ""
+    workers: int | None = None
+    half: bool = False
+    reproduce: str = ""
+    models: Sequence[str] = ()
+    epochs: int | None = None
+    hyp: str | None = None
+    optimizer: str | None = None
+    seed: int | None = None
+    amp: str | None = None
+    cache: str | None = None
+    project: str = str(ROOT / "runs/compare")
+    name: str = ""
+    exist_ok: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reproduce and self.reproduce not in EXPERIMENTS:
+            raise UserError(f"--reproduce {self.reproduce}: one of {', '.join(EXPERIMENTS)}")
+        if self.reproduce and (self.weights or self.cfg):
+            raise UserError("--reproduce trains its own models: leave out --weights and --cfg (--models names others)")
+        if not self.reproduce:
+            only = [k for k in ("models", "epochs", "hyp", "optimizer", "seed", "amp", "cache") if getattr(self, k)]
+            if only:
+                raise UserError(f"--{only[0]} is for the training of --reproduce: leave it out")
+        if not (self.weights or self.cfg or self.reproduce):
+            raise UserError("nothing to compare: give --weights (files or run folders), --cfg or --reproduce voc")
+        if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
+            raise UserError(f"--conf-thres {self.conf_thres} and --iou-thres {self.iou_thres} must lie between 0 and 1")
+        for flag, value, least in (
+            ("imgsz", self.imgsz, 1), ("batch-size", self.batch_size, 1), ("pictures", self.pictures, 0),
+            ("draws", self.draws, 0), ("seconds", self.seconds, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise UserError(f"--{flag} is {value}, the least is {least}")
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> Options:
+        """Options from keyword arguments. Raises UserError for an unknown one."""
+        check_keys(flags, [f.name for f in fields(cls)], "compare.run")
+        return cls(**flags)
+
+
+def run(**kwargs: Any) -> Path:
+    """Compare with options named as the flags, such as run(weights=["a.pt", "b.pt"]); returns report.html's path.
+
+    Raises UserError for bad input.
+    """
+    opt = Options.from_flags(kwargs)
+    command = command_of(kwargs)
+    if opt.reproduce:
+        folder = increment_path(Path(opt.project) / (opt.name or opt.reproduce), exist_ok=True)  # to be gone on with
+        flags = {"data": opt.data, **{k: getattr(opt, k) for k in TRAINING}}
+        opt.weights = [str(run) for run in train_all(opt.reproduce, opt.models, flags, folder)]
+        opt.data = opt.data or EXPERIMENTS[opt.reproduce].data
+        opt.imgsz = None  # each at the size it was trained at
+    data = load_data(opt.data or "shapes.yaml") if opt.data or opt.weights else None
+    if data and opt.weights:
+        prepare_shapes(data.yaml_file)
+    device = select_device(opt.device)
+    candidates = load_candidates(opt.weights, opt.cfg, opt.labels, data, opt.imgsz, device, opt.half)
+    if not opt.reproduce:
+        folder = increment_path(Path(opt.project) / (opt.name or "exp"), opt.exist_ok)
+    comparison = compare(candidates, data, opt, device, command)
+    report = write_report(comparison, folder)
+    LOGGER.info(f"\n{text_table(comparison.entries)}\n")
+    for note in comparison.notes:
+        LOGGER.warning(note)
+    LOGGER.info(f"report   {shown(report)}")
+    return report
+
+
+def compare(
+    candidates: Sequence[Candidate], data: DataConfig | None, opt: Options, device: torch.device, command: str
+) -> Comparison:
+    """Measure the models and put together what the report shows."""
+    entries = [c.entry for c in candidates]
+    trained = [c for c in candidates if c.trained]
+    names = trained[0].runtime.names if trained else {}
+    result = Comparison(title_of(entries), entries, names, command=command)
+    split = None
+    if trained:
+        val_options = ValOptions(data=str(data.yaml_file), task=opt.task, noplots=True,
+                                 batch_size=opt.batch_size or ValOptions.batch_size,
+                                 workers=ValOptions.workers if opt.workers is None else opt.workers)  # fmt: skip
+        split = load_split(data, val_options)
+        if opt.source:  # wrong paths are told before the long work
+            result.pictures = pictures_of_source(candidates, opt.source, opt.conf_thres, opt.iou_thres)
+        measure_accuracy(candidates, split, val_options)
+        result.differences = add_intervals(entries, opt.draws)
+        if not opt.source:
+            result.pictures = pictures_of_split(candidates, opt.pictures, opt.conf_thres)
+        if list(names.values()) == list(load_data("VOC.yaml").names.values()):
+            result.references = [PUBLISHED[s] for s in dict.fromkeys(Path(e.cfg).stem for e in entries)
+                                 if s in PUBLISHED]  # fmt: skip
+    measure_latency(candidates, opt.seconds)
+    result.facts = facts_of(entries, data if split else None, opt, device)
+    result.notes = notes_of(entries)
+    return result
+
+
+def title_of(entries: Sequence[Entry]) -> str:
+    """`a against b`, or `a, b, c and 5 more`."""
+    labels = [e.label for e in entries]
+    if len(labels) == 2:
+        return " against ".join(labels)
+    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+
+
+def facts_of(
+    entries: Sequence[Entry], data: DataConfig | None, opt: Options, device: torch.device
+) -> list[tuple[str, str]]:
+    """The conditions of the measurement, as (what, value)."""
+    facts = []
+    scored = next((e for e in entries if e.results), None)
+    if data and scored:
+        facts += [("data", f"{data.yaml_file.name}, {opt.task} split"), ("accuracy", protocol_line(scored.results)),
+                  ("pictures", f"confidence from {opt.conf_thres:g}, a hit overlaps its label by an IoU of 0.5"),
+                  ("intervals", f"95 %, bootstrap over images, {opt.draws} draws, seed {SEED}")]  # fmt: skip
+    rounds = ", ".join(f"{len(t)} rounds of batch {b}" for b, t in entries[0].latency.items())
+    precision = "float16" if opt.half and device.type != "cpu" else "float32"
+    facts += [("device", describe_device(device)),
+              ("latency", f"{precision}, batch norm folded in, network and decoding of boxes without NMS, per image; "
+                          f"all models in turns, {rounds}")]  # fmt: skip
+    return facts
+
+
+def notes_of(entries: Sequence[Entry]) -> list[str]:
+    """What to mind when reading the table: conditions that differ, trainings that were not at their end."""
+    notes = [f"Not trained alike: {line}." for line in unlike(entries, ALIKE)]
+    sizes = {e.imgsz for e in entries}
+    if len(sizes) > 1:
+        each = ", ".join(f"{e.label} {e.imgsz}" for e in entries)
+        notes.append(f"Tested at different sizes (px): {each}. --imgsz sets one for all.")
+    rising = [e.label for e in entries if still_rising(e)]
+    if rising:
+        notes.append(f"The last epoch was the best one: more epochs would have helped {', '.join(rising)}.")
+    notes += [f"{e.label} detects at strides {'/'.join(map(str, e.strides))}: objects under about {min(e.strides)} px "
+              "are out of its reach." for e in entries if min(e.strides) >= 32]  # fmt: skip
+    return notes
+
+
+def still_rising(entry: Entry) -> bool:
+    """Whether a training's best mAP50-95 is that of its last epoch."""
+    curve = entry.training.curves.get("metrics/mAP_0.5:0.95", np.zeros(0)) if entry.training else np.zeros(0)
+    return len(curve) > 1 and int(curve.argmax()) == len(curve) - 1
+
+
+def text_table(entries: Sequence[Entry]) -> str:
+    """The table for the terminal, without the columns that are empty."""
+    rows, columns = table(entries), [c for c in COLUMNS if c.key != "strides"]
+    columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
+    cells = [[c.heading for c in columns], *([c.text(row[c.key]) for c in columns] for row in rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(columns))]
+    lines = []
+    for first, *others in cells:
+        padded = [text.rjust(w) for text, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *padded]))
+    return "\n".join(lines)
+
+
+def command_of(flags: Mapping[str, Any]) -> str:
+    """The command line of options given, without those that have their defaults."""
+    default = {f.name: f.default for f in fields(Options)}
+    words = ["python", "my_tools/compare.py"]
+    for key, value in flags.items():
+        if value in (default[key], None) or value in ([], ()):
+            continue
+        words.append(f"--{key.replace('_', '-')}")
+        values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
+        words += [shlex.quote(str(v)) for v in values]
+    return " ".join(words)
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", nargs="+", default=(), metavar="PT", help="checkpoints, or run folders (their best.pt)")
+    add("--cfg", nargs="+", default=(), metavar="YAML", help="model yaml files, untrained: everything but accuracy")
+    add("--labels", nargs="+", default=(), metavar="NAME", help="what to call the models, first --weights, then --cfg")
+    add("--data", default=None, help="data yaml, also looked for in data/ (shapes.yaml)")
+    add("--source", default="", help="pictures to show side by side (some of the split), a file, folder or pattern")
+    add("--imgsz", "--img", "--img-size", type=int, default=None, help="side in pixels (as each was trained)")
+    add("--batch-size", type=int, default=None, help="of the evaluation (32), and of the training of --reproduce (16)")
+    add("--task", default="val", choices=("train", "val", "test"), help="the split to evaluate on (%(default)s)")
+    add("--conf-thres", type=float, default=Options.conf_thres, help="confidence of the boxes drawn (%(default)s)")
+    add("--iou-thres", type=float, default=Options.iou_thres, help="overlap for NMS of --source (%(default)s)")
+    add("--pictures", type=int, default=Options.pictures, help="how many images of the split are shown (%(default)s)")
+    add("--draws", type=int, default=Options.draws, help="of the bootstrap, 0: no intervals (%(default)s)")
+    add("--seconds", type=float, default=Options.seconds, help="of timing, for each of batch 1 and 32 (%(default)s)")
+    add("--device", default="", help="cpu, mps, or a GPU's number (a GPU if there is one)")
+    add("--workers", type=int, default=None, help="loader processes at most (8)")
+    add("--half", action="store_true", help="half precision, on a GPU")
+    add("--project", default=Options.project, help="results go to project/name (runs/compare)")
+    add("--name", default="", help="(exp, or with --reproduce the experiment's name)")
+    add("--exist-ok", action="store_true", help="use project/name even if it exists")
+    group = parser.add_argument_group("training", "for --reproduce; what is not given is as in the article, or with "
+                                      "another --data as that yaml and train.py have it")  # fmt: skip
+    add = group.add_argument
+    add("--reproduce", nargs="?", const="voc", default="", choices=list(EXPERIMENTS), metavar="voc",
+        help="train the article's models one after another, then compare them; given again, it goes on where it "
+        "was stopped")  # fmt: skip
+    add("--models", nargs="+", default=(), metavar="YAML", help="other models than the article's three")
+    add("--epochs", type=int, default=None, help="(300)")
+    add("--hyp", default=None, help="(hyp.scratch-low.yaml)")
+    add("--optimizer", default=None, help=f"{', '.join(OPTIMIZERS)} (SGD)")
+    add("--seed", type=int, default=None, help="(0)")
+    add("--amp", default=None, choices=AMP_CHOICES, help="number format of forward passes in training (auto)")
+    add("--cache", nargs="?", const="ram", default=None, help="keep decoded images in ram (default) or on disk")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    run(**vars(opt))
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())

@@ -1,0 +1,258 @@
+"""Loads the models of a comparison and measures them: cost, time, accuracy, and what they find in single images."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from models.checkpoint import load_checkpoint, model_from_checkpoint, weights_size
+from models.hub import AutoShape
+from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
+from models.yolo import DetectionModel, coarse_stride_warning
+from utils.bootstrap import Interval, by_class, interval_of, resample
+from utils.boxes import xywhn2xyxy
+from utils.compare_pictures import draw_verdict, encode
+from utils.comparison import Difference, Entry, PictureRow, TrainingRecord
+from utils.config import DataConfig, load_yaml
+from utils.console import LOGGER, progress
+from utils.errors import UserError
+from utils.files import IMAGE_SUFFIXES, distinct
+from utils.images import ImageError, read_image
+from utils.labels import label_path, parse_labels
+from utils.profiling import count_gflops, time_in_turns
+from utils.scoring import results_of
+from utils.sources import list_media
+from val import Options as ValOptions
+from val import Split, collect, prepared
+
+BATCHES = (1, 32)  # what the latency is measured with
+METRICS = ("mAP50", "mAP50-95")
+
+
+@dataclass
+class Candidate:
+    """A model to be compared, with what is known of it."""
+
+    entry: Entry
+    runtime: Runtime
+    trained: bool
+
+    @property
+    def label(self) -> str:
+        return self.entry.label
+
+
+def find_weights(path: str) -> Path:
+    """The checkpoint that a file or a run's folder stands for. Raises UserError if the folder has none."""
+    given = Path(path)
+    if not given.is_dir():
+        return given
+    for file in (given / "weights" / "best.pt", given / "best.pt"):
+        if file.is_file():
+            return file
+    raise UserError(f"--weights {path}: a folder without weights/best.pt; give a run's folder or a .pt file")
+
+
+def labels_for(files: Sequence[Path], cfgs: Sequence[str]) -> list[str]:
+    """What the models are called: a run's best.pt by the run, other files by their names, all different."""
+    names = []
+    for file in files:
+        runs = file.resolve().parents
+        in_run = file.stem in ("best", "last") and len(runs) > 1
+        run = runs[1 if runs[0].name == "weights" else 0].name if in_run else ""
+        names.append((run if file.stem == "best" else f"{run} {file.stem}") if in_run else file.stem)
+    return distinct([*names, *(Path(cfg).stem for cfg in cfgs)])
+
+
+def load_candidates(
+    weights: Sequence[str], cfgs: Sequence[str], labels: Sequence[str], data: DataConfig | None, imgsz: int | None,
+    device: torch.device, half: bool,
+) -> list[Candidate]:  # fmt: skip
+    """Load checkpoints and untrained model yaml files. Raises UserError for what cannot be compared.
+
+    labels: names in the order of weights, then cfgs; none to name them by their files. data: the set they will be
+    evaluated on. imgsz: pixels, None for the size each was trained at.
+    """
+    files = [find_weights(w) for w in weights]
+    names = list(labels) or labels_for(files, cfgs)
+    if len(names) != len(files) + len(cfgs):
+        raise UserError(f"--labels: {len(names)} for {len(files) + len(cfgs)} models; give one each")
+    if len(set(names)) < len(names):
+        raise UserError("--labels: two are the same")
+    candidates = []
+    for label, file in zip(names, files, strict=False):
+        content = load_checkpoint(file)
+        model = model_from_checkpoint(content, file)
+        if data and len(model.names) != data.nc:
+            raise UserError(f"{file} knows {len(model.names)} classes, {data.yaml_file} lists {data.nc}: models are "
+                            "compared on the --data they were trained on")  # fmt: skip
+        size = imgsz or content.get("imgsz") or DEFAULT_IMGSZ
+        candidates.append(_candidate(label, str(file), model, size, device, half, training_record(file)))
+    for label, cfg in zip(names[len(files) :], cfgs, strict=True):
+        model = DetectionModel(cfg, nc=data.nc if data else None)
+        if data:
+            model.names = dict(data.names)
+        candidates.append(_candidate(label, cfg, model, imgsz or DEFAULT_IMGSZ, device, half, None, trained=False))
+    return candidates
+
+
+def _candidate(
+    label: str, source: str, model: DetectionModel, imgsz: int, device: torch.device, half: bool,
+    training: TrainingRecord | None, trained: bool = True,
+) -> Candidate:  # fmt: skip
+    size = check_img_size(imgsz, int(model.stride.max()))[0]
+    cfg = str(model.yaml.get("yaml_file") or "")
+    entry = Entry(label, source, cfg, sum(p.numel() for p in model.parameters()), weights_size(model, size),
+                  count_gflops(model, size), size, tuple(int(s) for s in model.stride), training=training)  # fmt: skip
+    if warning := coarse_stride_warning(model):
+        LOGGER.warning(f"{label}: {warning}")
+    return Candidate(entry, Runtime(model.eval(), device, half, size), trained)
+
+
+def training_record(weights: Path) -> TrainingRecord | None:
+    """What the run that wrote a checkpoint left beside it; None if it lies in no run's folder."""
+    folder = weights.resolve().parents[1] if weights.resolve().parent.name == "weights" else weights.resolve().parent
+    try:
+        with open(folder / "results.csv", encoding="utf-8", newline="") as f:
+            rows = list(csv.reader(f))
+        values = np.array([[float(v) for v in row] for row in rows[1:]])
+        curves = {name.strip(): values[:, k] for k, name in enumerate(rows[0])}
+    except (OSError, ValueError, IndexError):
+        return None
+    options = load_yaml(folder / "opt.yaml") if (folder / "opt.yaml").is_file() else {}
+    seconds = sum(float(curves[k].sum()) for k in ("time/data", "time/step", "time/val") if k in curves)
+    return TrainingRecord(len(values), seconds, curves, options)
+
+
+def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
+    """Note the seconds of forward passes on images of noise, at each of BATCHES, all models taking turns.
+
+    budget: seconds in which no new round is begun, per batch size. What does not fit into memory is left out.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for batch in BATCHES:
+        images = [torch.randint(0, 256, (batch, 3, c.entry.imgsz, c.entry.imgsz), dtype=torch.uint8,
+                                generator=generator) for c in candidates]  # fmt: skip
+        calls = [lambda c=c, x=x: c.runtime.predict(x) for c, x in zip(candidates, images, strict=True)]
+        try:
+            times = time_in_turns(calls, rounds=200, budget=budget,
+                                  each=lambda rounds, b=batch: progress(rounds, desc=f"timing in turns, batch {b}"))
+        except (torch.OutOfMemoryError, MemoryError):
+            LOGGER.warning(f"batch {batch} does not fit into memory: its time is left out")
+            continue
+        for c, seconds in zip(candidates, times.T, strict=True):
+            c.entry.latency = {**c.entry.latency, batch: seconds}
+        LOGGER.info(f"{len(times)} rounds: " + ", ".join(
+            f"{c.label} {np.median(t) * 1e3 / batch:.1f} ms" for c, t in zip(candidates, times.T, strict=True)))
+
+
+def measure_accuracy(candidates: Sequence[Candidate], split: Split, opt: ValOptions) -> None:
+    """Evaluate the trained models on a split, as val.py does, and keep the detections of each image."""
+    for c in candidates:
+        if c.trained:
+            LOGGER.info(f"\n{c.label}: {c.entry.imgsz} px")
+            arguments = prepared(c.entry.imgsz, c.runtime, split, opt, None)
+            part = collect(*arguments)
+            c.entry.results, c.entry.records = results_of(part, c.runtime.names, arguments[-1]), part.images
+
+
+def add_intervals(entries: Sequence[Entry], draws: int) -> list[Difference]:
+    """Work out the bootstrap intervals of mAP50 and mAP50-95, of each model and of each pair; returns the pairs."""
+    scored = [k for k, e in enumerate(entries) if e.records is not None]
+    if not scored or not draws:
+        return []
+    models = []
+    for k in scored:
+        records = entries[k].records
+        models.append(by_class([r.correct for r in records], [r.found[:, 4] for r in records],
+                               [r.found[:, 5] for r in records], [r.true[:, 0] for r in records]))  # fmt: skip
+    figures = resample(models, draws, each=lambda numbers: progress(numbers, desc="intervals"))
+    for i, k in enumerate(scored):
+        entries[k].map50, entries[k].map = (interval_of(figures[:, i, m]) for m in range(2))
+    differences = []
+    for i, first in enumerate(scored):
+        for j, second in enumerate(scored):
+            if i < j:
+                for m, metric in enumerate(METRICS):
+                    spread: Interval = interval_of(figures[:, i, m] - figures[:, j, m])
+                    differences.append(Difference(first, second, metric, spread))
+    return differences
+
+
+def pictures_of_split(candidates: Sequence[Candidate], count: int, conf: float) -> list[PictureRow]:
+    """Images of the evaluated split, drawn with what each trained model found: half of them evenly spread over the
+    set, half those in which the models differ most."""  # fmt: skip
+    shown = [c for c in candidates if c.entry.records]
+    if not shown or not count:
+        return []
+    records = [c.entry.records for c in shown]
+    total, even = len(records[0]), (count + 1) // 2
+    chosen = {int(i): "evenly chosen" for i in np.linspace(0, total - 1, min(even, total)).round()}
+    scores = np.array([[score_of(r.found, r.correct, len(r.true), conf) for r in rows] for rows in records])
+    for i in np.argsort(-np.ptp(scores, 0), kind="stable"):
+        if len(chosen) >= min(count, total):
+            break
+        chosen.setdefault(int(i), "here the models differ most")
+    rows = []
+    for i, reason in chosen.items():
+        path = Path(records[0][i].path)
+        try:
+            image = read_image(path)
+        except ImageError as e:
+            LOGGER.warning(f"{path}: {e}; left out of the pictures")
+            continue
+        tiles = [encode(draw_verdict(image, r[i].found, r[i].true, c.runtime.names, conf, c.label))
+                 for c, r in zip(shown, records, strict=True)]  # fmt: skip
+        rows.append(PictureRow(f"{path.name} ({reason})", tiles))
+    return rows
+
+
+def score_of(found: np.ndarray, correct: np.ndarray, labels: int, conf: float) -> float:
+    """How well an image is read at a confidence: F1 of hits at IoU 0.5, 1 where there is nothing to find or found."""
+    sure = found[:, 4] >= conf
+    hits, total = int(correct[sure, 0].sum()), int(sure.sum()) + labels
+    return 2 * hits / total if total else 1.0
+
+
+def pictures_of_source(candidates: Sequence[Candidate], source: str, conf: float, iou: float) -> list[PictureRow]:
+    """The pictures of `--source` with what each trained model finds, judged where there is a label file."""
+    shown = [c for c in candidates if c.trained]
+    files = [f for f in list_media(source) if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise UserError(f"--source {source}: no picture in it; videos are not compared")
+    rows = []
+    for file in progress(files, desc="pictures"):
+        try:
+            image = read_image(file)
+        except ImageError as e:
+            LOGGER.warning(f"{file}: {e}; skipped")
+            continue
+        true = labels_beside(Path(file), image.shape[:2], len(shown[0].runtime.names)) if shown else None
+        tiles = []
+        for c in shown:
+            detector = AutoShape(c.runtime, c.entry.imgsz)
+            detector.conf, detector.iou = conf, iou
+            found = detector(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).xyxy[0].cpu().numpy()
+            tiles.append(encode(draw_verdict(image, found, true, c.runtime.names, conf, c.label)))
+        rows.append(PictureRow(Path(file).name, tiles))
+    return rows
+
+
+def labels_beside(image: Path, shape: tuple[int, int], nc: int) -> np.ndarray | None:
+    """The labels of a picture, (k, 5) class, corners in pixels, or None if it has no label file that can be read."""
+    file = label_path(image)
+    if file == image or not file.is_file():
+        return None
+    try:
+        labels = parse_labels(file.read_text(encoding="utf-8-sig"), nc)
+    except (OSError, ValueError) as e:
+        LOGGER.warning(f"{file}: {e}; {image.name} is shown without labels")
+        return None
+    labels[:, 1:] = xywhn2xyxy(labels[:, 1:], shape[1], shape[0])
+    return labels

@@ -1,0 +1,106 @@
+"""The articles' experiments as a whole: several configs trained one after another under the same conditions.
+
+`my_tools/compare.py --reproduce voc` calls this and then compares what was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import train
+from models.checkpoint import load_checkpoint
+from utils.augment import make_divisible
+from utils.config import load_data, load_model_cfg
+from utils.console import LOGGER, shown
+from utils.errors import UserError
+from utils.files import find_file
+from utils.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an article trained: model yaml files, data, and the flags of train.py that it named."""
+
+    models: tuple[str, ...]
+    data: str
+    flags: Mapping[str, Any]
+
+
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({
+    "voc": Experiment(
+        ("yolov5_shufflenet.yaml", "yolov5_stem_shufflenet.yaml", "yolov5l_slimneck.yaml"), "VOC.yaml",
+        MappingProxyType({"epochs": 300, "imgsz": 640, "batch_size": 16, "hyp": "hyp.scratch-low.yaml"}),
+    ),
+})  # fmt: skip
+
+
+def train_all(name: str, models: Sequence[str], flags: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Train each model of an experiment into folder/train/<config>, one after another; returns these run folders.
+
+    models: model yaml files in place of the experiment's. flags: of train.py, in place of the experiment's; with
+    another `data` than the experiment's only these, and what that data yaml sets. All have one seed, and with it one
+    order of the images. A run that is finished is left, one that was stopped goes on.
+    Raises UserError, before any training, for models that do not exist and runs under other conditions.
+    """
+    experiment = EXPERIMENTS[name]
+    given = {k: v for k, v in flags.items() if v is not None}
+    settings = {**({} if given.get("data", experiment.data) != experiment.data else experiment.flags), **given}
+    settings.setdefault("data", experiment.data)
+    # what is not there is told before an hour of training, not after it
+    cfgs = [find_file(m, ("models",), "--models") for m in models or experiment.models]
+    if len({c.stem for c in cfgs}) < len(cfgs):
+        raise UserError("--models: two of them have the same name")
+    for cfg in cfgs:
+        load_model_cfg(cfg)
+    runs = [(folder / "train" / cfg.stem, {**settings, "cfg": str(cfg)}) for cfg in cfgs]
+    states = [state_of(run, wanted) for run, wanted in runs]
+    for number, ((run, wanted), state) in enumerate(zip(runs, states, strict=True), 1):
+        LOGGER.info(f"\n{run.name}, {number} of {len(runs)}: {state}")
+        if state != "finished":
+            _train(run, wanted, resume=state == "to be gone on with")
+    return [run for run, _ in runs]
+
+
+def _train(run: Path, wanted: Mapping[str, Any], resume: bool) -> None:
+    changeable = {k: wanted[k] for k in ("device", "workers", "cache") if k in wanted}
+    try:
+        if resume:
+            train.run(resume=str(run / "weights" / "last.pt"), **changeable)
+        else:
+            train.run(**wanted, project=str(run.parent), name=run.name, exist_ok=True)
+    except KeyboardInterrupt as e:
+        reason = str(e).split(";")[0] or "interrupted"
+        raise KeyboardInterrupt(f"{reason}; to go on, give the same command again") from None
+
+
+def state_of(run: Path, wanted: Mapping[str, Any]) -> str:
+    """`finished`, `to be gone on with` or `to be trained`.
+
+    Raises UserError if what lies there was trained under other conditions than `wanted`.
+    """
+    last = run / "weights" / "last.pt"
+    if not last.is_file():
+        return "to be trained"
+    content = load_checkpoint(last, training=True)
+    options = TrainOptions.from_flags(wanted)
+    options.with_defaults(load_data(options.data).defaults, options.data)
+    options.imgsz = make_divisible(options.imgsz, int(max(content["stride"])))  # as train.py does
+    theirs, ours = content["options"], options.plain()
+    for key in ("cfg", "data", "hyp", "epochs", "imgsz", "batch_size", "optimizer", "seed", "amp", "weights"):
+        if not _same(theirs.get(key), ours[key]):
+            raise UserError(
+                f"{shown(run)} was trained with --{key.replace('_', '-')} {theirs.get(key)}, now it is {ours[key]}: "
+                "choose another --name, or give what it was trained with"
+            )
+    return "finished" if content["training"].get("finished") else "to be gone on with"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values of an option mean the same; of files the name counts, not the way to it."""
+    if isinstance(a, str) and isinstance(b, str):
+        return Path(a).name.removesuffix(".yaml") == Path(b).name.removesuffix(".yaml")
+    return a == b
