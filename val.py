@@ -355,10 +355,15 @@ def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.de
     if len(runtime.names) != data.nc:
         raise UserError(f"{weights} knows {len(runtime.names)} classes, {data.yaml_file} lists {data.nc}: give the "
                         "--data it was trained on")  # fmt: skip
-    if list(runtime.names.values()) != list(data.names.values()):
-        LOGGER.warning(f"the class names of {weights} and {data.yaml_file} differ: {list(runtime.names.values())[:5]} "
-                       f"and {list(data.names.values())[:5]}")  # fmt: skip
+    warn_of_names(weights, runtime.names, data)
     return runtime
+
+
+def warn_of_names(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:
+    """Warn if a model calls its classes otherwise than the data."""
+    if list(names.values()) != list(data.names.values()):
+        LOGGER.warning(f"the class names of {weights} and {data.yaml_file} differ: {list(names.values())[:5]} "
+                       f"and {list(data.names.values())[:5]}")  # fmt: skip
 
 
 def parse_opt() -> argparse.Namespace:

@@ -278,10 +278,10 @@ class GSBottleneck(nn.Module):
 
 @register()
 class GSBottleneckC(GSBottleneck):
-    """The cheap GSBottleneck: a depthwise k x k convolution of the input in place of the 1x1."""
+    """The cheap GSBottleneck: a depthwise k x k convolution of the input in place of the 1x1 one beside the GSConv."""
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, e: float = 0.5) -> None:
-        super().__init__(c1, c2, k, s, e)
+        super().__init__(c1, c2, 3, s, e)
         self.shortcut = DWConv(c1, c2, k, s, act=False)
 
 
@@ -311,15 +311,15 @@ class VoVGSCSP(nn.Module):
 
 @register(repeats=True)
 class VoVGSCSPC(VoVGSCSP):
-    """The cheap VoVGSCSP: its bottlenecks are GSBottleneckC with 1x1 kernels, so that only GSConv's 5x5 looks around.
+    """The cheap VoVGSCSP: its bottlenecks are GSBottleneckC of half the inner width, with a 1x1 depthwise convolution.
 
-    Takes n and e as VoVGSCSP does (the published form had one bottleneck whatever n).
+    Takes n and e as VoVGSCSP does; the published form had one bottleneck whatever n, and its keys no number.
     """
 
     @staticmethod
     def bottleneck(width: int) -> nn.Module:
         """One of the n bottlenecks."""
-        return GSBottleneckC(width, width, k=1, e=1.0)
+        return GSBottleneckC(width, width, k=1)
 
 
 @register()

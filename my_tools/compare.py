@@ -11,6 +11,7 @@ Writes report.html (one file), report.md and table.csv to runs/compare/<name>.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,14 +28,17 @@ import torch
 from my_tools.compare_models import (
     Candidate,
     add_intervals,
+    list_pictures,
     load_candidates,
     measure_accuracy,
     measure_latency,
     pictures_of_source,
     pictures_of_split,
+    speakable,
 )
 from my_tools.default_set import prepare_shapes
 from my_tools.reproduce import EXPERIMENTS, train_all
+from utils.bootstrap import LEAST_DRAWS, LEAST_IMAGES
 from utils.comparison import COLUMNS, Comparison, Entry, Reference, table, unlike
 from utils.config import DataConfig, check_keys, load_data
 from utils.console import LOGGER, Parser, run_script, shown
@@ -98,16 +102,23 @@ class Options:
     exist_ok: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("weights", "cfg", "labels", "models"):
+            value = getattr(self, name)
+            setattr(self, name, [str(value)] if isinstance(value, (str, Path)) else [str(v) for v in value])
         if self.reproduce and self.reproduce not in EXPERIMENTS:
             raise UserError(f"--reproduce {self.reproduce}: one of {', '.join(EXPERIMENTS)}")
         if self.reproduce and (self.weights or self.cfg):
             raise UserError("--reproduce trains its own models: leave out --weights and --cfg (--models names others)")
         if not self.reproduce:
-            only = [k for k in ("models", "epochs", "hyp", "optimizer", "seed", "amp", "cache") if getattr(self, k)]
-            if only:
+            names = ("models", "epochs", "hyp", "optimizer", "seed", "amp", "cache")
+            if only := [k for k in names if getattr(self, k) not in (None, [])]:
                 raise UserError(f"--{only[0]} is for the training of --reproduce: leave it out")
         if not (self.weights or self.cfg or self.reproduce):
             raise UserError("nothing to compare: give --weights (files or run folders), --cfg or --reproduce voc")
+        if self.source and not (self.weights or self.reproduce):
+            raise UserError("--source needs trained models to look at the pictures: give --weights")
+        if 0 < self.draws < LEAST_DRAWS:
+            raise UserError(f"--draws {self.draws} are too few for an interval: {LEAST_DRAWS} or more, or 0 for none")
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
             raise UserError(f"--conf-thres {self.conf_thres} and --iou-thres {self.iou_thres} must lie between 0 and 1")
         for flag, value, least in (
@@ -130,8 +141,10 @@ def run(**kwargs: Any) -> Path:
     Raises UserError for bad input.
     """
     opt = Options.from_flags(kwargs)
-    command = command_of(kwargs)
+    if opt.source:
+        list_pictures(opt.source)  # a wrong path is told before the long work
     if opt.reproduce:
+        check_before_training(opt)
         folder = increment_path(Path(opt.project) / (opt.name or opt.reproduce), exist_ok=True)  # to be gone on with
         flags = {"data": opt.data, **{k: getattr(opt, k) for k in TRAINING}}
         opt.weights = [str(run) for run in train_all(opt.reproduce, opt.models, flags, folder)]
@@ -144,13 +157,28 @@ def run(**kwargs: Any) -> Path:
     candidates = load_candidates(opt.weights, opt.cfg, opt.labels, data, opt.imgsz, device, opt.half)
     if not opt.reproduce:
         folder = increment_path(Path(opt.project) / (opt.name or "exp"), opt.exist_ok)
-    comparison = compare(candidates, data, opt, device, command)
-    report = write_report(comparison, folder)
+    try:
+        comparison = compare(candidates, data, opt, device, command_of(kwargs))
+        report = write_report(comparison, folder)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a folder that holds something stays
+            folder.rmdir()
+        raise
     LOGGER.info(f"\n{text_table(comparison.entries)}\n")
     for note in comparison.notes:
         LOGGER.warning(note)
     LOGGER.info(f"report   {shown(report)}")
     return report
+
+
+def check_before_training(opt: Options) -> None:
+    """Raise UserError for what would only be found out when all models are trained."""
+    data = load_data(opt.data or EXPERIMENTS[opt.reproduce].data)
+    if not getattr(data, opt.task):
+        raise UserError(f"{data.yaml_file}: there is no '{opt.task}:' in it for --task {opt.task}")
+    count = len(opt.models or EXPERIMENTS[opt.reproduce].models)
+    if opt.labels and len(opt.labels) != count:
+        raise UserError(f"--labels: {len(opt.labels)} for {count} models; give one each")
 
 
 def compare(
@@ -159,7 +187,7 @@ def compare(
     """Measure the models and put together what the report shows."""
     entries = [c.entry for c in candidates]
     trained = [c for c in candidates if c.trained]
-    names = trained[0].runtime.names if trained else {}
+    names = data.names if trained else {}
     result = Comparison(title_of(entries), entries, names, command=command)
     split = None
     if trained:
@@ -167,10 +195,10 @@ def compare(
                                  batch_size=opt.batch_size or ValOptions.batch_size,
                                  workers=ValOptions.workers if opt.workers is None else opt.workers)  # fmt: skip
         split = load_split(data, val_options)
-        if opt.source:  # wrong paths are told before the long work
+        if opt.source:
             result.pictures = pictures_of_source(candidates, opt.source, opt.conf_thres, opt.iou_thres)
         measure_accuracy(candidates, split, val_options)
-        result.differences = add_intervals(entries, opt.draws)
+        result.differences = add_intervals(entries, opt.draws, SEED)
         if not opt.source:
             result.pictures = pictures_of_split(candidates, opt.pictures, opt.conf_thres)
         if list(names.values()) == list(load_data("VOC.yaml").names.values()):
@@ -198,26 +226,32 @@ def facts_of(
     scored = next((e for e in entries if e.results), None)
     if data and scored:
         facts += [("data", f"{data.yaml_file.name}, {opt.task} split"), ("accuracy", protocol_line(scored.results)),
-                  ("pictures", f"confidence from {opt.conf_thres:g}, a hit overlaps its label by an IoU of 0.5"),
-                  ("intervals", f"95 %, bootstrap over images, {opt.draws} draws, seed {SEED}")]  # fmt: skip
-    rounds = ", ".join(f"{len(t)} rounds of batch {b}" for b, t in entries[0].latency.items())
-    precision = "float16" if opt.half and device.type != "cpu" else "float32"
-    facts += [("device", describe_device(device)),
-              ("latency", f"{precision}, batch norm folded in, network and decoding of boxes without NMS, per image; "
-                          f"all models in turns, {rounds}")]  # fmt: skip
+                  ("pictures", f"confidence from {opt.conf_thres:g}, a hit overlaps its label by an IoU of 0.5")]
+        if scored.map:
+            facts.append(("intervals", f"95 %, bootstrap over images, {opt.draws} draws, seed {SEED}"))
+    if rounds := ", ".join(f"{len(t)} rounds of batch {b}" for b, t in entries[0].latency.items()):
+        precision = "float16" if opt.half and device.type != "cpu" else "float32"
+        facts += [("device", describe_device(device)),
+                  ("latency", f"{precision}, batch norm folded in; from uint8 images in main memory to decoded boxes, "
+                              f"without NMS; per image; all models in turns, {rounds}")]  # fmt: skip
     return facts
 
 
 def notes_of(entries: Sequence[Entry]) -> list[str]:
     """What to mind when reading the table: conditions that differ, trainings that were not at their end."""
-    notes = [f"Not trained alike: {line}." for line in unlike(entries, ALIKE)]
+    notes = [f"Not trained alike, {line}." for line in unlike(entries, ALIKE)]
     sizes = {e.imgsz for e in entries}
     if len(sizes) > 1:
         each = ", ".join(f"{e.label} {e.imgsz}" for e in entries)
-        notes.append(f"Tested at different sizes (px): {each}. --imgsz sets one for all.")
+        step = max(max(e.strides) for e in entries)
+        notes.append(f"Tested at different sizes (px): {each}. --imgsz with a multiple of {step} sets one for all.")
+    images = {e.results.images for e in entries if e.results}
+    if images and min(images) < LEAST_IMAGES:
+        notes.append(f"{min(images)} test images are too few for intervals ({LEAST_IMAGES} needed): small differences "
+                     "mean nothing.")  # fmt: skip
     rising = [e.label for e in entries if still_rising(e)]
     if rising:
-        notes.append(f"The last epoch was the best one: more epochs would have helped {', '.join(rising)}.")
+        notes.append(f"Best in their last epoch, so that more of them may help: {', '.join(rising)}.")
     notes += [f"{e.label} detects at strides {'/'.join(map(str, e.strides))}: objects under about {min(e.strides)} px "
               "are out of its reach." for e in entries if min(e.strides) >= 32]  # fmt: skip
     return notes
@@ -243,7 +277,7 @@ def text_table(entries: Sequence[Entry]) -> str:
 
 
 def command_of(flags: Mapping[str, Any]) -> str:
-    """The command line of options given, without those that have their defaults."""
+    """The command line of options given, without those that have their defaults; odd bytes of paths are escaped."""
     default = {f.name: f.default for f in fields(Options)}
     words = ["python", "my_tools/compare.py"]
     for key, value in flags.items():
@@ -251,7 +285,7 @@ def command_of(flags: Mapping[str, Any]) -> str:
             continue
         words.append(f"--{key.replace('_', '-')}")
         values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
-        words += [shlex.quote(str(v)) for v in values]
+        words += [shlex.quote(speakable(v)) for v in values]
     return " ".join(words)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,11 +17,11 @@ from models.checkpoint import load_checkpoint, model_from_checkpoint, weights_si
 from models.hub import AutoShape
 from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
 from models.yolo import DetectionModel, coarse_stride_warning
-from utils.bootstrap import Interval, by_class, interval_of, resample
+from utils.bootstrap import LEAST_IMAGES, Interval, by_class, interval_of, resample
 from utils.boxes import xywhn2xyxy
 from utils.compare_pictures import draw_verdict, encode
 from utils.comparison import Difference, Entry, PictureRow, TrainingRecord
-from utils.config import DataConfig, load_yaml
+from utils.config import DataConfig, is_whole
 from utils.console import LOGGER, progress
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, distinct
@@ -29,10 +31,11 @@ from utils.profiling import count_gflops, time_in_turns
 from utils.scoring import results_of
 from utils.sources import list_media
 from val import Options as ValOptions
-from val import Split, collect, prepared
+from val import Split, collect, prepared, warn_of_names
 
 BATCHES = (1, 32)  # what the latency is measured with
 METRICS = ("mAP50", "mAP50-95")
+MOST_PICTURES = 40  # of --source: each is in the page once per model
 
 
 @dataclass
@@ -59,6 +62,11 @@ def find_weights(path: str) -> Path:
     raise UserError(f"--weights {path}: a folder without weights/best.pt; give a run's folder or a .pt file")
 
 
+def speakable(path: object) -> str:
+    """A path as text that can be written: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+
+
 def labels_for(files: Sequence[Path], cfgs: Sequence[str]) -> list[str]:
     """What the models are called: a run's best.pt by the run, other files by their names, all different."""
     names = []
@@ -67,7 +75,7 @@ def labels_for(files: Sequence[Path], cfgs: Sequence[str]) -> list[str]:
         in_run = file.stem in ("best", "last") and len(runs) > 1
         run = runs[1 if runs[0].name == "weights" else 0].name if in_run else ""
         names.append((run if file.stem == "best" else f"{run} {file.stem}") if in_run else file.stem)
-    return distinct([*names, *(Path(cfg).stem for cfg in cfgs)])
+    return distinct([speakable(name) for name in (*names, *(Path(cfg).stem for cfg in cfgs))])
 
 
 def load_candidates(
@@ -93,7 +101,10 @@ def load_candidates(
             raise UserError(f"{file} knows {len(model.names)} classes, {data.yaml_file} lists {data.nc}: models are "
                             "compared on the --data they were trained on")  # fmt: skip
         size = imgsz or content.get("imgsz") or DEFAULT_IMGSZ
-        candidates.append(_candidate(label, str(file), model, size, device, half, training_record(file)))
+        if data:
+            warn_of_names(file, model.names, data)
+        training = training_record(file, content)
+        candidates.append(_candidate(label, str(file), model, size, device, half, training))
     for label, cfg in zip(names[len(files) :], cfgs, strict=True):
         model = DetectionModel(cfg, nc=data.nc if data else None)
         if data:
@@ -108,33 +119,47 @@ def _candidate(
 ) -> Candidate:  # fmt: skip
     size = check_img_size(imgsz, int(model.stride.max()))[0]
     cfg = str(model.yaml.get("yaml_file") or "")
-    entry = Entry(label, source, cfg, sum(p.numel() for p in model.parameters()), weights_size(model, size),
+    entry = Entry(label, speakable(source), cfg, sum(p.numel() for p in model.parameters()), weights_size(model, size),
                   count_gflops(model, size), size, tuple(int(s) for s in model.stride), training=training)  # fmt: skip
     if warning := coarse_stride_warning(model):
         LOGGER.warning(f"{label}: {warning}")
     return Candidate(entry, Runtime(model.eval(), device, half, size), trained)
 
 
-def training_record(weights: Path) -> TrainingRecord | None:
-    """What the run that wrote a checkpoint left beside it; None if it lies in no run's folder."""
-    folder = weights.resolve().parents[1] if weights.resolve().parent.name == "weights" else weights.resolve().parent
-    try:
-        with open(folder / "results.csv", encoding="utf-8", newline="") as f:
-            rows = list(csv.reader(f))
-        values = np.array([[float(v) for v in row] for row in rows[1:]])
-        curves = {name.strip(): values[:, k] for k, name in enumerate(rows[0])}
-    except (OSError, ValueError, IndexError):
+def training_record(weights: Path, content: Mapping[str, Any]) -> TrainingRecord | None:
+    """What a checkpoint and the folder of the run that wrote it tell of the training; None if they tell nothing.
+
+    content: of the checkpoint. An epoch's own file (epoch3.pt) counts the epochs up to it, best.pt the whole run's.
+    """
+    done = content.get("epoch")
+    if not is_whole(done) or not content.get("options"):
         return None
-    options = load_yaml(folder / "opt.yaml") if (folder / "opt.yaml").is_file() else {}
+    facts = {"options": content["options"], "hyp": content.get("hyp", {})}
+    file = weights.resolve().parents[1] / "results.csv"
+    if weights.resolve().parent.name != "weights" or not file.is_file():
+        return TrainingRecord(done + 1, **facts)
+    try:
+        with open(file, encoding="utf-8", newline="") as f:
+            rows = list(csv.reader(f))
+        header, values = [name.strip() for name in rows[0]], np.array([[float(v) for v in row] for row in rows[1:]])
+        curves = {name: values[:, k] for k, name in enumerate(header)}
+    except (OSError, ValueError, IndexError) as e:
+        LOGGER.warning(f"{file}: cannot be read ({e}): {weights} is shown without its time of training and its curves")
+        return TrainingRecord(done + 1, **facts)
+    if weights.stem not in ("best", "last"):
+        curves = {name: column[: done + 1] for name, column in curves.items()}
     seconds = sum(float(curves[k].sum()) for k in ("time/data", "time/step", "time/val") if k in curves)
-    return TrainingRecord(len(values), seconds, curves, options)
+    return TrainingRecord(len(next(iter(curves.values()))), seconds, curves, **facts)
 
 
 def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
     """Note the seconds of forward passes on images of noise, at each of BATCHES, all models taking turns.
 
-    budget: seconds in which no new round is begun, per batch size. What does not fit into memory is left out.
+    budget: seconds per batch size after which no new round is begun, 0: nothing is timed. What does not fit into
+    memory is left out.
     """
+    if not budget:
+        return
     generator = torch.Generator().manual_seed(0)
     for batch in BATCHES:
         images = [torch.randint(0, 256, (batch, 3, c.entry.imgsz, c.entry.imgsz), dtype=torch.uint8,
@@ -143,7 +168,9 @@ def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
         try:
             times = time_in_turns(calls, rounds=200, budget=budget,
                                   each=lambda rounds, b=batch: progress(rounds, desc=f"timing in turns, batch {b}"))
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as e:
+            if isinstance(e, RuntimeError) and "memory" not in str(e):
+                raise
             LOGGER.warning(f"batch {batch} does not fit into memory: its time is left out")
             continue
         for c, seconds in zip(candidates, times.T, strict=True):
@@ -162,17 +189,20 @@ def measure_accuracy(candidates: Sequence[Candidate], split: Split, opt: ValOpti
             c.entry.results, c.entry.records = results_of(part, c.runtime.names, arguments[-1]), part.images
 
 
-def add_intervals(entries: Sequence[Entry], draws: int) -> list[Difference]:
-    """Work out the bootstrap intervals of mAP50 and mAP50-95, of each model and of each pair; returns the pairs."""
+def add_intervals(entries: Sequence[Entry], draws: int, seed: int = 0) -> list[Difference]:
+    """Work out the bootstrap intervals of mAP50 and mAP50-95, of each model and of each pair; returns the pairs.
+
+    Of fewer than LEAST_IMAGES images there are none.
+    """
     scored = [k for k, e in enumerate(entries) if e.records is not None]
-    if not scored or not draws:
+    if not scored or not draws or len(entries[scored[0]].records) < LEAST_IMAGES:
         return []
     models = []
     for k in scored:
         records = entries[k].records
         models.append(by_class([r.correct for r in records], [r.found[:, 4] for r in records],
                                [r.found[:, 5] for r in records], [r.true[:, 0] for r in records]))  # fmt: skip
-    figures = resample(models, draws, each=lambda numbers: progress(numbers, desc="intervals"))
+    figures = resample(models, draws, seed, each=lambda numbers: progress(numbers, desc="intervals"))
     for i, k in enumerate(scored):
         entries[k].map50, entries[k].map = (interval_of(figures[:, i, m]) for m in range(2))
     differences = []
@@ -193,12 +223,13 @@ def pictures_of_split(candidates: Sequence[Candidate], count: int, conf: float) 
         return []
     records = [c.entry.records for c in shown]
     total, even = len(records[0]), (count + 1) // 2
-    chosen = {int(i): "evenly chosen" for i in np.linspace(0, total - 1, min(even, total)).round()}
     scores = np.array([[score_of(r.found, r.correct, len(r.true), conf) for r in rows] for rows in records])
-    for i in np.argsort(-np.ptp(scores, 0), kind="stable"):
-        if len(chosen) >= min(count, total):
-            break
-        chosen.setdefault(int(i), "here the models differ most")
+    spread = np.ptp(scores, 0)
+    differing = [int(i) for i in np.argsort(-spread, kind="stable")[: count - even] if spread[i] > 0]
+    chosen = {i: "here the models differ most" for i in differing}
+    for i in np.linspace(0, total - 1, min(count - len(differing), total)).round():
+        chosen.setdefault(int(i), "evenly chosen")
+    chosen = dict(sorted(chosen.items(), key=lambda item: (item[1], item[0])))
     rows = []
     for i, reason in chosen.items():
         path = Path(records[0][i].path)
@@ -220,12 +251,22 @@ def score_of(found: np.ndarray, correct: np.ndarray, labels: int, conf: float) -
     return 2 * hits / total if total else 1.0
 
 
-def pictures_of_source(candidates: Sequence[Candidate], source: str, conf: float, iou: float) -> list[PictureRow]:
-    """The pictures of `--source` with what each trained model finds, judged where there is a label file."""
-    shown = [c for c in candidates if c.trained]
+def list_pictures(source: str) -> list[str]:
+    """The picture files of `--source`, MOST_PICTURES at most. Raises UserError if there is none."""
     files = [f for f in list_media(source) if Path(f).suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UserError(f"--source {source}: no picture in it; videos are not compared")
+    if len(files) > MOST_PICTURES:
+        LOGGER.warning(f"--source {source}: the first {MOST_PICTURES} of {len(files)} pictures are shown")
+    return files[:MOST_PICTURES]
+
+
+def pictures_of_source(candidates: Sequence[Candidate], source: str, conf: float, iou: float) -> list[PictureRow]:
+    """The pictures of `--source` with what each trained model finds, judged where there is a label file.
+
+    Raises UserError if none can be read.
+    """
+    shown, files = [c for c in candidates if c.trained], list_pictures(source)
     rows = []
     for file in progress(files, desc="pictures"):
         try:
@@ -233,7 +274,7 @@ def pictures_of_source(candidates: Sequence[Candidate], source: str, conf: float
         except ImageError as e:
             LOGGER.warning(f"{file}: {e}; skipped")
             continue
-        true = labels_beside(Path(file), image.shape[:2], len(shown[0].runtime.names)) if shown else None
+        true = labels_beside(Path(file), image.shape[:2], len(shown[0].runtime.names))
         tiles = []
         for c in shown:
             detector = AutoShape(c.runtime, c.entry.imgsz)
@@ -241,6 +282,8 @@ def pictures_of_source(candidates: Sequence[Candidate], source: str, conf: float
             found = detector(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).xyxy[0].cpu().numpy()
             tiles.append(encode(draw_verdict(image, found, true, c.runtime.names, conf, c.label)))
         rows.append(PictureRow(Path(file).name, tiles))
+    if not rows:
+        raise UserError(f"--source {source}: not one of its pictures can be read")
     return rows
 
 

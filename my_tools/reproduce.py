@@ -13,12 +13,15 @@ from typing import Any
 
 import train
 from models.checkpoint import load_checkpoint
+from models.state import data_digest
+from models.training import scan
+from models.yolo import DetectionModel
 from utils.augment import make_divisible
 from utils.config import load_data, load_model_cfg
 from utils.console import LOGGER, shown
 from utils.errors import UserError
 from utils.files import find_file
-from utils.options import TrainOptions
+from utils.options import TrainOptions, effective_hyp
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Experiment:
     data: str
     flags: Mapping[str, Any]
 
+
+# what the runs of an experiment must have in common with what is asked for
+FLAGS = ("epochs", "imgsz", "batch_size", "optimizer", "seed", "amp", "weights", "single_cls")
+STRUCTURE = ("backbone", "head", "depth_multiple", "width_multiple", "channel_multiple", "activation")
 
 EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({
     "voc": Experiment(
@@ -50,19 +57,26 @@ def train_all(name: str, models: Sequence[str], flags: Mapping[str, Any], folder
     given = {k: v for k, v in flags.items() if v is not None}
     settings = {**({} if given.get("data", experiment.data) != experiment.data else experiment.flags), **given}
     settings.setdefault("data", experiment.data)
-    # what is not there is told before an hour of training, not after it
+    # what is wrong is told before an hour of training, not after it
     cfgs = [find_file(m, ("models",), "--models") for m in models or experiment.models]
     if len({c.stem for c in cfgs}) < len(cfgs):
         raise UserError("--models: two of them have the same name")
+    data = load_data(settings["data"])
     for cfg in cfgs:
-        load_model_cfg(cfg)
+        DetectionModel(cfg, nc=data.nc)
     runs = [(folder / "train" / cfg.stem, {**settings, "cfg": str(cfg)}) for cfg in cfgs]
-    states = [state_of(run, wanted) for run, wanted in runs]
+    begun = any(_last(run).is_file() for run, _ in runs)
+    digest = data_digest(*scan(data)) if begun else ""
+    states = [state_of(run, wanted, digest) for run, wanted in runs]
     for number, ((run, wanted), state) in enumerate(zip(runs, states, strict=True), 1):
         LOGGER.info(f"\n{run.name}, {number} of {len(runs)}: {state}")
         if state != "finished":
             _train(run, wanted, resume=state == "to be gone on with")
     return [run for run, _ in runs]
+
+
+def _last(run: Path) -> Path:
+    return run / "weights" / "last.pt"
 
 
 def _train(run: Path, wanted: Mapping[str, Any], resume: bool) -> None:
@@ -77,30 +91,40 @@ def _train(run: Path, wanted: Mapping[str, Any], resume: bool) -> None:
         raise KeyboardInterrupt(f"{reason}; to go on, give the same command again") from None
 
 
-def state_of(run: Path, wanted: Mapping[str, Any]) -> str:
+def state_of(run: Path, wanted: Mapping[str, Any], digest: str) -> str:
     """`finished`, `to be gone on with` or `to be trained`.
 
-    Raises UserError if what lies there was trained under other conditions than `wanted`.
+    digest: the fingerprint of images and labels as they are now. Raises UserError if what lies there was trained under
+    other conditions than `wanted`: flags, hyper-parameters, model, images or labels.
     """
-    last = run / "weights" / "last.pt"
-    if not last.is_file():
+    if not _last(run).is_file():
         return "to be trained"
-    content = load_checkpoint(last, training=True)
+    content = load_checkpoint(_last(run), training=True)
+    for what, theirs, ours in conditions(content, wanted, digest):
+        if theirs != ours:
+            now = f"{theirs}, now it is {ours}" if what.startswith("--") else "as it was before it was changed"
+            raise UserError(f"{shown(run)} was trained with {what} {now}: choose another --name, or give what it was "
+                            "trained with")  # fmt: skip
+    return "finished" if content["training"].get("finished") else "to be gone on with"
+
+
+def conditions(content: Mapping[str, Any], wanted: Mapping[str, Any], digest: str) -> list[tuple[str, Any, Any]]:
+    """What a training depends on: (what it is, in the last.pt `content`, as `wanted` now)."""
     options = TrainOptions.from_flags(wanted)
     options.with_defaults(load_data(options.data).defaults, options.data)
     options.imgsz = make_divisible(options.imgsz, int(max(content["stride"])))  # as train.py does
     theirs, ours = content["options"], options.plain()
-    for key in ("cfg", "data", "hyp", "epochs", "imgsz", "batch_size", "optimizer", "seed", "amp", "weights"):
-        if not _same(theirs.get(key), ours[key]):
-            raise UserError(
-                f"{shown(run)} was trained with --{key.replace('_', '-')} {theirs.get(key)}, now it is {ours[key]}: "
-                "choose another --name, or give what it was trained with"
-            )
-    return "finished" if content["training"].get("finished") else "to be gone on with"
+    found = [(f"--{key.replace('_', '-')}", theirs.get(key), ours[key]) for key in FLAGS]
+    found.append(("--data", *(_path(o["data"], "data") for o in (theirs, ours))))
+    hyp = effective_hyp(options)
+    found += [(f"--hyp with {key}", content["hyp"].get(key), value) for key, value in hyp.items()]
+    cfg = load_model_cfg(options.cfg)
+    found += [(f"the {key} of the model yaml", content["yaml"].get(key), cfg.get(key)) for key in STRUCTURE]
+    return [*found, (f"{Path(options.data).name}'s set of images and labels", content["training"].get("data"), digest)]
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values of an option mean the same; of files the name counts, not the way to it."""
-    if isinstance(a, str) and isinstance(b, str):
-        return Path(a).name.removesuffix(".yaml") == Path(b).name.removesuffix(".yaml")
-    return a == b
+def _path(name: str, folder: str) -> str:
+    try:
+        return str(find_file(name, (folder,), "--data"))
+    except UserError:
+        return name

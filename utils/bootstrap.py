@@ -13,6 +13,9 @@ import numpy as np
 
 from utils.metrics import IOU_THRESHOLDS, compute_ap
 
+# with fewer the draws say little: classes drop out of them, and intervals come out too narrow
+LEAST_IMAGES, LEAST_DRAWS = 30, 100
+
 
 class Interval(NamedTuple):
     """A figure, and between which two values 95 % of the draws lie."""
@@ -76,12 +79,12 @@ def mean_ap(detections: Detections, counts: np.ndarray) -> tuple[float, float]:
 def _class_ap(image: np.ndarray, correct: np.ndarray, counts: np.ndarray, total: int) -> np.ndarray:
     """The AP of one class at each IoU threshold, (10,); image (n,), correct (n, 10), total objects.
 
-    A precision-recall curve has its corners at hits: of the misses between two hits at the lowest IoU only the last
-    one is kept, which leaves a hundredth of the points and changes nothing.
+    A precision-recall curve has its corners at hits: of a run of detections that are hits at no IoU only the last one
+    is kept, which leaves a hundredth of the points and changes nothing.
     """
     weight = counts[image]
     passed = weight.cumsum()  # how many detections, each as often as its image was drawn
-    at = np.flatnonzero(correct[:, 0] & (weight > 0))
+    at = np.flatnonzero(correct.any(1) & (weight > 0))
     if not len(at):
         return np.zeros(len(IOU_THRESHOLDS))
     times = weight[at]

@@ -12,19 +12,21 @@ from utils.bootstrap import Interval
 from utils.scoring import ImageRecord, Results
 
 Value = float | int | str | None
+ROUNDS_FOR_P95 = 20  # with fewer it is the slowest round, which says nothing
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What the folder of a training run tells: seconds of training and validating, epochs done, and the curves.
+    """What is known of a training: epochs done; seconds of training and validating, None where no run's folder tells.
 
-    curves: column of results.csv -> values (epochs,). options: what opt.yaml says.
+    curves: column of results.csv -> values (epochs,). options, hyp: flags of train.py and hyper-parameters.
     """
 
     epochs: int
-    seconds: float
-    curves: Mapping[str, np.ndarray]
-    options: Mapping[str, Any]
+    seconds: float | None = None
+    curves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    hyp: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -113,9 +115,14 @@ def _size(k: int) -> Callable[[Entry], Value]:
     return lambda e: float(e.results.size_ap[k]) if e.results and not np.isnan(e.results.size_ap[k]) else None
 
 
-def _latency(batch: int, quantile: float) -> Callable[[Entry], Value]:
-    """Milliseconds per image."""
-    return lambda e: float(np.quantile(e.latency[batch], quantile)) * 1e3 / batch if batch in e.latency else None
+def _latency(batch: int, quantile: float, least: int = 1) -> Callable[[Entry], Value]:
+    """Milliseconds per image, from `least` rounds on."""
+
+    def value(entry: Entry) -> Value:
+        times = entry.latency.get(batch, ())
+        return float(np.quantile(times, quantile)) * 1e3 / batch if len(times) >= least else None
+
+    return value
 
 
 COLUMNS = (
@@ -133,9 +140,9 @@ COLUMNS = (
     Column("ap_medium", "AP medium", _size(2), number(3), "up to 96 x 96 px"),
     Column("ap_large", "AP large", _size(3), number(3), "above"),
     Column("ms_1", "batch 1, ms", _latency(1, 0.5), number(1), "median time of the network for one image"),
-    Column("ms_1_p95", "p95", _latency(1, 0.95), number(1), "95 % of the passes took no longer"),
+    Column("ms_1_p95", "p95", _latency(1, 0.95, ROUNDS_FOR_P95), number(1), "95 % of the passes took no longer"),
     Column("ms_32", "batch 32, ms", _latency(32, 0.5), number(1), "the same per image, 32 at a time"),
-    Column("ms_32_p95", "p95", _latency(32, 0.95), number(1)),
+    Column("ms_32_p95", "p95", _latency(32, 0.95, ROUNDS_FOR_P95), number(1)),
     Column("epochs", "epochs", lambda e: e.training.epochs if e.training else None, number(0)),
     Column("train_seconds", "training", lambda e: e.training.seconds if e.training else None,
            duration, "time of training and validating, as the run's folder has it"),
@@ -153,20 +160,27 @@ def pareto(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
     order = sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i]))
     front: list[int] = []
     for i in order:
-        if not front or gain[i] > gain[front[-1]]:
+        last = front[-1] if front else None
+        if last is None or gain[i] > gain[last] or (gain[i], cost[i]) == (gain[last], cost[last]):
             front.append(i)
     return front
 
 
 def unlike(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-    """Where the trainings differ, a sentence per option: what makes a comparison of the models unfair."""
+    """Where the trainings differ, `what: model value, ...` for each: what makes a comparison unfair.
+
+    keys: options to look at; hyper-parameters and the epochs done are looked at too.
+    """
     trained = [e for e in entries if e.training]
+    hyps = sorted({k for e in trained for k in e.training.hyp})
+    values = {"epochs done": [e.training.epochs for e in trained]}
+    values |= {key.replace("_", "-"): [e.training.options.get(key, "unknown") for e in trained] for key in keys}
+    values |= {f"hyper-parameter {key}": [e.training.hyp.get(key, "unknown") for e in trained] for key in hyps}
     lines = []
-    for key in keys:
-        values = [str(e.training.options.get(key, "")) for e in trained]
-        if len(set(values)) > 1:
-            each = ", ".join(f"{e.label} {v or '(none)'}" for e, v in zip(trained, values, strict=True))
-            lines.append(f"{key.replace('_', '-')} differs: {each}")
+    for what, each in values.items():
+        if len({str(v) for v in each}) > 1:
+            named = (f"{e.label} {v if v != '' else '(none)'}" for e, v in zip(trained, each, strict=True))
+            lines.append(f"{what}: {', '.join(named)}")
     return lines
 
 

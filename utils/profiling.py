@@ -30,6 +30,8 @@ def seconds() -> float:
 def _wait_for_gpu(device: torch.device | None = None) -> None:
     if torch.cuda.is_initialized() and (device is None or device.type == "cuda"):
         torch.cuda.synchronize(device)
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 class Profile(ContextDecorator):

@@ -71,6 +71,9 @@ def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
         for name in files:
             (folder / name).parent.mkdir(exist_ok=True)
             os.replace(Path(temporary) / name, folder / name)
+    for old in (*folder.glob("charts/*.png"), *folder.glob("pictures/*.jpg")):  # of a report that was here before
+        if old.relative_to(folder).as_posix() not in files:
+            old.unlink()
 
 
 def page(comparison: Comparison, drawn: Sequence[Chart]) -> str:

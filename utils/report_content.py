@@ -153,7 +153,7 @@ def pairs_sentence(comparison: Comparison) -> str:
         "includes 0. The interval covers the choice of the test images, not the luck of the training: another seed may "
         f"move a model by more. By {chief} {decided} of {len(of_chief)} "
         f"pair{'s' if len(of_chief) != 1 else ''} {'are' if decided != 1 else 'is'} decided; of pairs that are in "
-        "truth equal, one in twenty comes out as decided by chance."
+        "truth equal, about one in twenty comes out as decided by chance, of few images more."
     )
 
 

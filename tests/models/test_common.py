@@ -194,12 +194,14 @@ def test_normative_shuffle_starts_as_the_fixed_one(k: int, s: int) -> None:
     assert trained.shuf.weight.requires_grad and "shuf.weight" in trained.state_dict()
 
 
-def test_cheap_blocks_look_around_by_depthwise_convolutions_only() -> None:
-    assert GSBottleneckC(8, 8).shortcut.conv.groups == 8
+def test_cheap_blocks_are_the_published_ones() -> None:
+    block = GSBottleneckC(8, 16, 1, 1)
+    assert block.shortcut.conv.groups == 8 and block.shortcut.conv.kernel_size == (1, 1)
+    assert block.conv_lighting[1].cv1.conv.kernel_size == (3, 3)  # k is that of the convolution beside
     bottlenecks = VoVGSCSPC(8, 16, 3).gsb
     assert len(bottlenecks) == 3 and all(isinstance(b, GSBottleneckC) for b in bottlenecks)
-    wide = [m for m in bottlenecks.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
-    assert wide and all(m.groups == m.in_channels and m.kernel_size == (5, 5) for m in wide)
+    inner = bottlenecks[0].conv_lighting[0].cv1.conv
+    assert (inner.in_channels, 2 * inner.out_channels) == (8, 4)  # GSConv makes one half of its width densely
 
 
 def test_slim_neck_has_no_activation_between_its_convolutions() -> None:

@@ -24,7 +24,12 @@ def some_images(count: int, seed: int = 0, skill: float = 0.6) -> list[Image]:
             if free[cls] and rng.random() < skill:
                 free[cls] -= 1
                 level[d] = rng.integers(1, 11)
-        images.append((np.arange(10)[None] < level[:, None], rng.random(m), found.astype(float), true.astype(float)))
+        correct = np.arange(10)[None] < level[:, None]
+        # two on one label: the surer one takes it at low IoU, the better one at high IoU
+        for a, b in zip(np.flatnonzero(level), np.flatnonzero(level == 0), strict=False):
+            if found[a] == found[b]:
+                correct[b] = ~correct[a]
+        images.append((correct, rng.random(m), found.astype(float), true.astype(float)))
     return images
 
 
