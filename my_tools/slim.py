@@ -1,0 +1,343 @@
+"""Make a trained detector light: replace convolutions by light ones that start from the trained weights.
+
+    python my_tools/slim.py --weights best.pt --to slimneck --data VOC.yaml                 # GSConv in the neck
+    python my_tools/slim.py --weights best.pt --to slimconv --layers all --data VOC.yaml    # grouped, then 1x1
+
+With --data the new layers are fitted to what the original computes on some of its training images (no labels are
+used), and accuracy before and after is measured. The original file stays as it is. Fine-tune the result with train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import val
+from models.checkpoint import (
+    load_checkpoint,
+    model_from_checkpoint,
+    save_checkpoint,
+    weights_content,
+    weights_size,
+)
+from models.reconstruct import Fit, SideBySide, fit_layer, held_bytes, parts, polish
+from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
+from models.surgery import KINDS, Swap, parse_layers, plan_swaps, slim_config, transplant, unexplained_kernel
+from models.transfer import same_classes, transfer_weights
+from models.yolo import DetectionModel
+from my_tools.default_set import prepare_shapes
+from utils.config import DataConfig, check_keys, load_data, save_yaml
+from utils.console import LOGGER, Parser, quoted, run_script, shown
+from utils.dataset import DetectionDataset, close_loader, create_loader
+from utils.device import describe_device, seed_everything, select_device
+from utils.errors import UserError, did_you_mean
+from utils.files import ROOT, atomic_write, increment_path
+from utils.labels import load_labels
+from utils.profiling import count_gflops, time_in_turns
+
+HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
+POOR = 0.5  # unexplained share from which a layer counts as fitting badly
+
+
+@dataclass
+class Options:
+    """The flags by their names in code. Raises UserError for values out of range."""
+
+    weights: str = ""
+    to: str = ""
+    layers: str = "neck"
+    data: str = ""
+    imgsz: int | None = None
+    group_size: int = 1
+    batches: int = 16
+    batch_size: int = 16
+    steps: int = 100
+    max_error: float | None = None
+    seed: int = 0
+    device: str = ""
+    workers: int = 8
+    project: str = str(ROOT / "runs/slim")
+    name: str = "exp"
+    exist_ok: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise UserError("--weights is missing: give the checkpoint of a trained model")
+        if self.to not in KINDS:
+            raise UserError(f"--to {self.to}: one of {', '.join(KINDS)}{did_you_mean(self.to, KINDS)}")
+        if min(self.group_size, self.batches, self.batch_size) < 1 or min(self.steps, self.workers, self.seed) < 0:
+            raise UserError("--group-size, --batches and --batch-size must be 1 or more, --steps, --workers and --seed "
+                            "0 or more")  # fmt: skip
+        if self.max_error is not None and not self.max_error > 0:
+            raise UserError(f"--max-error {self.max_error} must be above 0; 0.5 leaves layers that explain less than "
+                            "half")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the comparison; digits: after the point."""
+
+    name: str
+    before: float
+    after: float
+    digits: int = 0
+
+
+def run(**kwargs: Any) -> Path:
+    """Make a light model with options named as the flags; returns the folder with weights/slim.pt, model.yaml, tables.
+
+    Raises UserError for bad input.
+    """
+    check_keys(kwargs, [f.name for f in fields(Options)], "slim.run")
+    opt = Options(**kwargs)
+    device = select_device(opt.device)
+    seed_everything(opt.seed)
+    content = load_checkpoint(opt.weights)
+    data = load_data(opt.data) if opt.data else None
+    original = matched(content, data, opt).to(device).requires_grad_(False)
+    size = check_img_size(opt.imgsz or content.get("imgsz") or DEFAULT_IMGSZ, int(original.stride.max()))[0]
+    swaps, left = plan_swaps(original, opt.to, parse_layers(opt.layers, original.yaml), opt.group_size)
+    if data:
+        prepare_shapes(data.yaml_file)
+        batches = sample(data, original, swaps, size, opt)
+        options = val.Options(data=opt.data, weights=opt.weights, imgsz=size, device=opt.device, workers=opt.workers,
+                              batch_size=opt.batch_size, noplots=True)  # fmt: skip
+        split = val.load_split(data, options)
+    else:
+        LOGGER.warning("without --data the new layers are fitted to the old kernels alone: accuracy will be poor until "
+                       "the model is fine-tuned; --data fits them to what the original computes")  # fmt: skip
+    folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok)
+    try:
+        slim, fits = fitted(original, swaps, batches, opt) if data else started(original, swaps, opt)
+        slim_content = weights_content(slim, size, options=vars(opt))
+        slim = model_from_checkpoint(slim_content).to(device)  # as half precision has left it
+        figures = costs(original, slim, size, device)
+        if data:
+            figures += accuracy(original, slim, size, split, options, device)
+        LOGGER.info(comparison(figures, size, device))
+        write_all(folder, slim_content, layer_rows(original, fits, left), figures)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what holds files already stays
+            folder.rmdir()
+        raise
+    tell(folder, fits, opt, size)
+    return folder
+
+
+def matched(content: Mapping[str, Any], data: DataConfig | None, opt: Options) -> DetectionModel:
+    """The model of a checkpoint in eval mode, with the classes of the data: head rows are carried over by name.
+
+    Raises UserError if a model of another number of classes shares no name with the data.
+    """
+    model = model_from_checkpoint(dict(content), opt.weights)
+    if data is None or list(model.names.values()) == list(data.names.values()):
+        return model
+    same = same_classes(data.names, model.names)
+    if len(model.names) == data.nc and len(same) < data.nc:
+        LOGGER.warning(f"the class names of {opt.weights} and {data.yaml_file} differ; they are taken by their numbers")
+        return model
+    if not same:
+        raise UserError(f"{opt.weights} knows {len(model.names)} classes, none of which {data.yaml_file} lists: give "
+                        "the --data it was trained on")  # fmt: skip
+    LOGGER.info(f"the model gets the {data.nc} classes of {data.yaml_file.name} before all else, "
+                + ("all" if len(same) == data.nc else f"{len(same)}") + " of which it knows by name")  # fmt: skip
+    ours = DetectionModel(model.yaml, ch=model.yaml.get("ch", 3), nc=data.nc)
+    ours.names = dict(data.names)
+    transfer_weights(ours, content, opt.weights, anchors=True)
+    return ours.eval()
+
+
+def sample(data: DataConfig, model: DetectionModel, swaps: Sequence[Swap], size: int, opt: Options) -> list[Tensor]:
+    """Batches of training images (b, 3, size, size) uint8, letterboxed, in an order that the seed alone decides."""
+    index = load_labels(data.existing("train"), data.nc, "train: ")
+    per_image = held_bytes(model, [s.index for s in swaps], size)
+    wanted, most = min(opt.batches, -(-len(index) // opt.batch_size)), HELD // (per_image * opt.batch_size)
+    if most < wanted:
+        LOGGER.warning(f"{max(most, 1)} of {wanted} batches are used: {opt.batch_size} images of {size} px take "
+                       f"{per_image * opt.batch_size / 2**30:.1f} GiB in the layers to replace; a smaller --batch-size "
+                       "or --imgsz makes room")  # fmt: skip
+    dataset = DetectionDataset(index, size, opt.batch_size, seed=opt.seed)
+    loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=True)
+    try:
+        return [images for _, (images, *_) in zip(range(max(min(most, wanted), 1)), loader, strict=False)]
+    finally:
+        close_loader(loader)
+
+
+def started(original: DetectionModel, swaps: Sequence[Swap], opt: Options) -> tuple[DetectionModel, list[Fit]]:
+    """The light model from the kernels alone, and how much of them each layer does not carry."""
+    LOGGER.info(table_header("of the kernels"))
+    slim, fits = transplant(original, swaps), []
+    for swap in swaps:
+        new = slim.model[swap.index]
+        share = unexplained_kernel(new, original.model[swap.index])
+        fits.append(Fit(swap, new.np, share, opt.max_error is None or share <= opt.max_error))
+        LOGGER.info(table_row(original, fits[-1]))
+    kept = [f.swap for f in fits if f.kept]
+    check_some(kept, fits)
+    return transplant(original, kept), fits
+
+
+def fitted(
+    original: DetectionModel, swaps: Sequence[Swap], batches: Sequence[Tensor], opt: Options
+) -> tuple[DetectionModel, list[Fit]]:
+    """The light model fitted to what the original computes on batches of images, and how well each layer came out."""
+    device = next(original.parameters()).device
+    if device.type == "mps":  # which has no float64
+        original = copy.deepcopy(original).to("cpu")
+    fitting, measuring = (sum(map(len, batches[part])) for part in parts(len(batches)))
+    LOGGER.info(f"fitting to {fitting} training images, measured on {measuring}"
+                + (" apart from these" if len(batches) > 1 else ""))  # fmt: skip
+    LOGGER.info(table_header("of the output"))
+    slim = transplant(original, swaps).requires_grad_(False)
+    walk, fits = SideBySide(slim, original, swaps[0].index, batches), []
+    for swap in swaps:
+        fits.append(fit_layer(walk, swap, opt.max_error))
+        LOGGER.info(table_row(original, fits[-1]))
+    kept = [f.swap for f in fits if f.kept]
+    check_some(kept, fits)
+    if opt.steps:
+        before, after = polish(walk, [s.index for s in kept], opt.steps)
+        LOGGER.info(f"all together, {opt.steps} steps: {before:.3f} -> {after:.3f} unexplained at the head's inputs")
+    result = DetectionModel(slim_config(original, kept), ch=original.yaml.get("ch", 3))
+    result.names = dict(original.names)
+    result.load_state_dict(slim.state_dict())
+    return result.to(device).eval(), fits
+
+
+def check_some(kept: Sequence[Swap], fits: Sequence[Fit]) -> None:
+    """Raise UserError if not one layer is to be replaced."""
+    if not kept:
+        raise UserError(f"every layer is above --max-error, the best with {min(f.unexplained for f in fits):.3f}: "
+                        "nothing is replaced")  # fmt: skip
+
+
+# --- what came out ---------------------------------------------------------------------------------------------------
+
+
+def costs(original: DetectionModel, slim: DetectionModel, size: int, device: torch.device) -> list[Figure]:
+    """Size and speed of both; they are timed in turns, one image at a time, batch norms folded."""
+    models = (original, slim)
+    runtimes = [Runtime(copy.deepcopy(m), device, imgsz=size) for m in models]
+    image = torch.zeros(1, original.yaml.get("ch", 3), size, size, dtype=torch.uint8)
+    times = time_in_turns([lambda r=r: r.predict(image) for r in runtimes], budget=30) * 1e3
+    return [
+        Figure("parameters", *(sum(p.numel() for p in m.parameters()) for m in models)),
+        Figure(f"GFLOPs at {size} px", *(count_gflops(m, size) for m in models), digits=2),
+        Figure("file, MiB", *(weights_size(m, size) / 2**20 for m in models), digits=2),
+        Figure("ms per image, median", *np.median(times, 0).tolist(), digits=1),
+        Figure("ms per image, p95", *np.quantile(times, 0.95, 0).tolist(), digits=1),
+    ]
+
+
+def accuracy(
+    original: DetectionModel, slim: DetectionModel, size: int, split: val.Split, options: val.Options,
+    device: torch.device,
+) -> list[Figure]:  # fmt: skip
+    """P, R, mAP50 and mAP50-95 of both on the val split, as val.py has them."""
+    summaries = [val.evaluate_at(size, Runtime(copy.deepcopy(m), device, imgsz=size), split, options, None).summary
+                 for m in (original, slim)]  # fmt: skip
+    names = ("P", "R", "mAP50", "mAP50-95")
+    return [Figure(name, float(a), float(b), 3) for name, a, b in zip(names, *summaries, strict=True)]
+
+
+def comparison(figures: Sequence[Figure], size: int, device: torch.device) -> str:
+    """The figures before and after, as text."""
+    lines = [f"\n{'':<22}{'before':>14}{'after':>14}"]
+    for f in figures:
+        change = f"{f.after / f.before - 1:+12.0%}" if f.before and f.digits < 3 else f"{f.after - f.before:+12.3f}"
+        lines.append(f"{f.name:<22}{f.before:>14,.{f.digits}f}{f.after:>14,.{f.digits}f}{change}")
+    return "\n".join([*lines, f"timed at {size} px, batch 1, float32, in turns; {describe_device(device)}"])
+
+
+def table_header(what: str) -> str:
+    return f"\n{'layer':>6}  {'from':<8}{'to':<10}{'parameters':>12}{'after':>12}{'unexplained':>13} {what}"
+
+
+def table_row(original: DetectionModel, fit: Fit) -> str:
+    swap, old = fit.swap, original.model[fit.swap.index].np
+    left = "" if fit.kept else "  left as it was"
+    return (f"{swap.index:>6}  {swap.old:<8}{swap.new:<10}{old:>12,}{fit.parameters:>12,}{fit.unexplained:>13.3f}"
+            f"{left}")  # fmt: skip
+
+
+def layer_rows(original: DetectionModel, fits: Sequence[Fit], left: Mapping[int, str]) -> list[list[Any]]:
+    """The rows of layers.csv, by layer; a layer that was left has the reason in its last column."""
+    rows = [[f.swap.index, f.swap.old, f.swap.new, original.model[f.swap.index].np, f.parameters,
+             f"{f.unexplained:.4f}", "" if f.kept else "above --max-error"] for f in fits]  # fmt: skip
+    rows += [[i, original.model[i].type, "", original.model[i].np, "", "", reason] for i, reason in left.items()]
+    return sorted(rows)
+
+
+def write_all(folder: Path, content: dict[str, Any], layers: list[list[Any]], figures: Sequence[Figure]) -> None:
+    """Write the folder's files, the checkpoint last; each is whole or not there."""
+    tables = {
+        "layers.csv": ["layer from to parameters_before parameters_after unexplained left".split(), *layers],
+        "before_after.csv": [["figure", "before", "after"], *([f.name, f.before, f.after] for f in figures)],
+    }
+    for name, rows in tables.items():
+        with atomic_write(folder / name, "w", newline="") as f:
+            csv.writer(f).writerows(rows)
+    save_yaml(folder / "model.yaml", {k: v for k, v in content["yaml"].items() if k not in ("ch", "yaml_file")})
+    (folder / "weights").mkdir(exist_ok=True)
+    save_checkpoint(folder / "weights" / "slim.pt", content)
+
+
+def tell(folder: Path, fits: Sequence[Fit], opt: Options, size: int) -> None:
+    """Where things are, which layers fit badly, and the command to go on with."""
+    if bad := [str(f.swap.index) for f in fits if f.kept and f.unexplained > POOR]:
+        good = ",".join(str(f.swap.index) for f in fits if f.kept and f.unexplained <= POOR)
+        LOGGER.warning(f"more than half is unexplained in layers {', '.join(bad)}; --max-error {POOR} leaves them"
+                       + (f", and so does --layers {good}" if good else ""))  # fmt: skip
+    weights = folder / "weights" / "slim.pt"
+    LOGGER.info(f"weights   {shown(weights)}  ({weights.stat().st_size / 2**20:.1f} MiB)\n"
+                f"results   {shown(folder)}\n"
+                f"next      python train.py --weights {quoted(shown(weights))} --data "
+                f"{quoted(opt.data or 'DATA.yaml')} --imgsz {size} --epochs 20")  # fmt: skip
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", default=Options.weights, help="checkpoint of a trained model, also one of YOLOv5")
+    add("--to", default=Options.to, metavar="KIND",
+        help="slimneck: Conv -> GSConv, C3 -> VoVGSCSP; slimconv: Conv -> SlimNeck, C3 -> C3Slim")  # fmt: skip
+    add("--layers", default=Options.layers, help="neck, all, or numbers: 10-23 or 10,13,17-20 (%(default)s)")
+    add("--data", default=Options.data, help="data yaml to fit and measure with, also looked for in data/")
+    add("--imgsz", "--img", "--img-size", type=int, default=None, help="side of the images in pixels (as trained)")
+    add("--group-size", type=int, default=Options.group_size,
+        help="slimconv: channels in a group of the grouped part; more fit better and weigh more (%(default)s)")
+    add("--batches", type=int, default=Options.batches, help="batches of training images to fit to (%(default)s)")
+    add("--batch-size", type=int, default=Options.batch_size, help="images at a time (%(default)s)")
+    add("--steps", type=int, default=Options.steps,
+        help="steps of Adam on all new layers together after each was fitted alone; 0: none (%(default)s)")  # fmt: skip
+    add("--max-error", type=float, default=None, metavar="SHARE",
+        help="leave layers as they were of which more than this share is unexplained (none)")  # fmt: skip
+    add("--seed", type=int, default=Options.seed, help="chooses the images (%(default)s)")
+    add("--device", default=Options.device, help="cpu, mps, or a GPU's number (a GPU if there is one)")
+    add("--workers", type=int, default=Options.workers, help="loader processes at most (%(default)s)")
+    add("--project", default=Options.project, help="results go to project/name (runs/slim)")
+    add("--name", default=Options.name, help="(%(default)s)")
+    add("--exist-ok", action="store_true", help="use project/name even if it exists")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    run(**vars(opt))
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())
