@@ -25,7 +25,7 @@ from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
 from utils.boxes import xyxy2xywh
 from utils.coco import Annotated, require_package, usable_annotations
-from utils.config import DataConfig, check_keys, load_data
+from utils.config import DataConfig, check_keys, load_data, warn_of_names
 from utils.console import LOGGER, Parser, progress, run_script
 from utils.dataset import DetectionDataset, create_loader
 from utils.device import describe_device, select_device
@@ -50,6 +50,7 @@ from utils.scoring import (
     merge,
     results_of,
     results_table,
+    speed_line,
 )
 
 # uint8 images -> decoded boxes, and the raw maps if a loss is wanted
@@ -343,10 +344,6 @@ def names_of(runtime: Runtime, opt: Options) -> dict[int, str]:
     return {0: "object"} if opt.single_cls else runtime.names
 
 
-def speed_line(results: Results) -> str:
-    return ", ".join(f"{v:.1f} ms {k}" for k, v in results.speed.items())
-
-
 def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.device) -> Runtime:
     """Load a model. Raises UserError if it and the data disagree on the number of classes; warns if on names."""
     runtime = load_runtime(weights, device, opt.half)
@@ -357,13 +354,6 @@ def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.de
                         "--data it was trained on")  # fmt: skip
     warn_of_names(weights, runtime.names, data)
     return runtime
-
-
-def warn_of_names(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:
-    """Warn if a model calls its classes otherwise than the data."""
-    if list(names.values()) != list(data.names.values()):
-        LOGGER.warning(f"the class names of {weights} and {data.yaml_file} differ: {list(names.values())[:5]} "
-                       f"and {list(data.names.values())[:5]}")  # fmt: skip
 
 
 def parse_opt() -> argparse.Namespace:

@@ -21,7 +21,7 @@ from utils.bootstrap import LEAST_IMAGES, Interval, by_class, interval_of, resam
 from utils.boxes import xywhn2xyxy
 from utils.compare_pictures import draw_verdict, encode
 from utils.comparison import Difference, Entry, PictureRow, TrainingRecord
-from utils.config import DataConfig, is_whole
+from utils.config import DataConfig, is_whole, warn_of_names
 from utils.console import LOGGER, progress
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, distinct
@@ -31,7 +31,7 @@ from utils.profiling import count_gflops, time_in_turns
 from utils.scoring import results_of
 from utils.sources import list_media
 from val import Options as ValOptions
-from val import Split, collect, prepared, warn_of_names
+from val import Split, collect, prepared
 
 BATCHES = (1, 32)  # what the latency is measured with
 METRICS = ("mAP50", "mAP50-95")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,13 @@ def load_data(name: str | Path) -> DataConfig:
         raise UserError(f"{file}: defaults must be 'flag: value' lines")
     hint = " ".join(str(content.get("hint", "")).split())
     return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, **splits)
+
+
+def warn_of_names(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:
+    """Warn if a model calls its classes otherwise than the data."""
+    if list(names.values()) != list(data.names.values()):
+        LOGGER.warning(f"the class names of {weights} and {data.yaml_file} differ: {list(names.values())[:5]} "
+                       f"and {list(data.names.values())[:5]}")  # fmt: skip
 
 
 def _base_folder(value: Any, file: Path) -> Path:

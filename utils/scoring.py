@@ -288,3 +288,8 @@ def protocol_line(results: Results) -> str:
     if results.protocol == "coco" and results.score:
         text += "\n" + "  ".join(f"{name} {value:.3f}" for name, value in results.score.figures.items())
     return text
+
+
+def speed_line(results: Results) -> str:
+    """Milliseconds per image of each step, as text."""
+    return ", ".join(f"{v:.1f} ms {k}" for k, v in results.speed.items())
