@@ -110,6 +110,8 @@ def run(**kwargs: Any) -> Path:
     original = matched(content, data, opt).to(device).requires_grad_(False)
     size = check_img_size(opt.imgsz or content.get("imgsz") or DEFAULT_IMGSZ, int(original.stride.max()))[0]
     swaps, left = plan_swaps(original, opt.to, parse_layers(opt.layers, original.yaml), opt.group_size)
+    if left:
+        LOGGER.info("left as they are: " + "; ".join(f"{i} {original.model[i].type} ({why})" for i, why in left.items()))
     if data:
         prepare_shapes(data.yaml_file)
         batches = sample(data, original, swaps, size, opt)

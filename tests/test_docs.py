@@ -21,6 +21,7 @@ from helpers import ROOT
 
 from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import Model
+from utils.config import load_data
 
 PAIRS = [("README.md", "README.zh-CN.md"), ("docs/from-the-articles.md", "docs/from-the-articles.zh-CN.md")]
 PAGES = [page for pair in PAIRS for page in pair]
@@ -151,8 +152,8 @@ SMALLER = {  # what is appended to a step's command; of a flag given twice the l
     "train.py": f"{TRAINING} --noplots --workers 0 --device cpu",
     "val.py": "--noplots --workers 0 --device cpu",
     "detect.py": "--device cpu",
-    "my_tools/compare.py": "--draws 20 --seconds 0 --pictures 2 --workers 0 --device cpu",
-    "my_tools/slim.py": "--imgsz 64 --batch-size 4 --device cpu",
+    "my_tools/compare.py": "--draws 100 --seconds 0 --pictures 2 --workers 0 --device cpu",
+    "my_tools/slim.py": "--imgsz 64 --batch-size 4 --steps 2 --workers 0 --device cpu",
 }
 # the large model is built for its layer table only: where it is trained, its smallest relative is instead, or none
 SMALL_MODELS = {"yolov5l_slimneck.yaml": "--cfg yolov5n_slimneck.yaml",
@@ -247,6 +248,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_checkout(folder / "checkout")
     voc_zips(folder / "datasets/VOC/images")
     stand_in = Model("yolov5n.yaml", nc=80)  # for the trained YOLOv5-L that the reader has
+    stand_in.names |= dict(enumerate(load_data("VOC.yaml").names.values()))  # COCO's include all of VOC's
     save_checkpoint(folder / "checkout/yolov5l.pt", weights_content(stand_in, 640))
     (folder / "steps.json").write_text(json.dumps([small(c) for c in STEPS]))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -265,8 +267,12 @@ def test_each_step_runs(number: int, done: Path) -> None:
 def test_the_steps_leave_what_the_page_says(done: Path) -> None:
     left = done / "checkout/runs"
     wanted = ["compare/exp/report.html", "compare/voc/report.html", "train/exp3/opt.yaml", "slim/exp/weights/slim.pt"]
+    wanted += ["slim/exp2/weights/slim.pt", "train/exp5/results.csv"]
     assert [name for name in wanted if not (left / name).is_file()] == []
-    assert "article: yolov5_stem_shufflenet" in (left / "compare/exp/report.html").read_text(encoding="utf-8")
+    layers = (left / "slim/exp/layers.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert all(row.split(",")[2] or row.split(",")[-1] for row in layers), "what it became, or why it stayed"
+    assert any(",Conv,SlimNeck," in row for row in layers) and any("1x1" in row for row in layers)
+    assert "article: yolov5_stem_shufflenet" in (left / "compare/exp/report.md").read_text(encoding="utf-8")
     zips = done / "datasets/VOC/images"
     assert len(list(zips.glob("*.zip"))) == 3 and len(list(zips.glob("test2007/*.jpg"))) == 4
     (label,) = set((done / "datasets/VOC/labels/test2007/2007test0.txt").read_text().splitlines())
