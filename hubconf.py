@@ -59,6 +59,7 @@ def _entry(name: str) -> typing.Callable[..., _hub.AutoShape | _hub.DetectionMod
 
 
 yolov5_shufflenet = _entry("yolov5_shufflenet")
+yolov5_shufflenet_slimneck = _entry("yolov5_shufflenet_slimneck")
 yolov5_shufflenet_x0_5 = _entry("yolov5_shufflenet_x0_5")
 yolov5_shufflenet_x1_0 = _entry("yolov5_shufflenet_x1_0")
 yolov5_shufflenet_x1_5 = _entry("yolov5_shufflenet_x1_5")
@@ -71,7 +72,10 @@ yolov5s = _entry("yolov5s")
 yolov5m = _entry("yolov5m")
 yolov5l = _entry("yolov5l")
 yolov5x = _entry("yolov5x")
+yolov5n_gsconv = _entry("yolov5n_gsconv")
+yolov5s_gsconv = _entry("yolov5s_gsconv")
 yolov5n_slimneck = _entry("yolov5n_slimneck")
 yolov5s_slimneck = _entry("yolov5s_slimneck")
+yolov5s_slimneck_c = _entry("yolov5s_slimneck_c")
 yolov5m_slimneck = _entry("yolov5m_slimneck")
 yolov5l_slimneck = _entry("yolov5l_slimneck")

@@ -111,7 +111,8 @@ def run(**kwargs: Any) -> Path:
     size = check_img_size(opt.imgsz or content.get("imgsz") or DEFAULT_IMGSZ, int(original.stride.max()))[0]
     swaps, left = plan_swaps(original, opt.to, parse_layers(opt.layers, original.yaml), opt.group_size)
     if left:
-        LOGGER.info("left as they are: " + "; ".join(f"{i} {original.model[i].type} ({why})" for i, why in left.items()))
+        named = (f"{i} {original.model[i].type} ({why})" for i, why in left.items())
+        LOGGER.info(f"left as they are: {'; '.join(named)}")
     if data:
         prepare_shapes(data.yaml_file)
         batches = sample(data, original, swaps, size, opt)
