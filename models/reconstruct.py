@@ -146,11 +146,16 @@ def _fit_gsbottleneck(new: GSBottleneck, old: Bottleneck, inputs: Sequence[tuple
 
 @dataclass(frozen=True)
 class Fit:
-    """How a layer's replacement came out: its parameters, the share left unexplained, and whether it stays."""
+    """How a layer's replacement came out: its parameters, and whether it stays.
+
+    unexplained: the share of the original's output that it does not explain, after all layers before it; lost: how much
+    of that the original layer in the same place would explain.
+    """
 
     swap: Swap
     parameters: int
     unexplained: float
+    lost: float
     kept: bool = True
 
 
@@ -161,20 +166,29 @@ def parts(batches: int) -> tuple[slice, slice]:
 
 
 def fit_layer(walk: SideBySide, swap: Swap, max_error: float | None = None) -> Fit:
-    """Fit one replaced layer of the light network in place, after all before it.
+    """Fit one replaced layer of the light network in place, after all before it; where the start is better, that stays.
 
-    With more than max_error left unexplained on images apart, it becomes a copy of the original's layer.
+    With more than max_error lost on images apart, it becomes a copy of the original's layer.
     """
     new, old = walk.slim.model[swap.index], walk.original.model[swap.index]
     inputs = walk.inputs(swap.index)
     fitting, measuring = parts(len(inputs))
+
+    def share(layer: nn.Module) -> float:
+        return unexplained((layer(x), old(y)) for x, y in inputs[measuring])
+
+    start, weights = share(new), copy.deepcopy(new.state_dict())
     fit_block(new, old, inputs[fitting])
+    fitted = share(new)
+    if not fitted < start:
+        new.load_state_dict(weights)
+        fitted = start
     settle([new], lambda: [new(x) for x, _ in inputs[fitting]])
-    share = unexplained((new(x), old(y)) for x, y in inputs[measuring])
-    kept = max_error is None or share <= max_error
+    lost = max(fitted - share(old), 0.0)
+    kept = max_error is None or lost <= max_error
     if not kept:
         walk.slim.model[swap.index] = copy.deepcopy(old)
-    return Fit(swap, new.np, share, kept)
+    return Fit(swap, new.np, fitted, lost, kept)
 
 
 def polish(walk: SideBySide, kept: Sequence[int], steps: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ KINDS: Mapping[str, Mapping[str, str]] = MappingProxyType({
     "slimneck": MappingProxyType({"Conv": "GSConv", "C3": "VoVGSCSP"}),
     "slimconv": MappingProxyType({"Conv": "SlimNeck", "C3": "C3Slim"}),
 })  # fmt: skip
+TINY = 1e-12  # the energy of kernels that are all zero
 
 
 @dataclass(frozen=True)
@@ -259,14 +260,14 @@ def _start_gsbottleneck(new: GSBottleneck, old: Bottleneck) -> None:
 def unexplained_kernel(new: nn.Module, old: nn.Module) -> float:
     """The share of the old kernels' squared norm that the new block does not carry, from 0 to 1."""
     if isinstance(new, SlimNeck):
-        return _lost(new, old) / _energy(old)
+        return _lost(new, old) / max(_energy(old), TINY)
     if isinstance(new, C3Slim):
         lost = sum(_lost(ours.cv2, theirs.cv2) for ours, theirs in zip(new.m, old.m, strict=True))
     elif isinstance(new, GSConv):
         lost = _energy(old, places(old.conv.out_channels)[1])
     else:
         lost = sum(_energy(c, places(c.conv.out_channels)[1]) for b in old.m for c in (b.cv1, b.cv2))
-    return lost / sum(_energy(m) for m in old.modules() if isinstance(m, Conv))
+    return lost / max(sum(_energy(m) for m in old.modules() if isinstance(m, Conv)), TINY)
 
 
 def _energy(conv: Conv, rows: Tensor | slice = slice(None)) -> float:

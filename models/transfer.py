@@ -71,7 +71,7 @@ def transfer_weights(
     result, chosen = Transfer(), {}
     theirs = content["names"]
     same = same_classes(model.names, theirs)
-    alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
+    alike = model.names == theirs or nameless(model.names) or nameless(theirs)
     for key, tensor in own.items():
         new, head = given.get(key), key.startswith(f"model.{len(model.model) - 1}.m.")
         # a counter or a bias is worth nothing without the numbers it belongs to, which come before it
@@ -106,7 +106,7 @@ def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int
     Each of theirs serves one of ours. Empty if one side's names are mere numbers.
     """
     same: dict[int, int] = {}
-    if _nameless(ours) or _nameless(theirs):
+    if nameless(ours) or nameless(theirs):
         return same
     for spelt in (str, _plain):
         free = {spelt(name): k for k, name in reversed(theirs.items()) if k not in same.values()}
@@ -116,7 +116,7 @@ def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int
     return dict(sorted(same.items()))
 
 
-def _nameless(names: Mapping[int, str]) -> bool:
+def nameless(names: Mapping[int, str]) -> bool:
     """Whether the classes were never named: each is called by its own number."""
     return all(name == str(number) for number, name in names.items())
 

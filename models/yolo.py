@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import models.common  # noqa: F401  registers the blocks
 from models.common import Conv
+from models.deploy import permute_inputs, unshuffle
 from models.fuse import fuse_batch_norms
 from models.registry import check_arguments, find_block, register
 from utils.augment import make_divisible
@@ -265,6 +266,19 @@ class DetectionModel(nn.Module):
         fuse_batch_norms(self)
         return self
 
+    def deploy(self) -> DetectionModel:
+        """Fold batch norms and channel shuffles into convolutions, in place, for inference; returns self.
+
+        The outputs are the same but for rounding; the state dict is no longer that of the config.
+        """
+        fuse_batch_norms(self)
+        widths = [shape[1] for shape in trace_shapes(self, PROBE_SIZE)]
+        orders = unshuffle(self.model, self.save, widths)
+        head: Detect = self.model[-1]
+        for conv, f in zip(head.m, head.f, strict=True):
+            permute_inputs(conv, orders[f % head.i])
+        return self
+
     def _read_strides(self, where: str) -> None:
         """Run an empty image through, set the head's strides and put the anchors in units of them."""
         head: Detect = self.model[-1]
@@ -272,7 +286,7 @@ class DetectionModel(nn.Module):
         twin = copy.deepcopy(self).to("cpu" if _stays_small(self.model) else "meta").eval()
         twin.model[-1].train()
         shapes = trace_shapes(twin, PROBE_SIZE, where)
-        maps = [shapes[f] for f in head.f]
+        maps = [shapes[f % head.i] for f in head.f]
         for f, shape in zip(head.f, maps, strict=True):
             if PROBE_SIZE % shape[-1] or PROBE_SIZE % shape[-2] or shape[-1] != shape[-2]:
                 raise UserError(

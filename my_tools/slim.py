@@ -4,15 +4,15 @@
     python my_tools/slim.py --weights best.pt --to slimconv --layers all --data VOC.yaml    # grouped, then 1x1
 
 With --data the new layers are fitted to what the original computes on some of its training images (no labels are
-used), and accuracy before and after is measured. The original file stays as it is. Fine-tune the result with train.py.
+used), and accuracy before and after is measured. Fine-tune the result with train.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import csv
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -36,7 +36,7 @@ from models.checkpoint import (
 from models.reconstruct import Fit, SideBySide, fit_layer, held_bytes, parts, polish
 from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
 from models.surgery import KINDS, Swap, parse_layers, plan_swaps, slim_config, transplant, unexplained_kernel
-from models.transfer import same_classes, transfer_weights
+from models.transfer import nameless, same_classes, transfer_weights
 from models.yolo import DetectionModel
 from my_tools.default_set import prepare_shapes
 from utils.config import DataConfig, check_keys, load_data, save_yaml
@@ -49,7 +49,7 @@ from utils.labels import load_labels
 from utils.profiling import count_gflops, time_in_turns
 
 HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
-POOR = 0.5  # unexplained share from which a layer counts as fitting badly
+POOR = 0.25  # share of the output lost from which a layer counts as fitting badly
 
 
 @dataclass
@@ -74,16 +74,26 @@ class Options:
     exist_ok: bool = False
 
     def __post_init__(self) -> None:
+        self.layers = str(self.layers)
         if not self.weights:
             raise UserError("--weights is missing: give the checkpoint of a trained model")
+        if self.exist_ok and Path(self.weights).resolve() == (self.folder / "weights/slim.pt").resolve():
+            raise UserError(f"--exist-ok: {self.weights} would be written over itself; give another --name")
         if self.to not in KINDS:
             raise UserError(f"--to {self.to}: one of {', '.join(KINDS)}{did_you_mean(self.to, KINDS)}")
         if min(self.group_size, self.batches, self.batch_size) < 1 or min(self.steps, self.workers, self.seed) < 0:
             raise UserError("--group-size, --batches and --batch-size must be 1 or more, --steps, --workers and --seed "
                             "0 or more")  # fmt: skip
         if self.max_error is not None and not self.max_error > 0:
-            raise UserError(f"--max-error {self.max_error} must be above 0; 0.5 leaves layers that explain less than "
-                            "half")  # fmt: skip
+            raise UserError(f"--max-error {self.max_error} must be above 0; 0.25 leaves layers that lose more than "
+                            "a quarter")  # fmt: skip
+        if self.imgsz is not None and self.imgsz < 1:
+            raise UserError(f"--imgsz {self.imgsz}: sides are in pixels, from 1")
+
+    @property
+    def folder(self) -> Path:
+        """Where results go, if that is free or may be used again."""
+        return Path(self.project) / self.name
 
 
 @dataclass(frozen=True)
@@ -115,16 +125,20 @@ def run(**kwargs: Any) -> Path:
         LOGGER.info(f"left as they are: {'; '.join(named)}")
     if data:
         prepare_shapes(data.yaml_file)
-        batches = sample(data, original, swaps, size, opt)
         options = val.Options(data=opt.data, weights=opt.weights, imgsz=size, device=opt.device, workers=opt.workers,
-                              batch_size=opt.batch_size, noplots=True)  # fmt: skip
+                              noplots=True)  # fmt: skip
         split = val.load_split(data, options)
     else:
         LOGGER.warning("without --data the new layers are fitted to the old kernels alone: accuracy will be poor until "
                        "the model is fine-tuned; --data fits them to what the original computes")  # fmt: skip
-    folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok)
+    existed = opt.exist_ok and opt.folder.exists()
+    folder = increment_path(opt.folder, opt.exist_ok)
     try:
-        slim, fits = fitted(original, swaps, batches, opt) if data else started(original, swaps, opt)
+        make_folder(folder / "weights")
+        if data:
+            slim, fits = fitted(original, swaps, sample(data, original, swaps, size, opt), opt)
+        else:
+            slim, fits = started(original, swaps, opt)
         slim_content = weights_content(slim, size, options=vars(opt))
         slim = model_from_checkpoint(slim_content).to(device)  # as half precision has left it
         figures = costs(original, slim, size, device)
@@ -133,11 +147,19 @@ def run(**kwargs: Any) -> Path:
         LOGGER.info(comparison(figures, size, device))
         write_all(folder, slim_content, layer_rows(original, fits, left), figures)
     except BaseException:
-        with contextlib.suppress(OSError):  # what holds files already stays
-            folder.rmdir()
+        if not existed:  # a folder that was there before may hold what is not ours
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     tell(folder, fits, opt, size)
     return folder
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there. Raises UserError if a file of that name is."""
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{shown(path)} is a file, where the checkpoint's folder has to be: move it away") from None
 
 
 def matched(content: Mapping[str, Any], data: DataConfig | None, opt: Options) -> DetectionModel:
@@ -148,13 +170,15 @@ def matched(content: Mapping[str, Any], data: DataConfig | None, opt: Options) -
     model = model_from_checkpoint(dict(content), opt.weights)
     if data is None or list(model.names.values()) == list(data.names.values()):
         return model
-    same = same_classes(data.names, model.names)
-    if len(model.names) == data.nc and len(same) < data.nc:
-        LOGGER.warning(f"the class names of {opt.weights} and {data.yaml_file} differ; they are taken by their numbers")
+    if len(model.names) == data.nc and (nameless(model.names) or nameless(data.names)):
+        LOGGER.warning(f"{opt.weights} or {data.yaml_file} has no class names, so they are taken by their numbers")
         return model
+    same = same_classes(data.names, model.names)
     if not same:
         raise UserError(f"{opt.weights} knows {len(model.names)} classes, none of which {data.yaml_file} lists: give "
                         "the --data it was trained on")  # fmt: skip
+    if unknown := [name for i, name in data.names.items() if i not in same]:
+        LOGGER.warning(f"{opt.weights} does not know {', '.join(unknown)}: rows of the head that know nothing")
     LOGGER.info(f"the model gets the {data.nc} classes of {data.yaml_file.name} before all else, "
                 + ("all" if len(same) == data.nc else f"{len(same)}") + " of which it knows by name")  # fmt: skip
     ours = DetectionModel(model.yaml, ch=model.yaml.get("ch", 3), nc=data.nc)
@@ -187,7 +211,7 @@ def started(original: DetectionModel, swaps: Sequence[Swap], opt: Options) -> tu
     for swap in swaps:
         new = slim.model[swap.index]
         share = unexplained_kernel(new, original.model[swap.index])
-        fits.append(Fit(swap, new.np, share, opt.max_error is None or share <= opt.max_error))
+        fits.append(Fit(swap, new.np, share, share, opt.max_error is None or share <= opt.max_error))
         LOGGER.info(table_row(original, fits[-1]))
     kept = [f.swap for f in fits if f.kept]
     check_some(kept, fits)
@@ -204,6 +228,9 @@ def fitted(
     fitting, measuring = (sum(map(len, batches[part])) for part in parts(len(batches)))
     LOGGER.info(f"fitting to {fitting} training images, measured on {measuring}"
                 + (" apart from these" if len(batches) > 1 else ""))  # fmt: skip
+    if len(batches) == 1:
+        LOGGER.warning("one batch serves to fit and to measure, so that the shares below say too little is lost: more "
+                       "--batches, or a smaller --batch-size, give images apart")  # fmt: skip
     LOGGER.info(table_header("of the output"))
     slim = transplant(original, swaps).requires_grad_(False)
     walk, fits = SideBySide(slim, original, swaps[0].index, batches), []
@@ -214,7 +241,8 @@ def fitted(
     check_some(kept, fits)
     if opt.steps:
         before, after = polish(walk, [s.index for s in kept], opt.steps)
-        LOGGER.info(f"all together, {opt.steps} steps: {before:.3f} -> {after:.3f} unexplained at the head's inputs")
+        LOGGER.info(f"all together, {opt.steps} steps: {before:.3f} -> {after:.3f} unexplained at the head's inputs"
+                    + ("" if after < before else ", so the steps were taken back"))  # fmt: skip
     result = DetectionModel(slim_config(original, kept), ch=original.yaml.get("ch", 3))
     result.names = dict(original.names)
     result.load_state_dict(slim.state_dict())
@@ -224,7 +252,7 @@ def fitted(
 def check_some(kept: Sequence[Swap], fits: Sequence[Fit]) -> None:
     """Raise UserError if not one layer is to be replaced."""
     if not kept:
-        raise UserError(f"every layer is above --max-error, the best with {min(f.unexplained for f in fits):.3f}: "
+        raise UserError(f"every layer is above --max-error, the best with {min(f.lost for f in fits):.3f}: "
                         "nothing is replaced")  # fmt: skip
 
 
@@ -267,44 +295,42 @@ def comparison(figures: Sequence[Figure], size: int, device: torch.device) -> st
 
 
 def table_header(what: str) -> str:
-    return f"\n{'layer':>6}  {'from':<8}{'to':<10}{'parameters':>12}{'after':>12}{'unexplained':>13} {what}"
+    return f"\n{'layer':>6}  {'from':<8}{'to':<10}{'parameters':>12}{'after':>12}{'unexplained':>13}{'lost':>8} {what}"
 
 
 def table_row(original: DetectionModel, fit: Fit) -> str:
     swap, old = fit.swap, original.model[fit.swap.index].np
     left = "" if fit.kept else "  left as it was"
     return (f"{swap.index:>6}  {swap.old:<8}{swap.new:<10}{old:>12,}{fit.parameters:>12,}{fit.unexplained:>13.3f}"
-            f"{left}")  # fmt: skip
+            f"{fit.lost:>8.3f}{left}")  # fmt: skip
 
 
 def layer_rows(original: DetectionModel, fits: Sequence[Fit], left: Mapping[int, str]) -> list[list[Any]]:
     """The rows of layers.csv, by layer; a layer that was left has the reason in its last column."""
     rows = [[f.swap.index, f.swap.old, f.swap.new, original.model[f.swap.index].np, f.parameters,
-             f"{f.unexplained:.4f}", "" if f.kept else "above --max-error"] for f in fits]  # fmt: skip
-    rows += [[i, original.model[i].type, "", original.model[i].np, "", "", reason] for i, reason in left.items()]
+             f"{f.unexplained:.4f}", f"{f.lost:.4f}", "" if f.kept else "above --max-error"] for f in fits]  # fmt: skip
+    rows += [[i, original.model[i].type, "", original.model[i].np, "", "", "", reason] for i, reason in left.items()]
     return sorted(rows)
 
 
 def write_all(folder: Path, content: dict[str, Any], layers: list[list[Any]], figures: Sequence[Figure]) -> None:
     """Write the folder's files, the checkpoint last; each is whole or not there."""
     tables = {
-        "layers.csv": ["layer from to parameters_before parameters_after unexplained left".split(), *layers],
+        "layers.csv": ["layer from to parameters_before parameters_after unexplained lost left".split(), *layers],
         "before_after.csv": [["figure", "before", "after"], *([f.name, f.before, f.after] for f in figures)],
     }
     for name, rows in tables.items():
         with atomic_write(folder / name, "w", newline="") as f:
             csv.writer(f).writerows(rows)
     save_yaml(folder / "model.yaml", {k: v for k, v in content["yaml"].items() if k not in ("ch", "yaml_file")})
-    (folder / "weights").mkdir(exist_ok=True)
     save_checkpoint(folder / "weights" / "slim.pt", content)
 
 
 def tell(folder: Path, fits: Sequence[Fit], opt: Options, size: int) -> None:
     """Where things are, which layers fit badly, and the command to go on with."""
-    if bad := [str(f.swap.index) for f in fits if f.kept and f.unexplained > POOR]:
-        good = ",".join(str(f.swap.index) for f in fits if f.kept and f.unexplained <= POOR)
-        LOGGER.warning(f"more than half is unexplained in layers {', '.join(bad)}; --max-error {POOR} leaves them"
-                       + (f", and so does --layers {good}" if good else ""))  # fmt: skip
+    if bad := [str(f.swap.index) for f in fits if f.kept and f.lost > POOR]:
+        LOGGER.warning(f"layers {', '.join(bad)} lose more than {POOR}; --max-error {POOR} leaves such layers as they "
+                       "were")  # fmt: skip
     weights = folder / "weights" / "slim.pt"
     LOGGER.info(f"weights   {shown(weights)}  ({weights.stat().st_size / 2**20:.1f} MiB)\n"
                 f"results   {shown(folder)}\n"
@@ -328,7 +354,7 @@ def parse_opt() -> argparse.Namespace:
     add("--steps", type=int, default=Options.steps,
         help="steps of Adam on all new layers together after each was fitted alone; 0: none (%(default)s)")  # fmt: skip
     add("--max-error", type=float, default=None, metavar="SHARE",
-        help="leave layers as they were of which more than this share is unexplained (none)")  # fmt: skip
+        help="leave layers as they were that lose more than this share (none)")  # fmt: skip
     add("--seed", type=int, default=Options.seed, help="chooses the images (%(default)s)")
     add("--device", default=Options.device, help="cpu, mps, or a GPU's number (a GPU if there is one)")
     add("--workers", type=int, default=Options.workers, help="loader processes at most (%(default)s)")

@@ -65,7 +65,10 @@ def seed_everything(seed: int = 0, deterministic: bool = False) -> None:
     """Seed every random generator a run may touch.
 
     deterministic: let torch take algorithms that give the same bits each time, and warn where it has none.
+    Raises UserError for a seed that torch cannot take.
     """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed}: it can be 0 to 2^63 - 1")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import run_main, write_yolo_set
 
 import train
+import val
+from models import reconstruct
 from models.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools import slim
+from my_tools.slim import fitted
 from utils.console import LOGGER
 from utils.errors import UserError
 
@@ -141,14 +146,105 @@ def test_other_classes_are_carried_over_by_name(flags: dict, tmp_path: Path, pri
 def test_layers_above_max_error_are_left(flags: dict, printed: list[str]) -> None:
     """The limit lies between the two layers."""
     flags["steps"] = 0
-    worse, better = sorted(table(slim.run(**flags) / "layers.csv")[:2], key=lambda r: -float(r["unexplained"]))
-    limit = (float(worse["unexplained"]) + float(better["unexplained"])) / 2
+    worse, better = sorted(table(slim.run(**flags) / "layers.csv")[:2], key=lambda r: -float(r["lost"]))
+    limit = (float(worse["lost"]) + float(better["lost"])) / 2
     folder = slim.run(**{**flags, "max_error": limit})
     left = {r["layer"]: r["left"] for r in table(folder / "layers.csv")}
     assert (left[worse["layer"]], left[better["layer"]]) == ("above --max-error", "")
     layer = model_from_checkpoint(load_checkpoint(folder / "weights/slim.pt")).model[int(worse["layer"])]
     assert type(layer).__name__ == worse["from"]
     assert any("left as it was" in line for line in printed)
+
+
+def test_a_fit_that_is_worse_than_the_start_is_not_taken(flags: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(new: torch.nn.Module, old: torch.nn.Module, inputs: list) -> None:
+        for p in new.parameters():
+            p.mul_(100)
+
+    flags.update(layers="4", steps=0)
+    good = table(slim.run(**flags) / "layers.csv")[0]
+    monkeypatch.setattr(reconstruct, "fit_block", spoil)
+    start = table(slim.run(**flags) / "layers.csv")[0]
+    assert float(good["unexplained"]) < float(start["unexplained"]) < 10  # spoilt it would be thousands
+
+
+def test_the_figures_are_those_of_val_py(flags: dict, weights: Path, tmp_path: Path) -> None:
+    """Of the file as it lies there, however many images are fitted to at once."""
+    content = load_checkpoint(weights)
+    for key in ("model.6.m.0", "model.6.m.1"):
+        content["model"][f"{key}.weight"].normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
+        content["model"][f"{key}.bias"].zero_()
+    weights = tmp_path / "lively.pt"
+    save_checkpoint(weights, content)
+    folder = slim.run(**{**flags, "weights": str(weights), "batch_size": 5})
+    figures = {r["figure"]: r for r in table(folder / "before_after.csv")}
+    for file, column in ((weights, "before"), (folder / "weights/slim.pt", "after")):
+        results = val.run(weights=str(file), data=flags["data"], workers=0, device="cpu", noplots=True,
+                          project=flags["project"])  # fmt: skip
+        assert [float(figures[k][column]) for k in ("P", "R", "mAP50", "mAP50-95")] == list(results.summary)
+    assert figures["mAP50"]["before"] != figures["mAP50"]["after"] and float(figures["mAP50"]["before"]) > 0
+
+
+def test_validation_images_are_not_fitted_to(flags: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_yolo_set(tmp_path / "other", 6)
+    for file in (tmp_path / "other/images/val").iterdir():
+        cv2.imwrite(str(file), np.full((96, 128, 3), 1, np.uint8))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(slim, "fitted", lambda o, s, batches, opt: seen.extend(batches) or fitted(o, s, batches, opt))
+    slim.run(**{**flags, "data": str(data)})
+    assert len(torch.cat(seen)) == 6 and (torch.cat(seen).flatten(1).max(1).values > 200).all()
+
+
+def test_the_files_make_one_model(flags: dict) -> None:
+    """model.yaml and slim.pt, rebuilt apart, give the same."""
+    folder = slim.run(**flags)
+    content = load_checkpoint(folder / "weights/slim.pt")
+    whole, rebuilt = model_from_checkpoint(content).eval(), DetectionModel(folder / "model.yaml").eval()
+    rebuilt.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()})
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(rebuilt(x)[0], whole(x)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("to", ["slimneck", "slimconv"])
+def test_kernels_that_are_all_zero(flags: dict, tmp_path: Path, to: str) -> None:
+    content = load_checkpoint(flags["weights"])
+    content["model"]["model.4.conv.weight"].zero_()
+    save_checkpoint(tmp_path / "pruned.pt", content)
+    folder = slim.run(**{**flags, "weights": str(tmp_path / "pruned.pt"), "data": "", "to": to, "layers": "4"})
+    assert float(table(folder / "layers.csv")[0]["unexplained"]) == 0
+
+
+def test_a_result_is_not_written_over_itself(flags: dict) -> None:
+    folder = slim.run(**{**flags, "data": "", "layers": "4", "name": "a"})
+    with pytest.raises(UserError, match="slim.pt would be written over itself; give another --name"):
+        slim.run(**{**flags, "weights": str(folder / "weights/slim.pt"), "layers": "3", "name": "a", "exist_ok": True})
+
+
+def test_a_folder_of_the_users_stays(flags: dict, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    flags.update(name="mine", exist_ok=True, data="")
+    with pytest.raises(UserError, match="every layer is above"):
+        slim.run(**flags, max_error=1e-9)
+    (tmp_path / "mine/weights").rmdir()
+    (tmp_path / "mine/weights").write_text("notes")
+    with pytest.raises(UserError, match="mine/weights is a file, where the checkpoint's folder has to be"):
+        slim.run(**flags)
+    assert (tmp_path / "mine/weights").read_text() == "notes"
+
+
+def test_classes_that_are_not_known(flags: dict, tmp_path: Path, printed: list[str]) -> None:
+    """By name where there are names, as train.py takes them; by number where there are none."""
+    other = checkpoint(tmp_path / "other.pt", "blue", "green")
+    slim.run(**{**flags, "weights": str(other), "layers": "4"})
+    assert any("other.pt does not know red: rows" in line for line in printed)
+    nameless = checkpoint(tmp_path / "nameless.pt", "0", "1")
+    slim.run(**{**flags, "weights": str(nameless), "layers": "4"})
+    assert any("no class names, so they are taken by their numbers" in line for line in printed)
+
+
+def test_one_batch_is_warned_of(flags: dict, printed: list[str]) -> None:
+    slim.run(**{**flags, "batches": 1, "layers": "4"})
+    assert any("one batch serves to fit and to measure" in line for line in printed)
 
 
 @pytest.mark.parametrize("with_data", [True, False])
@@ -172,7 +268,7 @@ def test_interrupting_leaves_nothing(flags: dict, tmp_path: Path, monkeypatch: p
 def test_badly_fitting_layers_are_named(flags: dict, monkeypatch: pytest.MonkeyPatch, printed: list[str]) -> None:
     monkeypatch.setattr(slim, "POOR", 0.0)
     slim.run(**flags)
-    assert any("unexplained in layers 3, 4; --max-error" in line for line in printed)
+    assert any("layers 3, 4 lose more than 0.0; --max-error 0.0 leaves" in line for line in printed)
 
 
 def test_memory_bounds_the_batches(flags: dict, monkeypatch: pytest.MonkeyPatch, printed: list[str]) -> None:
@@ -194,6 +290,9 @@ def test_memory_bounds_the_batches(flags: dict, monkeypatch: pytest.MonkeyPatch,
         ({"max_error": 0.0}, "--max-error 0.0 must be above 0"),
         ({"data": "no_such.yaml"}, "--data 'no_such.yaml' does not exist"),
         ({"too": "slimneck"}, "slim.run: unknown key 'too'"),
+        ({"imgsz": 0}, "--imgsz 0: sides are in pixels, from 1"),
+        ({"seed": 10**30}, r"--seed 1000000000000000000000000000000: it can be 0 to 2\^63 - 1"),
+        ({"layers": 7}, "there is no layer 7"),
     ],
 )
 def test_wrong_flags(flags: dict, tmp_path: Path, changes: dict, message: str) -> None:
