@@ -92,6 +92,17 @@ def weights_size(model: DetectionModel, imgsz: int) -> int:
     return buffer.tell()
 
 
+def find_weights(path: str | Path) -> Path:
+    """The checkpoint that a file or a run's folder stands for. Raises UserError if the folder has none."""
+    given = Path(path)
+    if not given.is_dir():
+        return given
+    for file in (given / "weights" / "best.pt", given / "best.pt", given / "weights" / "slim.pt"):
+        if file.is_file():
+            return file
+    raise UserError(f"--weights {path}: a folder without weights/best.pt; give a run's folder or a .pt file")
+
+
 def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
     """Read a checkpoint of ours or of YOLOv5. Raises UserError, saying what the file is, if it is anything else.
 

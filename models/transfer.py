@@ -6,10 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from models.checkpoint import model_from_checkpoint
 from models.yolo import DetectionModel
 from utils.console import LOGGER
 from utils.errors import UserError
@@ -56,8 +58,8 @@ def _layer(key: str) -> int:
 
 
 def transfer_weights(
-    model: DetectionModel, content: Mapping[str, Any], where: str, anchors: bool = False, fresh_head: bool = False,
-    verbose: bool = False,
+    model: DetectionModel, content: Mapping[str, Any], where: str | Path, anchors: bool = False,
+    fresh_head: bool = False, verbose: bool = False,
 ) -> Transfer:  # fmt: skip
     """Copy into `model` every tensor of a checkpoint whose name and shape fit; returns what was taken, and prints it.
 
@@ -71,7 +73,7 @@ def transfer_weights(
     result, chosen = Transfer(), {}
     theirs = content["names"]
     same = same_classes(model.names, theirs)
-    alike = model.names == theirs or nameless(model.names) or nameless(theirs)
+    alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
     for key, tensor in own.items():
         new, head = given.get(key), key.startswith(f"model.{len(model.model) - 1}.m.")
         # a counter or a bias is worth nothing without the numbers it belongs to, which come before it
@@ -106,7 +108,7 @@ def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int
     Each of theirs serves one of ours. Empty if one side's names are mere numbers.
     """
     same: dict[int, int] = {}
-    if nameless(ours) or nameless(theirs):
+    if _nameless(ours) or _nameless(theirs):
         return same
     for spelt in (str, _plain):
         free = {spelt(name): k for k, name in reversed(theirs.items()) if k not in same.values()}
@@ -116,7 +118,7 @@ def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int
     return dict(sorted(same.items()))
 
 
-def nameless(names: Mapping[int, str]) -> bool:
+def _nameless(names: Mapping[int, str]) -> bool:
     """Whether the classes were never named: each is called by its own number."""
     return all(name == str(number) for number, name in names.items())
 
@@ -139,3 +141,30 @@ def merge_head(own: Tensor, new: Tensor, na: int, same: Mapping[int, int]) -> Te
     for i, k in same.items():
         merged[:, BOX_ROWS + i] = source[:, BOX_ROWS + k]
     return merged.reshape(own.shape)
+
+
+def with_classes(
+    content: Mapping[str, Any], where: str | Path, names: Mapping[int, str], given_by: str | Path
+) -> DetectionModel:
+    """The model of a checkpoint in eval mode, with these classes: rows of its head are carried over by name.
+
+    names, given_by: the classes, and what lists them. Without a name in common they are taken by their numbers if there
+    are as many; otherwise raises UserError.
+    """
+    model = model_from_checkpoint(dict(content), where)
+    if list(model.names.values()) == list(names.values()):
+        return model
+    same = same_classes(names, model.names)
+    if not same and len(model.names) == len(names):
+        LOGGER.warning(f"{where} and {given_by} have no class name in common: classes are taken by their numbers")
+        return model
+    if not same:
+        raise UserError(f"{where} knows {len(model.names)} classes, none of which {given_by} lists: give the --data it "
+                        "was trained on")  # fmt: skip
+    LOGGER.info(f"{where} gets the {len(names)} classes of {given_by} before all else")
+    if unknown := [name for i, name in names.items() if i not in same]:
+        LOGGER.warning(f"{where} does not know {', '.join(unknown)}: rows of the head that know nothing")
+    ours = DetectionModel(model.yaml, ch=model.yaml.get("ch", 3), nc=len(names))
+    ours.names = dict(names)
+    transfer_weights(ours, content, where, anchors=True)
+    return ours.eval()

@@ -150,7 +150,7 @@ def run(**kwargs: Any) -> Path:
         opt.weights = [str(run) for run in train_all(opt.reproduce, opt.models, flags, folder)]
         opt.data = opt.data or EXPERIMENTS[opt.reproduce].data
         opt.imgsz = None  # each at the size it was trained at
-    data = load_data(opt.data or "shapes.yaml") if opt.data or opt.weights else None
+    data = load_data(opt.data or "shapes.yaml") if opt.data or opt.weights and not opt.source else None
     if data and opt.weights:
         prepare_shapes(data.yaml_file)
     device = select_device(opt.device)
@@ -187,16 +187,16 @@ def compare(
     """Measure the models and put together what the report shows."""
     entries = [c.entry for c in candidates]
     trained = [c for c in candidates if c.trained]
-    names = data.names if trained else {}
+    names = data.names if trained and data else {}
     result = Comparison(title_of(entries), entries, names, command=command)
+    if opt.source:
+        result.pictures = pictures_of_source(candidates, opt.source, opt.conf_thres, opt.iou_thres)
     split = None
-    if trained:
+    if trained and data:
         val_options = ValOptions(data=str(data.yaml_file), task=opt.task, noplots=True,
                                  batch_size=opt.batch_size or ValOptions.batch_size,
                                  workers=ValOptions.workers if opt.workers is None else opt.workers)  # fmt: skip
         split = load_split(data, val_options)
-        if opt.source:
-            result.pictures = pictures_of_source(candidates, opt.source, opt.conf_thres, opt.iou_thres)
         measure_accuracy(candidates, split, val_options)
         result.differences = add_intervals(entries, opt.draws, SEED)
         if not opt.source:
@@ -240,6 +240,7 @@ def facts_of(
 def notes_of(entries: Sequence[Entry]) -> list[str]:
     """What to mind when reading the table: conditions that differ, trainings that were not at their end."""
     notes = [f"Not trained alike, {line}." for line in unlike(entries, ALIKE)]
+    notes += [f"{e.label}: {e.remark}." for e in entries if e.remark]
     sizes = {e.imgsz for e in entries}
     if len(sizes) > 1:
         each = ", ".join(f"{e.label} {e.imgsz}" for e in entries)
@@ -247,7 +248,7 @@ def notes_of(entries: Sequence[Entry]) -> list[str]:
         notes.append(f"Tested at different sizes (px): {each}. --imgsz with a multiple of {step} sets one for all.")
     images = {e.results.images for e in entries if e.results}
     if images and min(images) < LEAST_IMAGES:
-        notes.append(f"{min(images)} test images are too few for intervals ({LEAST_IMAGES} needed): small differences "
+        notes.append(f"{min(images)} images are too few for intervals ({LEAST_IMAGES} needed): small differences "
                      "mean nothing.")  # fmt: skip
     rising = [e.label for e in entries if still_rising(e)]
     if rising:
@@ -295,7 +296,8 @@ def parse_opt() -> argparse.Namespace:
     add("--weights", nargs="+", default=(), metavar="PT", help="checkpoints, or run folders (their best.pt)")
     add("--cfg", nargs="+", default=(), metavar="YAML", help="model yaml files, untrained: everything but accuracy")
     add("--labels", nargs="+", default=(), metavar="NAME", help="what to call the models, first --weights, then --cfg")
-    add("--data", default=None, help="data yaml, also looked for in data/ (shapes.yaml)")
+    add("--data", default=None,
+        help="data yaml, also looked for in data/ (shapes.yaml, or with --source none: pictures, size and time alone)")
     add("--source", default="", help="pictures to show side by side (some of the split), a file, folder or pattern")
     add("--imgsz", "--img", "--img-size", type=int, default=None, help="side in pixels (as each was trained)")
     add("--batch-size", type=int, default=None, help="of the evaluation (32), and of the training of --reproduce (16)")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import cv2
 import numpy as np
 import torch
 
-from models.checkpoint import load_checkpoint, model_from_checkpoint, weights_size
+from models.checkpoint import find_weights, load_checkpoint, model_from_checkpoint, weights_size
 from models.hub import AutoShape
 from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
+from models.transfer import with_classes
 from models.yolo import DetectionModel, coarse_stride_warning
 from utils.bootstrap import LEAST_IMAGES, Interval, by_class, interval_of, resample
 from utils.boxes import xywhn2xyxy
 from utils.compare_pictures import draw_verdict, encode
 from utils.comparison import Difference, Entry, PictureRow, TrainingRecord
-from utils.config import DataConfig, is_whole, warn_of_names
+from utils.config import DataConfig, is_whole, load_model_cfg
 from utils.console import LOGGER, progress
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, distinct
@@ -49,17 +51,6 @@ class Candidate:
     @property
     def label(self) -> str:
         return self.entry.label
-
-
-def find_weights(path: str) -> Path:
-    """The checkpoint that a file or a run's folder stands for. Raises UserError if the folder has none."""
-    given = Path(path)
-    if not given.is_dir():
-        return given
-    for file in (given / "weights" / "best.pt", given / "best.pt"):
-        if file.is_file():
-            return file
-    raise UserError(f"--weights {path}: a folder without weights/best.pt; give a run's folder or a .pt file")
 
 
 def speakable(path: object) -> str:
@@ -96,20 +87,21 @@ def load_candidates(
     candidates = []
     for label, file in zip(names, files, strict=False):
         content = load_checkpoint(file)
-        model = model_from_checkpoint(content, file)
-        if data and len(model.names) != data.nc:
-            raise UserError(f"{file} knows {len(model.names)} classes, {data.yaml_file} lists {data.nc}: models are "
-                            "compared on the --data they were trained on")  # fmt: skip
+        model = (with_classes(content, file, data.names, data.yaml_file.name) if data
+                 else model_from_checkpoint(content, file))  # fmt: skip
         size = imgsz or content.get("imgsz") or DEFAULT_IMGSZ
-        if data:
-            warn_of_names(file, model.names, data)
-        training = training_record(file, content)
-        candidates.append(_candidate(label, str(file), model, size, device, half, training))
+        candidates.append(_candidate(label, str(file), model, size, device, half, training_record(file, content)))
+        if (own := len(content["names"])) != len(model.names):
+            candidates[-1].entry.remark = f"of its {own} classes it has the {len(model.names)} of the data here"
     for label, cfg in zip(names[len(files) :], cfgs, strict=True):
-        model = DetectionModel(cfg, nc=data.nc if data else None)
+        # heads of as many classes, or else their sizes could not be compared
+        nc = data.nc if data else len(candidates[0].runtime.names) if candidates else None
+        model = DetectionModel(cfg, nc=nc)
         if data:
             model.names = dict(data.names)
         candidates.append(_candidate(label, cfg, model, imgsz or DEFAULT_IMGSZ, device, half, None, trained=False))
+        if nc and (own := load_model_cfg(cfg)["nc"]) != nc:
+            candidates[-1].entry.remark = f"with {nc} classes here, as the others, where its yaml has {own}"
     return candidates
 
 
@@ -161,13 +153,21 @@ def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
     if not budget:
         return
     generator = torch.Generator().manual_seed(0)
+
+    def rounds_shown(rounds: range, batch: int) -> Iterator[int]:
+        bar = progress(rounds, desc=f"timing in turns, batch {batch}")
+        try:
+            yield from bar
+        finally:
+            bar.total = bar.n  # out of time before all rounds: done all the same
+            bar.close()
+
     for batch in BATCHES:
         images = [torch.randint(0, 256, (batch, 3, c.entry.imgsz, c.entry.imgsz), dtype=torch.uint8,
                                 generator=generator) for c in candidates]  # fmt: skip
         calls = [lambda c=c, x=x: c.runtime.predict(x) for c, x in zip(candidates, images, strict=True)]
         try:
-            times = time_in_turns(calls, rounds=200, budget=budget,
-                                  each=lambda rounds, b=batch: progress(rounds, desc=f"timing in turns, batch {b}"))
+            times = time_in_turns(calls, rounds=200, budget=budget, each=partial(rounds_shown, batch=batch))
         except (RuntimeError, MemoryError) as e:
             if isinstance(e, RuntimeError) and "memory" not in str(e):
                 raise

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import val
 from models.checkpoint import (
+    find_weights,
     load_checkpoint,
     model_from_checkpoint,
     save_checkpoint,
@@ -36,7 +37,7 @@ from models.checkpoint import (
 from models.reconstruct import Fit, SideBySide, fit_layer, held_bytes, parts, polish
 from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
 from models.surgery import KINDS, Swap, parse_layers, plan_swaps, slim_config, transplant, unexplained_kernel
-from models.transfer import nameless, same_classes, transfer_weights
+from models.transfer import with_classes
 from models.yolo import DetectionModel
 from my_tools.default_set import prepare_shapes
 from utils.config import DataConfig, check_keys, load_data, save_yaml
@@ -49,6 +50,7 @@ from utils.labels import load_labels
 from utils.profiling import count_gflops, time_in_turns
 
 HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
+MEDIAN = 3  # which of `costs` is the median time
 POOR = 0.25  # share of the output lost from which a layer counts as fitting badly
 
 
@@ -77,6 +79,7 @@ class Options:
         self.layers = str(self.layers)
         if not self.weights:
             raise UserError("--weights is missing: give the checkpoint of a trained model")
+        self.weights = str(find_weights(self.weights))
         if self.exist_ok and Path(self.weights).resolve() == (self.folder / "weights/slim.pt").resolve():
             raise UserError(f"--exist-ok: {self.weights} would be written over itself; give another --name")
         if self.to not in KINDS:
@@ -117,7 +120,9 @@ def run(**kwargs: Any) -> Path:
     seed_everything(opt.seed)
     content = load_checkpoint(opt.weights)
     data = load_data(opt.data) if opt.data else None
-    original = matched(content, data, opt).to(device).requires_grad_(False)
+    original = (with_classes(content, opt.weights, data.names, data.yaml_file.name) if data
+                else model_from_checkpoint(content, opt.weights))  # fmt: skip
+    original = original.to(device).requires_grad_(False)
     size = check_img_size(opt.imgsz or content.get("imgsz") or DEFAULT_IMGSZ, int(original.stride.max()))[0]
     swaps, left = plan_swaps(original, opt.to, parse_layers(opt.layers, original.yaml), opt.group_size)
     if left:
@@ -145,6 +150,9 @@ def run(**kwargs: Any) -> Path:
         if data:
             figures += accuracy(original, slim, size, split, options, device)
         LOGGER.info(comparison(figures, size, device))
+        if figures[MEDIAN].after > figures[MEDIAN].before:
+            LOGGER.warning("the light model is not faster here: fewer operations are not always less time; time it on "
+                           "the machine it is for")  # fmt: skip
         write_all(folder, slim_content, layer_rows(original, fits, left), figures)
     except BaseException:
         if not existed:  # a folder that was there before may hold what is not ours
@@ -160,31 +168,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except FileExistsError:
         raise UserError(f"{shown(path)} is a file, where the checkpoint's folder has to be: move it away") from None
-
-
-def matched(content: Mapping[str, Any], data: DataConfig | None, opt: Options) -> DetectionModel:
-    """The model of a checkpoint in eval mode, with the classes of the data: head rows are carried over by name.
-
-    Raises UserError if a model of another number of classes shares no name with the data.
-    """
-    model = model_from_checkpoint(dict(content), opt.weights)
-    if data is None or list(model.names.values()) == list(data.names.values()):
-        return model
-    if len(model.names) == data.nc and (nameless(model.names) or nameless(data.names)):
-        LOGGER.warning(f"{opt.weights} or {data.yaml_file} has no class names, so they are taken by their numbers")
-        return model
-    same = same_classes(data.names, model.names)
-    if not same:
-        raise UserError(f"{opt.weights} knows {len(model.names)} classes, none of which {data.yaml_file} lists: give "
-                        "the --data it was trained on")  # fmt: skip
-    if unknown := [name for i, name in data.names.items() if i not in same]:
-        LOGGER.warning(f"{opt.weights} does not know {', '.join(unknown)}: rows of the head that know nothing")
-    LOGGER.info(f"the model gets the {data.nc} classes of {data.yaml_file.name} before all else, "
-                + ("all" if len(same) == data.nc else f"{len(same)}") + " of which it knows by name")  # fmt: skip
-    ours = DetectionModel(model.yaml, ch=model.yaml.get("ch", 3), nc=data.nc)
-    ours.names = dict(data.names)
-    transfer_weights(ours, content, opt.weights, anchors=True)
-    return ours.eval()
 
 
 def sample(data: DataConfig, model: DetectionModel, swaps: Sequence[Swap], size: int, opt: Options) -> list[Tensor]:
@@ -341,7 +324,7 @@ def tell(folder: Path, fits: Sequence[Fit], opt: Options, size: int) -> None:
 def parse_opt() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--weights", default=Options.weights, help="checkpoint of a trained model, also one of YOLOv5")
+    add("--weights", default=Options.weights, help="checkpoint of a trained model, also YOLOv5's, or a run's folder")
     add("--to", default=Options.to, metavar="KIND",
         help="slimneck: Conv -> GSConv, C3 -> VoVGSCSP; slimconv: Conv -> SlimNeck, C3 -> C3Slim")  # fmt: skip
     add("--layers", default=Options.layers, help="neck, all, or numbers: 10-23 or 10,13,17-20 (%(default)s)")

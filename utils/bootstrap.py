@@ -1,7 +1,7 @@
 """How sure the figures of an evaluation are: the bootstrap over its images (Efron, 1979).
 
 Images are drawn with replacement, as many as there are, and the figures worked out again, many times. The spread says
-what another choice of test images could have given; it says nothing of another training.
+what another choice of images could have given; it says nothing of another training.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from utils.report_content import known, present, short_labels
 
 WIDTH = 4.6  # inches: at most a phone's width, where letters of 9 points stay legible
 LOG_FROM = 20  # ratio of the largest to the smallest from which an axis is logarithmic
+NARROW = 1.1  # ratio of the largest to the smallest that fills an axis at least
 TAIL = 25  # letters of a label in a legend
 SERIES = 10
 MAP, LOSSES = "metrics/mAP_0.5:0.95", ("train/box_loss", "train/obj_loss", "train/cls_loss")
@@ -217,6 +218,9 @@ def _draw_trade_off(
     axis.margins(0.1, 0.14)
     axis.autoscale_view()
     axis.autoscale(False)
+    if max(xs) < NARROW * min(xs):  # a difference of no weight must not fill the chart
+        middle = (max(xs) + min(xs)) / 2
+        axis.set_xlim(middle * (2 - NARROW), middle * NARROW)
     lines = [((x, low), (x, high)) for x, low, high in bars]
     corners = _steps([(xs[i], ys[i]) for i in front], axis.get_xlim()[1])
     axis.plot(*zip(*corners, strict=True), color=style.soft, linewidth=1, linestyle=(0, (3, 2)), zorder=1)

@@ -1,4 +1,4 @@
-"""One test image as a detector sees it: hits, false detections and missed objects, told by colour, line and text."""
+"""One image as a detector sees it: hits, false detections and missed objects, told by colour, line and text."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ class Entry:
     source: the checkpoint or yaml it was read from. cfg: file name of its model yaml. bytes: size of the weights file
     in half precision. gflops: of one image at imgsz. latency: batch size -> seconds of each timed pass (rounds,).
     results, records: of the evaluation, one record per image in the order of the paths; None for an untrained model.
+    remark: what about the model is not as its file has it.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Entry:
     training: TrainingRecord | None = None
     map50: Interval | None = None
     map: Interval | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,14 @@ COLUMNS = (
     Column("model", "model", lambda e: e.label),
     Column("parameters", "parameters", lambda e: e.parameters, number(0)),
     Column("size_mib", "file, MiB", lambda e: e.bytes / 2**20, number(2), "weights in half precision"),
-    Column("gflops", "GFLOPs", lambda e: e.gflops, number(2), "2 per multiply-add, one image of the size tested"),
+    Column("gflops", "GFLOPs", lambda e: e.gflops, lambda v: number(2 if v >= 1 else 3)(v),
+           "2 per multiply-add, one image of the size tested"),
     Column("imgsz", "size, px", lambda e: e.imgsz, number(0), "side of the images tested"),
     Column("strides", "strides", lambda e: "/".join(map(str, e.strides))),
     Column("precision", "P", _summary(0), number(3), "precision at the confidence of the best mean F1"),
     Column("recall", "R", _summary(1), number(3), "recall there"),
-    Column("map50", "mAP50", _summary(2), number(3)),
+    Column("map50", "mAP50", _summary(2), number(3), "the interval of a value near 0 may lie above it: an image with a "
+           "rare hit that is drawn several times raises it"),
     Column("map", "mAP50-95", _summary(3), number(3)),
     Column("ap_small", "AP small", _size(1), number(3), "AP50-95 by COCO's rule, objects below 32 x 32 px"),
     Column("ap_medium", "AP medium", _size(2), number(3), "up to 96 x 96 px"),
@@ -186,7 +190,7 @@ def unlike(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One test image as each model sees it: JPEG files in the order of the entries, all of one size."""
+    """One image as each model sees it: JPEG files in the order of the entries, all of one size."""
 
     caption: str
     tiles: Sequence[bytes]

@@ -47,7 +47,12 @@ def _font(size: int):
 def count_text(classes: Iterable[float], names: Mapping[int, str]) -> str:
     """`4 persons, 1 bus`, by class; empty if there is none."""
     counts = Counter(int(c) for c in classes)
-    return ", ".join(f"{n} {names[c]}{'s' if n > 1 else ''}" for c, n in sorted(counts.items()))
+    return ", ".join(f"{n} {plural(names[c]) if n > 1 else names[c]}" for c, n in sorted(counts.items()))
+
+
+def plural(name: str) -> str:
+    """The plural of an English class name, by its ending."""
+    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 class Annotator:

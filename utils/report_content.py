@@ -16,7 +16,7 @@ INTERVALS = ("map50", "map")  # keys of columns for which an Entry has an interv
 METRICS = ("mAP50-95", "mAP50")  # of differences, the chief one first
 MINUS = "−"
 FORMULAS = "P, R, mAP50 and mAP50-95 in YOLOv5's formulas, AP of small, medium and large objects by COCO's rule."
-BRACKETS = "In brackets the 95 % bootstrap interval over the test images."
+BRACKETS = "In brackets the 95 % bootstrap interval over the images."
 TURNS = "Latency was measured with the models taking turns in one run."
 
 
@@ -75,7 +75,7 @@ def subject(comparison: Comparison) -> str:
         parts.append(f"{' and '.join(map(str, sizes))} px")
     images = [e.results.images for e in entries if e.results]
     if images:
-        parts.append(f"{max(images):,} test images")
+        parts.append(f"{max(images):,} images")
     else:
         parts.append("accuracy not measured")
     return ", ".join(parts)
@@ -150,7 +150,7 @@ def pairs_sentence(comparison: Comparison) -> str:
     decided = sum(d.verdict != "undecided" for d in of_chief)
     return (
         "Row model minus column model, with the 95 % bootstrap interval. A pair is undecided where the interval "
-        "includes 0. The interval covers the choice of the test images, not the luck of the training: another seed may "
+        "includes 0. The interval covers the choice of the images, not the luck of the training: another seed may "
         f"move a model by more. By {chief} {decided} of {len(of_chief)} "
         f"pair{'s' if len(of_chief) != 1 else ''} {'are' if decided != 1 else 'is'} decided; of pairs that are in "
         "truth equal, about one in twenty comes out as decided by chance, of few images more."

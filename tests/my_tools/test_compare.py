@@ -228,7 +228,7 @@ def test_the_same_weights_differ_by_nothing(runs: list[Path], tmp_path: Path) ->
 
 
 def test_too_few_images_for_intervals_is_said(report: Path) -> None:
-    assert "8 test images are too few for intervals (30 needed)" in report.read_text(encoding="utf-8")
+    assert "8 images are too few for intervals (30 needed)" in report.read_text(encoding="utf-8")
     assert {row["map_low"] for row in rows_of(report)} == {""}
 
 
@@ -238,6 +238,38 @@ def test_untrained_models_have_everything_but_accuracy(tmp_path: Path) -> None:
         assert row["map50"] == row["epochs"] == "" and float(row["gflops"]) > 0 and float(row["ms_1"]) > 0
         assert 1.5 < float(row["size_mib"]) < 2.5
     assert report.parent == tmp_path / "exp"
+
+
+def test_untrained_models_have_as_many_classes_each(tmp_path: Path) -> None:
+    """The yaml of yolov5n has 80, the other one 20."""
+    report = compare.run(cfg=[MODELS[0], "yolov5n.yaml"], imgsz=64, project=str(tmp_path), **QUICK)
+    assert [int(row["parameters"]) for row in rows_of(report)] == [890_785, 1_790_977]  # as in the README
+    assert "yolov5n: with 20 classes here, as the others, where its yaml has 80." in report.read_text(encoding="utf-8")
+
+
+def test_a_model_of_more_classes_is_measured_on_those_of_the_data(
+    runs: list[Path], data: Path, tmp_path: Path
+) -> None:
+    content = load_checkpoint(runs[0] / "weights/best.pt")
+    wide = Model(MODELS[0], nc=4)
+    wide.names = dict(enumerate(("green", "Blue", "red", "white")))
+    state = wide.state_dict()
+    for key, tensor in content["model"].items():
+        if state[key].shape == tensor.shape:
+            state[key] = tensor.float()
+        else:  # the head: the same rows, in the order of these classes
+            rows, theirs = state[key].view(3, 9, *tensor.shape[1:]), tensor.float().view(3, 7, *tensor.shape[1:])
+            rows[:, :5], rows[:, 6], rows[:, 7] = theirs[:, :5], theirs[:, 6], theirs[:, 5]
+    wide.load_state_dict(state)
+    save_checkpoint(tmp_path / "wide.pt", weights_content(wide, 64, half=False))
+    flags = {"weights": [str(runs[0]), str(tmp_path / "wide.pt")], "project": str(tmp_path), **QUICK}
+    report = compare.run(data=str(data), **flags)
+    first, second = rows_of(report)
+    assert first["map"] == second["map"] and first["parameters"] == second["parameters"]
+    assert "wide: of its 4 classes it has the 2 of the data here." in report.read_text(encoding="utf-8")
+    photos = compare.run(source=str(data.parent / "images/val/000.png"), **flags)
+    assert [row["map"] for row in rows_of(photos)] == ["", ""]  # without --data pictures, size and time alone
+    assert "000.png" in photos.read_text(encoding="utf-8")
 
 
 def test_trained_and_untrained_together_with_names_of_ones_own(

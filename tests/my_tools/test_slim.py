@@ -137,7 +137,7 @@ def test_other_classes_are_carried_over_by_name(flags: dict, tmp_path: Path, pri
     other = checkpoint(tmp_path / "three.pt", "green", "Blue", "red")
     content = load_checkpoint(slim.run(**{**flags, "weights": str(other)}) / "weights/slim.pt")
     assert list(content["names"].values()) == ["red", "blue"]
-    assert "gets the 2 classes of squares.yaml before all else, all of which it knows by name" in "\n".join(printed)
+    assert "three.pt gets the 2 classes of squares.yaml before all else" in "\n".join(printed)
     rows = content["model"]["model.6.m.0.bias"].float().reshape(2, 7)
     theirs = load_checkpoint(other)["model"]["model.6.m.0.bias"].half().float().reshape(2, 8)
     assert torch.equal(rows[:, :5], theirs[:, :5]) and torch.equal(rows[:, 5:], theirs[:, [7, 6]])
@@ -239,7 +239,20 @@ def test_classes_that_are_not_known(flags: dict, tmp_path: Path, printed: list[s
     assert any("other.pt does not know red: rows" in line for line in printed)
     nameless = checkpoint(tmp_path / "nameless.pt", "0", "1")
     slim.run(**{**flags, "weights": str(nameless), "layers": "4"})
-    assert any("no class names, so they are taken by their numbers" in line for line in printed)
+    assert any("no class name in common: classes are taken by their numbers" in line for line in printed)
+
+
+def test_a_run_folder_stands_for_its_checkpoint(flags: dict, tmp_path: Path) -> None:
+    folder = slim.run(**{**flags, "data": "", "layers": "4", "name": "first"})
+    again = slim.run(**{**flags, "weights": str(folder), "data": "", "layers": "3", "name": "second"})
+    assert model_from_checkpoint(load_checkpoint(again / "weights/slim.pt")).model[4].__class__.__name__ == "SlimNeck"
+    with pytest.raises(UserError, match="a folder without weights/best.pt"):
+        slim.run(**{**flags, "weights": str(tmp_path)})
+
+
+def test_a_slower_model_is_said_to_be_slower(flags: dict, printed: list[str]) -> None:
+    slim.run(**{**flags, "data": ""})
+    assert any("not faster here" in line for line in printed)  # the times of these tests are 1 and 2 ms
 
 
 def test_one_batch_is_warned_of(flags: dict, printed: list[str]) -> None:
