@@ -83,10 +83,13 @@ def augment_hsv(im: np.ndarray, rng: np.random.Generator, hgain: float, sgain: f
     if not (hgain or sgain or vgain):
         return im
     gains = rng.uniform(-1, 1, 3) * (hgain, sgain, vgain) + 1
+    hsv = cv2.cvtColor(im, cv2.COLOR_BGR2HSV)
+    if gains[0] * 179 < 255:  # hues from 180 on are taken for what lies one turn before them
+        return cv2.cvtColor(cv2.transform(hsv, np.diag(gains)), cv2.COLOR_HSV2BGR)  # rounds, and stops at 255
     x = np.arange(256)
-    tables = ((x * gains[0]) % 180, np.clip(x * gains[1], 0, 255), np.clip(x * gains[2], 0, 255))
+    tables = ((x * gains[0]).round() % 180, *np.clip(x * gains[1:, None], 0, 255).round())
     table = np.stack(tables, -1).astype(np.uint8).reshape(1, 256, 3)
-    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(im, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2BGR)
+    return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2BGR)
 
 
 def jitter_hsv(im: np.ndarray, hgain: float = 0.5, sgain: float = 0.5, vgain: float = 0.5) -> None:
@@ -99,32 +102,6 @@ def _global_rng() -> np.random.Generator:
     return np.random.default_rng(np.random.randint(2**31))
 
 
-def mosaic4(
-    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], imgsz: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lay four images around a random point of a grey canvas of 2 imgsz a side (YOLOv4, 2020).
-
-    Each image, its longer side imgsz at most, touches the point with a corner; what leaves the canvas is cut off.
-    Returns the canvas and all labels, clipped to it.
-    """
-    canvas = np.full((2 * imgsz, 2 * imgsz, 3), GREY, np.uint8)
-    yc, xc = (int(v) for v in rng.uniform(imgsz // 2, 2 * imgsz - imgsz // 2, 2))
-    placed = []
-    for i, (im, label) in enumerate(zip(images, labels, strict=True)):
-        h, w = im.shape[:2]
-        left = xc - w if i % 2 == 0 else xc
-        top = yc - h if i < 2 else yc
-        x1, y1 = max(left, 0), max(top, 0)
-        x2, y2 = min(left + w, 2 * imgsz), min(top + h, 2 * imgsz)
-        canvas[y1:y2, x1:x2] = im[y1 - top : y2 - top, x1 - left : x2 - left]
-        label = label.copy()
-        label[:, 1:] += (left, top, left, top)
-        placed.append(label)
-    everything = np.concatenate(placed)
-    everything[:, 1:] = everything[:, 1:].clip(0, 2 * imgsz)
-    return canvas, everything
-
-
 def affine_matrix(
     in_shape: tuple[int, int], out_shape: tuple[int, int], hyp: Mapping[str, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
@@ -132,20 +109,19 @@ def affine_matrix(
 
     The centre of an image of in_shape (h, w) goes to the centre of out_shape, moved by up to `translate`.
     """
-    centre = np.eye(3)
-    centre[:2, 2] = -in_shape[1] / 2, -in_shape[0] / 2
-    perspective = np.eye(3)
-    perspective[2, :2] = rng.uniform(-1, 1, 2) * hyp["perspective"]
-    angle = rng.uniform(-1, 1) * hyp["degrees"]
+    p0, p1 = rng.uniform(-1, 1, 2) * hyp["perspective"]
+    angle = math.radians(rng.uniform(-1, 1) * hyp["degrees"])
     scale = rng.uniform(1 - hyp["scale"], 1 + hyp["scale"])
-    rotation = np.eye(3)
-    rotation[:2] = cv2.getRotationMatrix2D(angle=angle, center=(0, 0), scale=scale)
-    shear = np.eye(3)
-    shear[0, 1], shear[1, 0] = (math.tan(math.radians(v * hyp["shear"])) for v in rng.uniform(-1, 1, 2))
-    move = np.eye(3)
+    shear_x, shear_y = (math.tan(math.radians(v * hyp["shear"])) for v in rng.uniform(-1, 1, 2))
     fractions = rng.uniform(0.5 - hyp["translate"], 0.5 + hyp["translate"], 2)
-    move[:2, 2] = fractions * (out_shape[1], out_shape[0])
-    return move @ shear @ rotation @ perspective @ centre, scale
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    turned = np.array([
+        [cos - shear_x * sin, sin + shear_x * cos, fractions[0] * out_shape[1]],
+        [shear_y * cos - sin, shear_y * sin + cos, fractions[1] * out_shape[0]],
+        [0, 0, 1],
+    ])  # fmt: skip
+    cy, cx = in_shape[0] / 2, in_shape[1] / 2
+    return turned @ np.array([[1, 0, -cx], [0, 1, -cy], [p0, p1, 1 - p0 * cx - p1 * cy]]), scale
 
 
 def random_perspective(
@@ -168,13 +144,25 @@ def random_perspective(
             im = cv2.warpPerspective(im, matrix, dsize=size, borderValue=border)
         else:
             im = cv2.warpAffine(im, matrix[:2], dsize=size, borderValue=border)
+    return im, warp_labels(labels, matrix, scale, out_shape)
+
+
+def warp_labels(labels: np.ndarray, matrix: np.ndarray, scale: float, out_shape: tuple[int, int]) -> np.ndarray:
+    """The labels (m, 5) that a 3x3 matrix, which enlarges by `scale`, leaves of some (n, 5) in out_shape (h, w)."""
     if not len(labels):
-        return im, labels
-    new = warp_boxes(labels[:, 1:], matrix)
-    new[:, [0, 2]] = new[:, [0, 2]].clip(0, out_shape[1])
-    new[:, [1, 3]] = new[:, [1, 3]].clip(0, out_shape[0])
-    keep = box_candidates(labels[:, 1:] * scale, new)
-    return im, np.concatenate((labels[keep, :1], new[keep]), 1).astype(np.float32)
+        return labels
+    after = np.concatenate((labels[:, :1], warp_boxes(labels[:, 1:], matrix)), 1)
+    return visible_labels(labels, after, scale, out_shape)
+
+
+def visible_labels(before: np.ndarray, after: np.ndarray, scale: float, out_shape: tuple[int, int]) -> np.ndarray:
+    """Labels (n, 5) after a warp, clipped to out_shape (h, w), without those of which too little is left there.
+
+    before: the same ones before the warp, which enlarged by `scale`.
+    """
+    boxes = after[:, 1:].clip(0, (out_shape[1], out_shape[0]) * 2)
+    keep = box_candidates(before[:, 1:] * scale, boxes)
+    return np.concatenate((after[keep, :1], boxes[keep]), 1).astype(np.float32)
 
 
 def jitter_perspective(
@@ -220,14 +208,14 @@ def flip_up_down(im: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     """Turn an image and its labels upside down."""
     labels = labels.copy()
     labels[:, [2, 4]] = im.shape[0] - labels[:, [4, 2]]
-    return np.flipud(im), labels
+    return cv2.flip(im, 0), labels
 
 
 def flip_left_right(im: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mirror an image and its labels."""
     labels = labels.copy()
     labels[:, [1, 3]] = im.shape[1] - labels[:, [3, 1]]
-    return np.fliplr(im), labels
+    return cv2.flip(im, 1), labels
 
 
 def mixup(

@@ -1,6 +1,7 @@
 """Images and labels as batches: the data set, what it does to an image, and the loader around it.
 
 An item depends on the seed, the epoch and the index alone, never on which worker made it or on what came before.
+A mosaic is made of images that are near each other in the epoch's order: each is decoded once for all of its uses.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from utils.augment import (
     flip_up_down,
     letterbox,
     mixup,
-    mosaic4,
     random_perspective,
 )
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
@@ -35,10 +35,16 @@ from utils.distributed import local_world_size, world_size
 from utils.files import atomic_write
 from utils.images import ImageError, read_image
 from utils.labels import LabelIndex
+from utils.mosaic import mosaic
+
+GROUP = 16  # images that share their mosaics
+KEPT = 64  # decoded images kept at least
 
 # (h0, w0) of the file, ((ratio_h, ratio_w), (padw, padh)) as `scale_boxes` takes it; None after augmentation
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
 Item = tuple[Tensor, Tensor, str, Shapes]
+# epoch, index, and of which images the item's mosaics may be made
+Key = tuple[int, int, tuple[int, ...]]
 Batch = tuple[Tensor, Tensor, tuple[str, ...], tuple[Shapes, ...]]
 
 
@@ -62,27 +68,32 @@ class DetectionDataset(Dataset):
         self.index = index
         self._ram: list[np.ndarray] | None = None
         self._disk = cache == "disk"
+        self._decoded: dict[int, np.ndarray] = {}
         if cache == "ram" and self._fits_memory():
             self._ram = self._preload()
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> Item:
-        epoch, i = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: Key | int) -> Item:
+        """The item of a key, with mosaics of any images if it is an index alone."""
+        epoch, i, group = key if isinstance(key, tuple) else (0, key, ())
         if self.hyp is None:
             return self._plain_item(i)
         rng = np.random.default_rng((self.seed, epoch, i))
-        im, labels = self._augmented(i, rng)
+        im, labels = self._augmented(i, group or range(len(self)), rng)
         return self._to_item(im, labels, i, None)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Item]:
+    def __getitems__(self, keys: list[Key]) -> list[Item]:
         """The items of a batch (the loader asks for all of them at once)."""
+        if self.hyp is not None and self._ram is None:
+            near = {i for key in keys for i in key[2]}
+            self._decoded = {i: im for i, im in self._decoded.items() if i in near}
         items = [self[key] for key in keys]
         if not self.quad:
             return items
         groups = range(0, len(items) - 3, 4)
-        return [quad_item(items[k : k + 4], np.random.default_rng((self.seed, *keys[k], 4))) for k in groups]
+        return [quad_item(items[k : k + 4], np.random.default_rng((self.seed, *keys[k][:2], 4))) for k in groups]
 
     def _plain_item(self, i: int) -> Item:
         """Image i letterboxed, without augmentation."""
@@ -93,12 +104,13 @@ class DetectionDataset(Dataset):
         shapes = ((h0, w0), ((h / h0 * ratio[1], w / w0 * ratio[0]), pad))
         return self._to_item(im, self._pixel_labels(i, w * ratio[0], h * ratio[1], *pad), i, shapes)
 
-    def _augmented(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _augmented(self, i: int, group: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         hyp = self.hyp
         if not self.rect and rng.random() < hyp["mosaic"]:
-            im, labels = self._mosaic(i, rng)
+            im, labels = self._mosaic(i, group, rng)
             if rng.random() < hyp["mixup"]:
-                im, labels = mixup(im, labels, *self._mosaic(int(rng.integers(len(self))), rng), rng)
+                other = group[rng.integers(len(group))]
+                im, labels = mixup(im, labels, *self._mosaic(other, group, rng), rng)
         else:
             im, _ = self._load(i)
             h, w = im.shape[:2]
@@ -113,55 +125,61 @@ class DetectionDataset(Dataset):
             im, labels = flip_left_right(im, labels)
         return im, labels
 
-    def _mosaic(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        chosen = [i, *rng.integers(len(self), size=3).tolist()]
+    def _mosaic(self, i: int, group: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [i, *(group[k] for k in rng.integers(len(group), size=3))]
         rng.shuffle(chosen)
         images = [self._load(k)[0] for k in chosen]
-        labels = [self._pixel_labels(k, im.shape[1], im.shape[0]) for k, im in zip(chosen, images, strict=True)]
-        canvas, everything = mosaic4(images, labels, self.imgsz, rng)
-        return random_perspective(canvas, everything, self.hyp, rng, (self.imgsz, self.imgsz))
+        labels = [self._labels(k) for k in chosen]
+        return mosaic(images, labels, self.imgsz, self.hyp, rng)
+
+    def _labels(self, i: int) -> np.ndarray:
+        """Labels of image i, (n, 5) class, cx, cy, w, h normalised."""
+        values = self.index.labels(i)
+        return np.concatenate((np.zeros_like(values[:, :1]), values[:, 1:]), 1) if self.single_cls else values
 
     def _pixel_labels(self, i: int, w: float, h: float, padw: float = 0, padh: float = 0) -> np.ndarray:
         """Labels of image i, (n, 5) class and corners, as it lies at (padw, padh) with size w x h."""
-        values = self.index.labels(i)
-        labels = np.concatenate((values[:, :1], xywhn2xyxy(values[:, 1:], w, h, padw, padh)), 1)
-        if self.single_cls:
-            labels[:, 0] = 0
-        return labels
+        values = self._labels(i)
+        return np.concatenate((values[:, :1], xywhn2xyxy(values[:, 1:], w, h, padw, padh)), 1)
 
     def _to_item(self, im: np.ndarray, labels: np.ndarray, i: int, shapes: Shapes) -> Item:
         h, w = im.shape[:2]
-        target = torch.zeros(len(labels), 6)
+        target = np.zeros((len(labels), 6), np.float32)
         if len(labels):
-            corners = labels[:, 1:].copy()
-            corners[:, [0, 2]] = corners[:, [0, 2]].clip(0, w - 1e-3)
-            corners[:, [1, 3]] = corners[:, [1, 3]].clip(0, h - 1e-3)
-            target[:, 1] = torch.from_numpy(np.ascontiguousarray(labels[:, 0]))
-            target[:, 2:] = torch.from_numpy(xyxy2xywhn(corners, w, h))
-        image = torch.from_numpy(np.ascontiguousarray(im[..., ::-1].transpose(2, 0, 1)))
-        return image, target, self.index.file(i), shapes
+            corners = labels[:, 1:].clip(0, (w - 1e-3, h - 1e-3) * 2)
+            target[:, 1] = labels[:, 0]
+            target[:, 2:] = xyxy2xywhn(corners, w, h)
+        image = torch.from_numpy(cv2.cvtColor(im, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)  # lies in memory as it was
+        return image, torch.from_numpy(target), self.index.file(i), shapes
 
     def _load(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """Image i with its longer side imgsz, and the file's own (height, width).
+        """Image i with its longer side imgsz (for training: at most), and the file's own (height, width).
 
         A file that has become unreadable is a warning and a grey image.
         """
         h0, w0 = self.index.shapes[i].tolist()
         if self._ram is not None:
             return self._ram[i], (h0, w0)
-        if self._disk:
-            return self._load_from_disk(i), (h0, w0)
-        return self._read(i), (h0, w0)
+        if i not in self._decoded:
+            im = self._load_from_disk(i) if self._disk else self._read(i)
+            if self.hyp is None:  # each is used once
+                return im, (h0, w0)
+            if len(self._decoded) >= max(self.batch_size, KEPT):
+                del self._decoded[next(iter(self._decoded))]
+            self._decoded[i] = im
+        return self._decoded[i], (h0, w0)
 
     def _read(self, i: int) -> np.ndarray:
         h0, w0 = self.index.shapes[i].tolist()
         r = self.imgsz / max(h0, w0)
+        # for training, half or a quarter of the pixels is all that needs to be decoded of a large picture
+        reduce = next((f for f in (8, 4, 2) if self.hyp is not None and max(h0, w0) >= f * self.imgsz), 1)
         try:
-            im = read_image(self.index.file(i))
+            im = read_image(self.index.file(i), reduce)
         except ImageError as e:
             LOGGER.warning(f"{self.index.file(i)}: {e}; a grey image takes its place")
             im = np.full((h0, w0, 3), GREY, np.uint8)
-        if r != 1:
+        if r < 1 or (r > 1 and self.hyp is None):  # in training it is enlarged with the rest of what is done to it
             interpolation = cv2.INTER_LINEAR if self.hyp is not None or r > 1 else cv2.INTER_AREA
             im = cv2.resize(im, (max(int(w0 * r), 1), max(int(h0 * r), 1)), interpolation=interpolation)
         return im
@@ -243,7 +261,7 @@ def sort_by_proportion(
 
 
 class EpochBatches(Sampler):
-    """Yields batches as lists of (epoch, index), in an order that depends on seed, epoch and `weights` alone.
+    """Yields batches as lists of keys, in an order that depends on seed, epoch and `weights` alone.
 
     Set `epoch` before each pass. start: batches to leave out of the next pass, which an earlier run has done.
     weights: (length,) how often an image is drawn; None for each once. `rank` of `world` processes gets its share of
@@ -267,23 +285,33 @@ class EpochBatches(Sampler):
         """Batches of a whole pass, on this process."""
         return len(range(self.rank, self.batches, self.world)) if self.whole else self.batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         start, self.start = self.start, 0
         order = self._order()
         chosen = range(self.rank, self.batches, self.world) if self.whole else range(self.batches)
         for k in chosen[start:]:
-            batch = order[k * self.batch_size : (k + 1) * self.batch_size]
+            batch = range(k * self.batch_size, min((k + 1) * self.batch_size, self.length))
             own = batch if self.whole else batch[self.rank :: self.world]
-            yield [(self.epoch, int(i)) for i in own]
+            yield [(self.epoch, order[p], self._near(p, order)) for p in own]
 
-    def _order(self) -> np.ndarray:
+    def _near(self, place: int, order: list[int]) -> tuple[int, ...]:
+        """About GROUP images of the same batch, or where batches are smaller of a few batches.
+
+        Of a large batch they are spread evenly over it, so that a process's share of it holds whole groups.
+        """
+        size = self.batch_size * math.ceil(GROUP / self.batch_size)
+        start = place // size * size
+        step = max(size // GROUP, 1)
+        return tuple(order[start + place % step : start + size : step])
+
+    def _order(self) -> list[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.weights is not None:
-            return rng.choice(self.length, self.length, p=self.weights / self.weights.sum())
+            return rng.choice(self.length, self.length, p=self.weights / self.weights.sum()).tolist()
         order = np.arange(self.length)
         if self.shuffle:
             rng.shuffle(order)
-        return order
+        return order.tolist()
 
 
 def collate(items: list[Item]) -> Batch:
@@ -291,7 +319,8 @@ def collate(items: list[Item]) -> Batch:
     images, targets, paths, shapes = zip(*items, strict=True)
     for number, target in enumerate(targets):
         target[:, 0] = number
-    return torch.stack(images), torch.cat(targets), paths, shapes
+    stacked = torch.stack([im.permute(1, 2, 0) for im in images]).permute(0, 3, 1, 2)  # channels-last
+    return stacked, torch.cat(targets), paths, shapes
 
 
 def rescale(images: Tensor, imgsz: int, stride: int, rng: np.random.Generator) -> Tensor:

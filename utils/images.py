@@ -15,8 +15,12 @@ class ImageError(UserError):
     """A picture that cannot be used; the message says why."""
 
 
-def decode_image(content: bytes) -> np.ndarray:
-    """Decode a picture: (h, w, 3) uint8 BGR, turned as its EXIF data say.
+REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
+           8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
+
+
+def decode_image(content: bytes, reduce: int = 1) -> np.ndarray:
+    """Decode a picture: (h, w, 3) uint8 BGR, turned as its EXIF data say, at 1, 1/2, 1/4 or 1/8 of its sides.
 
     Raises ImageError if it is empty, cut off, too large, or no picture.
     """
@@ -26,7 +30,7 @@ def decode_image(content: bytes) -> np.ndarray:
     if content[:2] == b"\xff\xd8" and b"\xff\xd9" not in content[_scan_start(content) :]:
         raise ImageError("the JPEG is cut off")
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[reduce])
     except (cv2.error, MemoryError):
         image = None
     if image is None:
@@ -42,13 +46,13 @@ def _scan_start(jpeg: bytes) -> int:
     return at
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a picture file: (h, w, 3) uint8 BGR. Raises ImageError."""
+def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
+    """Read a picture file: (h, w, 3) uint8 BGR, as `decode_image` has it. Raises ImageError."""
     try:
         content = Path(path).read_bytes()
     except OSError as e:
         raise ImageError(e.strerror or "cannot be read") from e
-    return decode_image(content)
+    return decode_image(content, reduce)
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:

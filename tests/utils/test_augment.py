@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawings import STILL, drawn, found, rng
 
 from utils.augment import (
-    GREY,
     augment_hsv,
     box_candidates,
     flip_left_right,
     flip_up_down,
     letterbox,
     mixup,
-    mosaic4,
     random_perspective,
 )
-
-COLOURS = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255))
-STILL = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0, "perspective": 0.0}
-
-
-def drawn(h: int, w: int, box: tuple[int, int, int, int], cls: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A grey picture with one rectangle in the colour of its class, and its label."""
-    im = np.full((h, w, 3), GREY, np.uint8)
-    x1, y1, x2, y2 = box
-    im[y1:y2, x1:x2] = COLOURS[cls]
-    return im, np.array([[cls, *box]], np.float32)
-
-
-def found(im: np.ndarray, cls: int, tolerance: int = 90) -> np.ndarray:
-    """The box around all pixels near the colour of a class."""
-    ys, xs = np.nonzero(np.abs(im.astype(int) - COLOURS[cls]).max(2) < tolerance)
-    return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 @pytest.mark.parametrize("flip", [flip_left_right, flip_up_down])
@@ -72,22 +50,6 @@ def test_affine_box_holds_the_pixels(change: dict, slack: int | None, seed: int)
     else:  # the box around a turned box is larger than what it holds, never smaller
         assert (labels2[0, 1:3] <= pixels[:2] + 2).all() and (labels2[0, 3:] >= pixels[2:] - 2).all()
         assert ((labels2[0, 3:] - labels2[0, 1:3]) <= 2.2 * (pixels[2:] - pixels[:2])).all()
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_mosaic_boxes_follow_their_pictures(seed: int) -> None:
-    s = 100
-    tiles = [drawn(100, 80, (10, 10, 50, 60), 0), drawn(60, 100, (10, 10, 50, 50), 1),
-             drawn(100, 100, (40, 40, 90, 90), 2), drawn(90, 100, (30, 20, 60, 80), 3)]  # fmt: skip
-    canvas, labels = mosaic4([t[0] for t in tiles], [t[1] for t in tiles], s, rng(seed))
-    assert canvas.shape == (2 * s, 2 * s, 3) and len(labels) == 4
-    im, kept = random_perspective(canvas, labels, STILL, rng(seed), (s, s))
-    assert im.shape == (s, s, 3)
-    for cls, *box in labels.tolist():
-        if (box[2] - box[0]) * (box[3] - box[1]) > 0:
-            np.testing.assert_array_equal(found(canvas, int(cls), 1), box)
-    for cls, *box in kept.tolist():
-        np.testing.assert_allclose(found(im, int(cls), 5), box, atol=1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from helpers import write_yolo_set
 
+from utils import dataset as module
 from utils.config import load_hyp
 from utils.dataset import DetectionDataset, EpochBatches, create_loader, quad_item, rescale, sort_by_proportion
 from utils.image_weights import image_weights
+from utils.images import read_image
 from utils.labels import LabelIndex, load_labels
 
 
@@ -55,7 +58,7 @@ def test_augmented_labels_stay_inside(index: LabelIndex, rect: bool) -> None:
     dataset = DetectionDataset(index, 64, 4, hyp, rect=rect)
     for epoch in range(3):
         for i in range(len(dataset)):
-            image, targets, _, shapes = dataset[epoch, i]
+            image, targets, _, shapes = dataset[epoch, i, ()]
             assert shapes is None and image.shape[0] == 3
             x1, x2 = targets[:, 2] - targets[:, 4] / 2, targets[:, 2] + targets[:, 4] / 2
             y1, y2 = targets[:, 3] - targets[:, 5] / 2, targets[:, 3] + targets[:, 5] / 2
@@ -101,16 +104,17 @@ def test_rect_batches_fit_their_images() -> None:
 
 
 def indices(batches: EpochBatches) -> list[list[int]]:
-    return [[i for _, i in batch] for batch in batches]
+    return [[i for _, i, _ in batch] for batch in batches]
 
 
 def test_sampler_order() -> None:
     batches = EpochBatches(100, 8, shuffle=True, seed=0)
     first = list(batches)
-    assert sorted(i for b in first for _, i in b) == list(range(100)) and first == list(batches)
+    assert sorted(i for b in first for _, i, _ in b) == list(range(100)) and first == list(batches)
     batches.epoch = 1
-    assert indices(batches) != [[i for _, i in b] for b in first] and next(iter(batches))[0][0] == 1
-    assert list(EpochBatches(3, 2, shuffle=False)) == [[(0, 0), (0, 1)], [(0, 2)]]
+    assert indices(batches) != [[i for _, i, _ in b] for b in first] and next(iter(batches))[0][0] == 1
+    everything = (0, 1, 2)
+    assert list(EpochBatches(3, 2, shuffle=False)) == [[(0, 0, everything), (0, 1, everything)], [(0, 2, everything)]]
 
 
 def test_a_pass_that_was_cut_off_goes_on_where_it_was() -> None:
@@ -129,6 +133,60 @@ def test_shares_of_two_processes(whole: bool, shares: list) -> None:
     """Nine images: in training the last batch, too small for two, is left out; in an evaluation nothing is."""
     made = [EpochBatches(9, 4, shuffle=False, rank=r, world=2, whole=whole, least=1) for r in (0, 1)]
     assert [indices(m) for m in made] == shares and [len(m) for m in made] == [len(s) for s in shares]
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "groups"),
+    [
+        (16, 40, {16: 32, 8: 8}),
+        (64, 64, {16: 64}),  # four groups, spread over the batch
+        (6, 36, {18: 36}),  # three batches
+        (100, 100, {17: 68, 16: 32}),
+    ],
+)
+def test_images_share_mosaics_with_those_near_them(size: int, length: int, groups: dict[int, int]) -> None:
+    batches = EpochBatches(length, size, shuffle=True)
+    keys = [key for batch in batches for key in batch]
+    assert Counter(len(group) for *_, group in keys) == groups
+    assert all(i in group and len(set(group)) == len(group) for _, i, group in keys)
+    if size >= 16:  # a batch is made of nothing but its own images
+        assert all({i for key in batch for i in key[2]} == {i for _, i, _ in batch} for batch in batches)
+
+
+def test_the_share_of_a_process_is_made_of_its_own_images() -> None:
+    shares = [next(iter(EpochBatches(64, 64, shuffle=True, rank=r, world=4))) for r in range(4)]
+    for share in shares:
+        assert {i for key in share for i in key[2]} == {i for _, i, _ in share}
+
+
+def test_each_image_is_decoded_once_for_a_batch(index: LabelIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(module, "read_image", lambda path, reduce: read.append(path) or read_image(path, reduce))
+    hyp = {**load_hyp("hyp.scratch-low"), "mixup": 1.0}
+    for size in (12, 4):  # of small batches the images are kept for the next one
+        read.clear()
+        made = list(create_loader(DetectionDataset(index, 64, size, hyp), size, 0, shuffle=True))
+        assert len(made) == 12 / size and len(read) == len(set(read)) == 12
+    monkeypatch.setattr(module, "KEPT", 3)
+    dataset = DetectionDataset(index, 64, 2, hyp)
+    list(create_loader(dataset, 2, 0, shuffle=True))
+    assert len(dataset._decoded) <= 3
+
+
+@pytest.mark.parametrize(("imgsz", "reduce"), [(64, 8), (160, 4), (161, 2), (321, 1)])
+def test_of_large_pictures_less_is_decoded(
+    tmp_path: Path, imgsz: int, reduce: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a picture of 480 x 640 as much as the size asks for, in training; it lies where it did."""
+    write_yolo_set(tmp_path, 1, size=(480, 640))
+    index = load_labels((tmp_path / "images/train",), 2)
+    asked = []
+    monkeypatch.setattr(module, "read_image", lambda path, reduce: asked.append(reduce) or read_image(path, reduce))
+    hyp = {**load_hyp("hyp.short"), "translate": 0.0, "scale": 0.0, "fliplr": 0.0}
+    trained, plain = (DetectionDataset(index, imgsz, 1, h)[0] for h in (hyp, None))
+    assert asked == [reduce, 1]
+    assert (trained[0].float() - plain[0].float()).abs().mean() < 2
+    torch.testing.assert_close(trained[1], plain[1], atol=1e-3, rtol=0)
 
 
 def test_image_weights_are_drawn_by() -> None:
