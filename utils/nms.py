@@ -75,35 +75,39 @@ def _image_nms(
     x: Tensor, conf_thres: float, iou_thres: float, classes: Sequence[int] | None, agnostic: bool,
     multi_label: bool, max_det: int,
 ) -> Tensor:  # fmt: skip
+    """Detections of one image (n, 5 + nc).
+
+    Whether a box survives depends on better ones only, so the best candidates give the same survivors as all of them; a
+    network at the start of its training fires everywhere, and then they are a small part.
+    """
     x = x[x[:, 4] > conf_thres]
     scores = x[:, 5:] * x[:, 4:5]
-    if multi_label and scores.shape[1] > 1:
-        rows, cls = (scores > conf_thres).nonzero(as_tuple=True)
-        conf = scores[rows, cls]
+    if not multi_label:
+        scores, cls = scores.max(1)
+        scores, cls = scores[:, None], cls[:, None]
     else:
-        conf, cls = scores.max(1)
-        rows = (conf > conf_thres).nonzero(as_tuple=True)[0]
-        conf, cls = conf[rows], cls[rows]
+        cls = torch.arange(scores.shape[1], device=x.device).expand_as(scores)
     if classes is not None:
         wanted = torch.isin(cls, torch.as_tensor(list(classes), device=cls.device))
-        rows, conf, cls = rows[wanted], conf[wanted], cls[wanted]
-    order = conf.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-    rows, conf, cls = rows[order], conf[order], cls[order]
-    boxes = xywh2xyxy(x[rows, :4])
-    kept = _first_survivors(boxes + (0 if agnostic else cls[:, None] * CLASS_OFFSET), conf, iou_thres, max_det)
-    return torch.cat((boxes[kept], conf[kept, None], cls[kept, None].to(boxes)), 1)
-
-
-def _first_survivors(boxes: Tensor, conf: Tensor, iou_thres: float, max_det: int) -> Tensor:
-    """The first max_det indices that greedy NMS keeps of boxes sorted by confidence.
-
-    Whether a box survives depends on better ones only, so a prefix gives the same survivors as the whole; a network
-    at the start of its training fires everywhere, and then the prefix is a small part of the candidates.
-    """
-    nms = nms_kernel(boxes.device.type)
+        scores = torch.where(wanted, scores, -1.0)
+    conf, nms = scores.flatten(), nms_kernel(x.device.type)
+    most = min(int((conf > conf_thres).sum()), MAX_CANDIDATES)
     size = max(4 * max_det, 1024)
     while True:
-        kept = nms(boxes[:size], conf[:size], iou_thres)
-        if len(kept) >= max_det or size >= len(boxes):
-            return kept[:max_det]
+        best = _best(conf, min(size, most))
+        rows, of_class = best // scores.shape[1], cls.flatten()[best]
+        boxes = xywh2xyxy(x[rows, :4])
+        kept = nms(boxes + (0 if agnostic else of_class[:, None] * CLASS_OFFSET), conf[best], iou_thres)
+        if len(kept) >= max_det or size >= most:
+            kept = kept[:max_det]
+            return torch.cat((boxes[kept], conf[best][kept, None], of_class[kept, None].to(boxes)), 1)
         size *= 4
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """The indices of the `count` highest of scores (n,), the highest first, of equals the first."""
+    if not count:
+        return torch.empty(0, dtype=torch.long, device=scores.device)
+    lowest = scores.topk(count, sorted=False).values.min()
+    chosen = (scores >= lowest).nonzero()[:, 0]  # more than count where some are equal to the lowest
+    return chosen[scores[chosen].argsort(descending=True, stable=True)][:count]

@@ -38,11 +38,31 @@ def crowd(n: int = 700, nc: int = 3) -> torch.Tensor:
     return x
 
 
-def test_looking_at_a_prefix_gives_the_same_as_looking_at_all(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = crowd()
-    quick = non_max_suppression(x, 0.001, 0.6, multi_label=True, max_det=50)[0]
-    monkeypatch.setattr(module, "_first_survivors", lambda b, c, t, m: plain_nms(b, c, t)[:m])
-    assert torch.equal(quick, non_max_suppression(x, 0.001, 0.6, multi_label=True, max_det=50)[0])
+@pytest.mark.parametrize("options", [{}, {"multi_label": True}, {"agnostic": True}, {"classes": [0, 2]},
+                                     {"multi_label": True, "classes": [1]}, {"conf_thres": 0.6}, {"max_det": 5000}])
+@pytest.mark.parametrize("levels", [0, 7])
+def test_looking_at_the_best_gives_the_same_as_looking_at_all(
+    options: dict, levels: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where many scores are equal."""
+    x = crowd(1500)
+    if levels:
+        x[..., 4:] = (x[..., 4:] * levels).round() / levels
+    options = {"conf_thres": 0.001, "iou_thres": 0.6, "max_det": 40, **options}
+    quick = non_max_suppression(x, **options)[0]
+    best = module._best
+    monkeypatch.setattr(module, "_best", lambda conf, count: best(conf, int((conf > options["conf_thres"]).sum())))
+    assert torch.equal(quick, non_max_suppression(x, **options)[0]) and len(quick) > 30
+
+
+@pytest.mark.parametrize(("scores", "count", "expected"), [
+    ([0.1, 0.5, 0.3], 2, [1, 2]),
+    ([0.5, 0.1, 0.5, 0.5], 2, [0, 2]),  # of equals the first
+    ([0.2, 0.2, 0.9, 0.2], 3, [2, 0, 1]),
+    ([0.3], 0, []),
+])  # fmt: skip
+def test_best(scores: list[float], count: int, expected: list[int]) -> None:
+    assert module._best(torch.tensor(scores), count).tolist() == expected
 
 
 @pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("operator torchvision::nms does not exist")])
