@@ -27,6 +27,7 @@ from utils.files import ROOT, atomic_write, increment_path, newest, safe_name
 from utils.images import write_image
 from utils.nms import non_max_suppression
 from utils.plots import plot_features
+from utils.precision import AMP_CHOICES
 from utils.sources import LoadStreams, open_source
 
 WRITABLE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .mp4".split())  # other kinds of picture become .jpg
@@ -216,6 +217,7 @@ def run(
     hide_labels: bool = False,
     hide_conf: bool = False,
     half: bool = False,
+    amp: str = "auto",
     vid_stride: int = 1,
 ) -> Path:
     """Detect objects and return the folder of the results. Raises UserError for bad input."""
@@ -227,12 +229,12 @@ def run(
     if file is None:
         raise UserError("no --weights given and no trained model in runs/train; run train.py first")
     where = select_device(device)
-    runtime = load_runtime(file, where, half)
+    runtime = load_runtime(file, where, half, amp)
     for c in classes or ():
         if c not in runtime.names:
             raise UserError(f"--classes {c}: this model knows 0 to {len(runtime.names) - 1}")
     size = check_img_size(imgsz or runtime.imgsz, runtime.stride)
-    LOGGER.info(f"detect: {file}, {size[0]}x{size[1]} px; {describe_device(where)}")
+    LOGGER.info(f"detect: {file}, {size[0]}x{size[1]} px; {describe_device(where)}, {runtime.reason}")
     existed = (Path(project) / name).is_dir() and exist_ok
     folder = increment_path(Path(project) / name, exist_ok)
     if save_txt:
@@ -280,6 +282,7 @@ def parse_opt() -> argparse.Namespace:
     add("--hide-labels", action="store_true", help="boxes without names")
     add("--hide-conf", action="store_true", help="names without confidences")
     add("--half", action="store_true", help="half precision, on a GPU")
+    add("--amp", default="auto", choices=AMP_CHOICES, help="number format: bf16 on CPUs that have it, or off (auto)")
     add("--vid-stride", type=int, default=1, help="look at every n-th frame")
     return parser.parse_args()
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
     part = min(step / warmup, 1.0) if warmup else 1.0
     set_rates(state.optimizer, part, hyp["lr0"] * lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)(state.epoch), hyp)
     accumulate = max(round(1 + part * (max(hyp["nbs"] / opt.batch_size, 1.0) - 1)), 1)
-    x = to_input(images, run.device)
+    x = to_input(images, run.device, torch.float32 if opt.multi_scale else run.precision.dtype)
     if opt.multi_scale:
         rng = np.random.default_rng((opt.seed, state.epoch, state.batch))
         x = rescale(x, opt.imgsz, int(run.model.stride.max()), rng)
@@ -200,7 +201,7 @@ def validate(run: Run, stop: StopRequest) -> Results:
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         if stop.requested:
             parts_of_all(None)
-        return run.state.ema.ema(to_input(images, run.device))
+        return runtime.forward(images)
 
     def parts_of_all(part: Part | None) -> list[Part]:
         parts = gather(part)
@@ -210,6 +211,7 @@ def validate(run: Run, stop: StopRequest) -> Results:
 
     start = time.perf_counter()
     spread(list(run.state.ema.ema.buffers()))  # all score the same model: the main process's batch norm statistics
+    runtime = Runtime(copy.deepcopy(run.state.ema.ema), run.device)
     settings = Settings(single_cls=run.opt.single_cls, writes=is_main(), by_size=False)
     results = evaluate(forward, run.val_loader, run.names, run.device, settings, run.val_loss, parts_of_all)
     run.state.class_maps = [float(results.summary[3])] * len(run.names)

@@ -38,6 +38,7 @@ from utils.labels import LabelIndex, load_labels
 from utils.mistakes import mistakes_picture
 from utils.nms import non_max_suppression
 from utils.plots import plot_confusion, plot_curves, plot_study
+from utils.precision import AMP_CHOICES
 from utils.protocols import PROTOCOLS
 from utils.scoring import (
     HEADER,
@@ -170,6 +171,7 @@ class Options:
     save_conf: bool = False
     save_json: bool = False
     half: bool = False
+    amp: str = "off"
     project: str = str(ROOT / "runs/val")
     name: str = "exp"
     exist_ok: bool = False
@@ -247,7 +249,8 @@ def run(**kwargs: Any) -> Results | list[Results]:
     if opt.save_txt:
         (folder / "labels").mkdir(exist_ok=True)
     size, names = input_size(runtimes[0], opt), names_of(runtimes[0], opt)
-    LOGGER.info(f"{opt.task}: {files[0]} on {config.yaml_file}, {size} px; {describe_device(device)}")
+    LOGGER.info(f"{opt.task}: {files[0]} on {config.yaml_file}, {size} px; {describe_device(device)}, "
+                f"{runtimes[0].reason}")
     results = evaluate_at(size, runtimes[0], split, opt, folder)
     LOGGER.info(results_table(results, names, opt.verbose or len(names) <= 30))
     if opt.save_hybrid:
@@ -310,7 +313,8 @@ def prepared(
     """What `evaluate` and `collect` need to run one model at one size, warmed up."""
     dataset = DetectionDataset(split.index, size, opt.batch_size, rect=True, pad=0.5, stride=runtime.stride,
                                single_cls=opt.single_cls)  # fmt: skip
-    loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=False)
+    pinned = runtime.device.type == "cuda"
+    loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=False, pin_memory=pinned)
     shared = ("conf_thres", "iou_thres", "max_det", "single_cls", "save_txt", "save_conf", "save_json", "save_hybrid",
               "protocol")  # fmt: skip
     settings = Settings(**{name: getattr(opt, name) for name in shared}, folder=folder, plots=not opt.noplots,
@@ -346,7 +350,7 @@ def names_of(runtime: Runtime, opt: Options) -> dict[int, str]:
 
 def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.device) -> Runtime:
     """Load a model. Raises UserError if it and the data disagree on the number of classes; warns if on names."""
-    runtime = load_runtime(weights, device, opt.half)
+    runtime = load_runtime(weights, device, opt.half, opt.amp)
     if opt.single_cls:
         return runtime
     if len(runtime.names) != data.nc:
@@ -386,6 +390,7 @@ def parse_opt() -> argparse.Namespace:
     add("--save-conf", action="store_true", help="with confidences in labels/*.txt")
     add("--save-json", action="store_true", help="write predictions.json in COCO's format")
     add("--half", action="store_true", help="half precision, on a GPU")
+    add("--amp", default=Options.amp, choices=AMP_CHOICES, help="number format of the network (%(default)s: float32)")
     add("--project", default=Options.project, help="results go to project/name (runs/val)")
     add("--name", default=Options.name, help="(%(default)s)")
     add("--exist-ok", action="store_true", help="use project/name even if it exists")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
-from models.runtime import load_runtime, to_input
+from models.runtime import to_input
 from models.yolo import DetectionModel
 from utils.device import select_device
 from utils.errors import UserError
@@ -34,9 +34,12 @@ class DetectMultiBackend(nn.Module):
         data: str | Path | None = None, fp16: bool = False, fuse: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        runtime = load_runtime(_one_file(weights), select_device(device), fp16)
-        self.model, self.device, self.fp16 = runtime.model, runtime.device, runtime.half
-        self.names, self.stride = runtime.names, runtime.stride
+        file = _one_file(weights)
+        self.device = select_device(device)
+        self.fp16 = fp16 and self.device.type != "cpu"
+        model = model_from_checkpoint(load_checkpoint(file), file).fuse()
+        self.model = model.to(self.device, torch.half if self.fp16 else torch.float, memory_format=torch.channels_last)
+        self.names, self.stride = model.names, int(model.stride.max())
 
     @torch.no_grad()  # not inference mode: scripts write into what they get
     def forward(self, im: Tensor, augment: bool = False, visualize: bool = False) -> list[Tensor]:

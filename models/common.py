@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.gradients import deinterleave, dense_gradient, interleave, is_channels_last
 from models.registry import register
 
 Activation = bool | nn.Module
@@ -26,11 +27,22 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     ShuffleNet (Zhang et al., 2018). Plain reshape and transpose, so that it can be traced and exported.
     """
     b, c, h, w = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    if is_channels_last(x):
         # the same along the last axis in memory: one copy, and the result stays channels-last
         y = x.permute(0, 2, 3, 1).reshape(b, h, w, groups, c // groups).transpose(3, 4)
         return y.reshape(b, h, w, c).permute(0, 3, 1, 2)
     return x.reshape(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+def shuffled_cat(a: Tensor, b: Tensor, in_turns: bool) -> Tensor:
+    """Two maps as one, shuffled: their channels in turns (both equally wide), or the even ones of both, then the odd.
+
+    The same as `channel_shuffle(torch.cat((a, b), 1), groups)` with 2 groups, or as many as half of all channels.
+    """
+    if is_channels_last(a, b):
+        return interleave(a, b) if in_turns else deinterleave(a, b)
+    y = torch.cat((a, b), 1)
+    return channel_shuffle(y, 2 if in_turns else y.shape[1] // 2)
 
 
 @register()
@@ -51,11 +63,11 @@ class Conv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c1, c2, k, s, autopad(k, p, d), groups=g, dilation=d, bias=False)
         self.bn = nn.BatchNorm2d(c2)
-        self.act = nn.SiLU(inplace=True) if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+        self.act = nn.SiLU() if act is True else act if isinstance(act, nn.Module) else nn.Identity()
         self.default_act = act is True
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
+        return dense_gradient(self.act(self.bn(self.conv(x))))
 
 
 @register()
@@ -125,7 +137,7 @@ class Concat(nn.Module):
         self.d = dimension
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        return torch.cat(x, self.d)
+        return torch.cat([dense_gradient(m) for m in x], self.d)
 
 
 # --- ShuffleNetV2 backbone (Ma et al., 2018) ------------------------------------------------------------------------
@@ -188,7 +200,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x1, x2 = x.chunk(2, dim=1) if self.stride == 1 else (x, x)
-        return channel_shuffle(torch.cat((self.branch1(x1), self.branch2(x2)), 1), 2)
+        return shuffled_cat(self.branch1(x1), self.branch2(x2), in_turns=True)
 
 
 @register()
@@ -239,8 +251,7 @@ class GSConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.cv1(x)
-        y = torch.cat((x1, self.cv2(x1)), 1)
-        return channel_shuffle(y, y.shape[1] // 2)
+        return shuffled_cat(x1, self.cv2(x1), in_turns=False)
 
 
 @register()

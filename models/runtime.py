@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.packed import pack
 from models.yolo import DetectionModel
 from utils.augment import make_divisible
 from utils.console import LOGGER
 from utils.errors import UserError
 from utils.nms import non_max_suppression
+from utils.precision import inference_precision
 
 DEFAULT_IMGSZ = 640
 
@@ -20,16 +22,25 @@ DEFAULT_IMGSZ = 640
 class Runtime:
     """A loaded detector, ready to predict.
 
-    Holds `names` {index: class name}, `stride` (largest, pixels), `imgsz` (pixels it was trained at), `device`.
+    Holds `names` {index: class name}, `stride` (largest, pixels), `imgsz` (pixels it was trained at), `device`, `dtype`
+    (of its maps; half: float16, on a GPU; amp: as `inference_precision` takes it) and `reason` for that, in words.
     """
 
-    def __init__(self, model: DetectionModel, device: torch.device, half: bool = False, imgsz: int | None = None):
+    def __init__(
+        self, model: DetectionModel, device: torch.device, half: bool = False, imgsz: int | None = None,
+        amp: str = "off",
+    ) -> None:  # fmt: skip
         if half and device.type == "cpu":
-            LOGGER.warning("--half is for GPUs; on a CPU the model stays in float32")
+            LOGGER.warning("--half is for GPUs; on a CPU there is --amp bf16")
             half = False
-        self.device, self.half = device, half
-        self.model = model.fuse().to(device, memory_format=torch.channels_last).eval()
-        self.model = self.model.half() if half else self.model.float()
+        precision = inference_precision("fp16" if half else amp, device)
+        self.device, self.dtype, self.reason = device, precision.dtype, precision.reason
+        head = model.model[-1]
+        anchors = head.anchors.float().to(device)  # in half precision they would be others
+        self.model = model.fuse().to(device, self.dtype, memory_format=torch.channels_last).eval()
+        head.anchors = anchors
+        if device.type == "cpu":
+            pack(self.model)
         self.names, self.stride, self.imgsz = model.names, int(model.stride.max()), imgsz or DEFAULT_IMGSZ
 
     @torch.inference_mode()
@@ -38,8 +49,11 @@ class Runtime:
 
         Returns (b, n, 5 + nc) float32: cx, cy, w, h in pixels, objectness, class scores.
         """
-        x = to_input(images, self.device)
-        return self.model(x.half() if self.half else x, augment=augment)[0]
+        return self.forward(images, augment)[0]
+
+    def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, list[Tensor] | None]:
+        """What `predict` returns, and the head's raw maps as its loss takes them (None with `augment`)."""
+        return self.model(to_input(images, self.device, self.dtype), augment=augment)
 
 
 def warm_up(runtime: Runtime, height: int, width: int) -> None:
@@ -47,17 +61,20 @@ def warm_up(runtime: Runtime, height: int, width: int) -> None:
     non_max_suppression(runtime.predict(torch.zeros(1, 3, height, width, dtype=torch.uint8)))
 
 
-def to_input(images: Tensor, device: torch.device) -> Tensor:
-    """Images (b, 3, h, w) uint8, or float in [0, 1], as a network takes them: float32, channels-last, on `device`."""
+def to_input(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images (b, 3, h, w) uint8, or float in [0, 1], as a network takes them: in [0, 1], channels-last, on `device`.
+
+    dtype: of the result; what comes as uint8 is the same in half precision whether it was float32 in between or not.
+    """
     x = images.to(device, non_blocking=True)
-    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    x = x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def load_runtime(weights: str | Path, device: torch.device, half: bool = False) -> Runtime:
+def load_runtime(weights: str | Path, device: torch.device, half: bool = False, amp: str = "off") -> Runtime:
     """Load a checkpoint to predict with. Raises UserError if it is none."""
     content = load_checkpoint(weights)
-    return Runtime(model_from_checkpoint(content, weights), device, half, content.get("imgsz"))
+    return Runtime(model_from_checkpoint(content, weights), device, half, content.get("imgsz"), amp)
 
 
 def check_img_size(imgsz: int | list[int], stride: int) -> list[int]:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.checkpoint import check_fit, load_checkpoint, model_from_checkpoint
+from models.gradients import replace_strided_depthwise
 from models.imagenet import TORCHVISION, start_backbone
 from models.runtime import check_img_size
 from models.state import TrainState, data_digest
@@ -25,7 +26,7 @@ from utils.autobatch import check_train_batch_size
 from utils.config import DataConfig, load_yaml, save_yaml
 from utils.console import LOGGER, quoted, shown
 from utils.dataset import DetectionDataset, create_loader
-from utils.device import describe_device, seed_everything, select_device
+from utils.device import describe_device, keep_freed_memory, seed_everything, select_device
 from utils.distributed import (
     connect,
     gather,
@@ -106,6 +107,10 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         raise UserError("--image-weights goes by the evaluation after each epoch: it needs a val split and no --noval")
     precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
     model = model.to(device, memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_freed_memory()
+        if precision.dtype == torch.bfloat16:
+            replace_strided_depthwise(model)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, {world_size()} process"
                 f"{'es' if world_size() > 1 else ''}, {precision.reason}, seed {opt.seed}, {opt.hyp}")  # fmt: skip

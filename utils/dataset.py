@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -337,10 +338,12 @@ def rescale(images: Tensor, imgsz: int, stride: int, rng: np.random.Generator) -
     return torch.nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(background: bool, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process decides what is still to be done
     if world_size() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all there are, on Ctrl-C too
+    if background and hasattr(os, "nice"):
+        os.nice(19)  # each time a core is taken from the network's threads, the others wait for that one
     cv2.setNumThreads(0)  # one worker per core: OpenCV's own threads would fight over them
     torch.set_num_threads(1)
 
@@ -351,6 +354,7 @@ def create_loader(
 ) -> DataLoader:  # fmt: skip
     """A loader over a data set. `loader.batch_sampler.epoch = n` chooses the epoch that the next pass draws.
 
+    pin_memory: for a GPU; without it the network is taken to run on the cores that the loader's processes share.
     rank, world, whole: the part of it that this process gets, see `EpochBatches`.
     """
     # batch norm cannot learn from a share of one image whose coarsest map is a single cell
@@ -364,7 +368,7 @@ def create_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, not pin_memory),
         generator=torch.Generator(),  # the loader's own: it leaves the random state of the training alone
     )
 

@@ -55,6 +55,16 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
     return _automatic(device)
 
 
+def inference_precision(amp: str, device: torch.device) -> Precision:
+    """What `--amp` means where nothing is trained: auto is bfloat16 on CPUs that multiply it, else float32.
+
+    Raises UserError for a format the device does not have.
+    """
+    if amp == "auto" and device.type != "cpu":
+        return Precision(torch.float32, device, "float32 (--half for float16)")
+    return choose_precision(amp, device)
+
+
 def _automatic(device: torch.device) -> Precision:
     if device.type == "cpu":
         units = cpu_bf16_units()
