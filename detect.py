@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
+from utils.background import InOrder, read_ahead
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, has_display, select_device
@@ -28,7 +30,7 @@ from utils.images import write_image
 from utils.nms import non_max_suppression
 from utils.plots import plot_features
 from utils.precision import AMP_CHOICES
-from utils.sources import LoadStreams, open_source
+from utils.sources import LoadImages, LoadStreams, open_source
 
 WRITABLE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .mp4".split())  # other kinds of picture become .jpg
 
@@ -151,45 +153,76 @@ def save_features(runtime: Runtime, image: Tensor, folder: Path) -> None:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Frames:
+    """What is looked at in one go: a picture, a frame of a video, or one frame of each stream."""
+
+    batch: Tensor  # (b, 3, h, w) uint8 RGB, letterboxed
+    originals: list[np.ndarray]
+    paths: list[str]
+    text: str
+    mode: str
+    number: int  # in the video, from 1
+    fps: float
+    seconds: float  # that reading and letterboxing took
+
+
+def read_frames(dataset: LoadImages | LoadStreams, vid_stride: int) -> Iterator[Frames]:
+    """What a source yields, with all that is to be known of it later."""
+    start = time.perf_counter()
+    for path, im, im0s, capture, text in dataset:
+        streams = dataset.mode == "stream"
+        paths, originals = (path, im0s) if streams else ([path], [im0s])
+        fps = capture.get(cv2.CAP_PROP_FPS) / vid_stride if capture else 30
+        yield Frames(torch.from_numpy(im if streams else im[None]), originals, paths, text, dataset.mode, dataset.frame,
+                     fps, time.perf_counter() - start)  # fmt: skip
+        start = time.perf_counter()
+
+
 def predict_all(
     runtime: Runtime, source: str, size: list[int], out: Output, conf_thres: float, iou_thres: float, max_det: int,
     classes: list[int] | None, agnostic_nms: bool, augment: bool, visualize: bool, vid_stride: int,
 ) -> int:  # fmt: skip
-    """The prediction loop; returns the number of frames looked at."""
-    frames, seconds = 0, np.zeros(3)
+    """The prediction loop; returns the number of frames looked at.
+
+    While the network looks at one frame, the next are read in one thread, and those before written in another.
+    """
+    count, seconds = 0, np.zeros(3)
     dataset = open_source(source, size, runtime.stride, vid_stride=vid_stride)
     warm_up(runtime, *size)
+    every = read_frames(dataset, vid_stride)
     start = time.perf_counter()
-    for path, im, im0s, capture, text in dataset:
-        streams = isinstance(dataset, LoadStreams)
-        batch = torch.from_numpy(im if streams else im[None])
-        loaded = time.perf_counter()
-        if visualize:
-            folder = out.folder / f"features_{safe_name(Path(str(path)).stem)}"
-            folder.mkdir(exist_ok=True)
-            save_features(runtime, batch[:1], folder)
-        prediction = runtime.predict(batch, augment)
-        predicted = time.perf_counter()
-        detections = non_max_suppression(prediction, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)
-        seconds += np.diff([start, loaded, predicted, time.perf_counter()])
-        paths, originals = (path, im0s) if streams else ([path], [im0s])
-        for k, (found, im0) in enumerate(zip(detections, originals, strict=True)):
-            found = found.cpu()
-            scale_boxes(tuple(batch.shape[2:]), found[:, :4], im0.shape[:2])
-            found[:, :4] = found[:, :4].round()
-            fps = capture.get(cv2.CAP_PROP_FPS) / vid_stride if capture else 30
-            out.add(found, im0, paths[k], dataset.mode, dataset.frame, fps)
-            shape = f"{batch.shape[2]}x{batch.shape[3]}"
-            head = text or f"{k}: "
-            count = count_text(found[:, 5].tolist(), out.names) or "nothing"
-            LOGGER.info(f"{head}{shape} {count}, {(predicted - loaded) * 1e3:.1f}ms")
-            frames += 1
-        start = time.perf_counter()
-    if frames:
-        times = ", ".join(f"{v:.1f}ms {k}" for k, v in zip(("pre-process", "inference", "NMS"), seconds / frames * 1e3,
-                                                          strict=True))  # fmt: skip
-        LOGGER.info(f"speed per image: {times}")
-    return frames
+    with InOrder() as writer:
+        # a stream has a thread of its own already, and of it the newest frame is wanted
+        for frames in every if dataset.mode == "stream" else read_ahead(every):
+            loaded = time.perf_counter()
+            if visualize:
+                folder = out.folder / f"features_{safe_name(Path(frames.paths[0]).stem)}"
+                folder.mkdir(exist_ok=True)
+                save_features(runtime, frames.batch[:1], folder)
+            prediction = runtime.predict(frames.batch, augment)
+            predicted = time.perf_counter()
+            detections = non_max_suppression(prediction, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)
+            seconds += (frames.seconds, predicted - loaded, time.perf_counter() - predicted)
+            shape = tuple(frames.batch.shape[2:])
+            for k, (found, im0) in enumerate(zip(detections, frames.originals, strict=True)):
+                found = found.cpu()
+                scale_boxes(shape, found[:, :4], im0.shape[:2])
+                found[:, :4] = found[:, :4].round()
+                args = found, im0, frames.paths[k], frames.mode, frames.number, frames.fps
+                if out.view_img:  # windows are the main thread's
+                    out.add(*args)
+                else:
+                    writer.add(out.add, *args)
+                what = count_text(found[:, 5].tolist(), out.names) or "nothing"
+                LOGGER.info(f"{frames.text or f'{k}: '}{shape[0]}x{shape[1]} {what}, "
+                            f"{(predicted - loaded) * 1e3:.1f}ms")  # fmt: skip
+                count += 1
+    if count:
+        steps = zip(("pre-process", "inference", "NMS"), seconds / count * 1e3, strict=True)
+        LOGGER.info(f"speed per image: {', '.join(f'{v:.1f}ms {k}' for k, v in steps)}; "
+                    f"{count} in {time.perf_counter() - start:.1f} s with reading and writing")  # fmt: skip
+    return count
 
 
 def run(

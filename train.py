@@ -46,6 +46,7 @@ from utils.files import ROOT, atomic_write
 from utils.image_weights import image_weights
 from utils.images import write_image
 from utils.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
+from utils.loss_checks import BadLoss
 from utils.metrics import fitness
 from utils.optim import lr_factor, set_rates, warmup_steps
 from utils.options import OPTIMIZERS, TrainOptions, effective_hyp
@@ -106,12 +107,17 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
         loader.batch_sampler.weights = image_weights(loader.dataset.index, state.class_maps)
     LOGGER.info(PROGRESS_HEADER)
     bar = progress(loader, total=len(loader), initial=state.batch)
-    start = time.perf_counter()
+    start = shown_at = time.perf_counter()
     for images, targets, paths, _ in bar:
         start = spend(run, "data", start)
         stopping = train_batch(run, images, targets, paths, stop)
-        show_progress(run, bar, len(targets), images.shape[-1])
+        if run.device.type == "cpu" or state.batch == len(loader) or start - shown_at > 1:  # a GPU is waited for
+            show_progress(run, bar, len(targets), images.shape[-1])
+            shown_at = start
         start = spend(run, "step", start)
+        if stopping or state.batch == len(loader):
+            if bad := run.checks.last():
+                refuse_loss(run, bad)
         if stopping:
             bar.close()
             raise Stopped
@@ -137,12 +143,12 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
             raise
         raise UserError("batch norm cannot learn from a single image whose coarsest map is a single cell: give a "
                         "larger --batch-size or --imgsz") from e  # fmt: skip
-    loss, parts = run.train_loss(raw, targets.to(run.device))
+    loss, parts = run.train_loss(raw, targets)
     loss = loss * 4 if opt.quad else loss
-    bad = not torch.isfinite(loss)
+    bad = run.checks.add(loss, (state.batch, images, targets, paths))
     signal = highest(2 if bad else int(stop.requested), run.device)
     if signal == 2:
-        refuse_loss(run, loss, images, targets, paths)
+        refuse_loss(run, bad)
     # of several processes each has its share of the sum, and their gradients are averaged
     state.scaler.scale(loss * world_size()).backward()
     if step - state.last_step >= accumulate:
@@ -160,18 +166,18 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
     return signal == 1
 
 
-def refuse_loss(run: Run, loss: Tensor, images: Tensor, targets: Tensor, paths: Sequence[str]) -> None:
+def refuse_loss(run: Run, bad: BadLoss | None) -> None:
     """Raise UserError for a loss that is no number, with the batch it came from kept to look at."""
-    if torch.isfinite(loss):
+    if bad is None:
         raise UserError("stopped, as the loss of another process is no finite number")
-    state = run.state
+    number, images, targets, paths = bad.batch
     name = "bad_batch" + (f"_{rank()}" if rank() else "")
     write_image(run.folder / f"{name}.jpg", draw_batch(images, targets.numpy(), paths, run.names))
     with atomic_write(run.folder / f"{name}.npz") as f:
         np.savez(f, images=images.numpy(), targets=targets.numpy(), paths=np.array(paths))
     format_advice = "" if run.precision.dtype == torch.float32 else ", with --amp off"
     raise UserError(
-        f"the loss is {loss.item()} in epoch {state.epoch}, batch {state.batch}: train with a lower learning rate "
+        f"the loss is {bad.value} in epoch {run.state.epoch}, batch {number}: train with a lower learning rate "
         f"(lr0, now {run.hyp['lr0']:g}, in a copy of {run.opt.hyp}){format_advice}, and look at the labels in "
         f"{shown(run.folder / name)}.jpg"
     )
@@ -389,6 +395,7 @@ def parse_opt() -> argparse.Namespace:
     add("--save-period", type=int, default=None, help="keep the weights of every so many epochs too (-1: none)")
     add("--seed", type=int, default=None, help="(0)")
     add("--amp", default=None, choices=AMP_CHOICES, help="number format of forward passes (auto)")
+    add("--compile", action="store_true", default=None, help="let torch.compile make kernels for the network, on a GPU")
     add("--tensorboard", action="store_true", default=None, help="log for TensorBoard too (pip install tensorboard)")
     return parser.parse_args()
 

@@ -42,6 +42,7 @@ from utils.errors import UserError
 from utils.files import find_file, git_commit, increment_path
 from utils.labels import LabelIndex, label_path, load_labels
 from utils.loss import ComputeLoss, scaled_gains
+from utils.loss_checks import LossChecks
 from utils.optim import EarlyStopping, ModelEMA, create_optimizer
 from utils.options import TrainOptions
 from utils.plots import plot_labels
@@ -66,6 +67,7 @@ class Run:
     val_loader: DataLoader | None
     train_loss: ComputeLoss
     val_loss: ComputeLoss
+    checks: LossChecks
 
     @property
     def model(self) -> DetectionModel:
@@ -262,6 +264,8 @@ def assemble(
     network = model
     if world > 1:
         network = share_gradients(model, device)
+    if opt.compile:
+        network = torch.compile(network)
     train_set = DetectionDataset(index, opt.imgsz, opt.batch_size, hyp, opt.rect, stride, cache=opt.cache,
                                  single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad)  # fmt: skip
     loader = create_loader(train_set, opt.batch_size, opt.workers, shuffle=not opt.rect,
@@ -269,7 +273,8 @@ def assemble(
     state = TrainState(model, ema, optimizer, precision.scaler(), EarlyStopping(opt.patience),
                        torch.zeros(3, device=device))  # fmt: skip
     run = Run(opt, hyp, data, digest, folder, precision, network, state, loader, None,
-              ComputeLoss(model, total if world > 1 else None), ComputeLoss(model))  # fmt: skip
+              ComputeLoss(model, total if world > 1 else None), ComputeLoss(model),
+              LossChecks(device.type == "cuda"))  # fmt: skip
     if val_index is not None:
         run.val_loader = eval_loader(run, "val", stride, val_index)
     return run

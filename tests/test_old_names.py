@@ -442,7 +442,8 @@ def test_backend_agrees_with_the_runtime(weights: Path) -> None:
     x = torch.rand(2, 3, 64, 96)
     out = model(x, augment=False, visualize=False)
     expected = load_runtime(weights, torch.device("cpu")).predict(x)
-    assert isinstance(out, list) and len(out) == 1 and torch.equal(out[0], expected)
+    assert isinstance(out, list) and len(out) == 1
+    torch.testing.assert_close(out[0], expected, rtol=1e-4, atol=1e-3)  # the runtime's convolutions are others
     out[0][..., :4] += 1  # as some scripts do
     assert torch.equal(model.half().model(x.half())[0].float(), model(x)[0].float())
     with pytest.raises(UserError, match="visualize"):

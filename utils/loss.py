@@ -38,8 +38,9 @@ def scaled_gains(hyp: Mapping[str, float], head: nn.Module, imgsz: int) -> dict[
 class ComputeLoss:
     """Loss of a detector; `model` needs a head as its last layer (`na nc nl anchors stride`) and `hyp`.
 
-    Call with the raw maps (b, na, h, w, 5 + nc) and targets (n, 6): image, class, cx, cy, w, h normalised. Returns
-    the loss, shape (1,), weighted and times the batch size; and its parts (box, obj, cls), shape (3,), detached.
+    Call with the raw maps (b, na, h, w, 5 + nc) and targets (n, 6): image, class, cx, cy, w, h normalised, best on
+    the CPU, so that a GPU need not be waited for. Returns the loss, shape (1,), weighted and times the batch size; and
+    its parts (box, obj, cls), shape (3,), detached.
 
     total: where several processes have a share of the batch each, the function that sums a tensor over them. The
     means are then over the whole batch: loss and parts of the processes add up to those of one with all of it.
@@ -50,7 +51,7 @@ class ComputeLoss:
         head = model.model[-1]
         self.hyp: dict[str, float] = model.hyp
         self.nc, self.na, self.nl = head.nc, head.na, head.nl
-        self.anchors: Tensor = head.anchors
+        self.anchors: Tensor = head.anchors.cpu()  # targets are assigned there: how many match is asked for at once
         device = head.anchors.device
         self.cls_weight = torch.tensor([self.hyp["cls_pw"]], device=device)
         self.obj_weight = torch.tensor([self.hyp["obj_pw"]], device=device)
@@ -59,10 +60,9 @@ class ComputeLoss:
         self.balance = BALANCE.get(self.nl, BALANCE_OTHER)
         if self.nl > len(self.balance):
             raise ValueError(f"the loss is made for up to {len(self.balance)} maps, the head has {self.nl}")
-        self.neighbours = NEIGHBOURS.to(device)
 
     def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
-        box = obj = cls = torch.zeros(1, device=targets.device)
+        box = obj = cls = torch.zeros(1, device=preds[0].device)
         levels = self.build_targets(preds, targets)
         images, matches = self._counts(preds, levels)
         for raw, weight, level, count in zip(preds, self.balance, levels, matches, strict=False):
@@ -107,7 +107,9 @@ class ComputeLoss:
         anchor's size (m, 2), the class (m,). A label goes to each anchor whose sides are within `anchor_t` times its
         own, in its cell and in two neighbours.
         """
-        return [self._level_targets(preds[i].shape, self.anchors[i], targets) for i in range(self.nl)]
+        targets, device = targets.cpu(), preds[0].device
+        levels = [self._level_targets(preds[i].shape, self.anchors[i], targets) for i in range(self.nl)]
+        return [tuple(t.to(device, non_blocking=True) for t in level) for level in levels]
 
     def _level_targets(self, shape: torch.Size, anchors: Tensor, targets: Tensor) -> LevelTargets:
         _, na, height, width, _ = shape
@@ -123,7 +125,7 @@ class ComputeLoss:
         # row k says for which labels the k-th neighbour is responsible too
         offset, pick = torch.stack((torch.ones_like(left), left, up, right, down)).nonzero(as_tuple=True)
         boxes, anchor, label = boxes[pick], anchor[pick], label[pick]
-        cell = (boxes[:, :2] - self.neighbours[offset]).long()
+        cell = (boxes[:, :2] - NEIGHBOURS[offset]).long()
         cell = torch.minimum(cell.clamp(0), size[:2].long() - 1)
         true_box = torch.cat((boxes[:, :2] - cell, boxes[:, 2:]), 1)
         x, y = cell.T

@@ -59,6 +59,7 @@ class TrainOptions:
     save_period: int = -1
     sync_bn: bool = False
     tensorboard: bool = False
+    compile: bool = False
     evolve: int = 0
     resume_evolve: bool | str = False
     given: tuple[str, ...] = field(default=(), repr=False)

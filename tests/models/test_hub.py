@@ -67,7 +67,7 @@ def model(loaded: AutoShape) -> AutoShape:
 def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """What detect.py finds in a.png: (m, 6) class, corners in whole pixels, confidence."""
     out = detect.run(weights=str(folder / "w.pt"), source=str(folder / "a.png"), conf_thres=CONF, max_det=MOST,
-                     save_txt=True, save_conf=True, nosave=True, device="cpu",
+                     save_txt=True, save_conf=True, nosave=True, device="cpu", amp="off",
                      project=str(tmp_path_factory.mktemp("detect")))  # fmt: skip
     rows = np.loadtxt(out / "labels" / "a.txt", ndmin=2)
     half = rows[:, 3:5] / 2

@@ -1,0 +1,147 @@
+"""Measure how fast training, evaluation and inference are here, as ratios of two things timed in turns.
+
+    python my_tools/benchmark.py                                    # a few minutes, on the drawn data set
+    python my_tools/benchmark.py --cases train loader --data VOC.yaml --rounds 9
+
+Writes table.csv and chart.png to runs/benchmark/exp. A ratio is the median of the rounds'; beside it their quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import MappingProxyType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from models.checkpoint import find_weights, load_checkpoint
+from my_tools.benchmark_cases import Conditions, Row, evaluation, inference, loading, training
+from my_tools.benchmark_files import detecting, scaling
+from my_tools.default_set import prepare_shapes
+from utils.config import load_data
+from utils.console import LOGGER, Parser, run_script, shown
+from utils.device import describe_device, select_device
+from utils.errors import UserError
+from utils.files import ROOT, atomic_write, find_file, increment_path
+from utils.precision import AMP_CHOICES
+
+CASES: Mapping[str, Callable[[Conditions], list[Row]]] = MappingProxyType(
+    {"train": training, "loader": loading, "val": evaluation, "infer": inference, "detect": detecting,
+     "scale": scaling})  # fmt: skip
+HEADER = "%-8s %-44s %9s   %-34s %9s   %-22s %s"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    lines = [HEADER % ("case", "what", "ms", "against", "ms", "ratio (quartiles)", "target")]
+    for r in rows:
+        ratio = f"{r.ratio:.2f} ({r.low:.2f} to {r.high:.2f})" + (" times as fast" if r.fast else "")
+        lines.append(HEADER % (r.case, r.what, f"{r.ms:.2f}", r.yardstick, f"{r.yardstick_ms:.2f}", ratio, aim(r)))
+    return "\n".join(lines)
+
+
+def aim(row: Row) -> str:
+    """A row's target, and whether it is met."""
+    if row.target is None:
+        return ""
+    return f"{'>=' if row.fast else '<='} {row.target:g}: {'met' if row.met else 'missed'}"
+
+
+def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
+    """A bar per row with its quartiles, and a mark at its target; two panels, as more is better in one only."""
+    kinds = [([r for r in rows if r.fast], "times as fast as the yardstick (more is better)"),
+             ([r for r in rows if not r.fast], "part of the yardstick's time (less is better)")]  # fmt: skip
+    kinds = [kind for kind in kinds if kind[0]]
+    figure = Figure(figsize=(10, 1.2 + 0.34 * len(rows) + 0.8 * len(kinds)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=[len(kind[0]) + 1 for kind in kinds])[:, 0]
+    for axis, (group, label) in zip(axes, kinds, strict=True):
+        for y, r in enumerate(group):
+            color = {None: "#8a929b", True: "#1fab7c", False: "#bf3900"}[r.met]
+            spread = [[r.ratio - r.low], [r.high - r.ratio]]
+            axis.barh(y, r.ratio, color=color, height=0.62, xerr=spread, error_kw={"ecolor": "#1b1f24", "lw": 1})
+            axis.text(max(r.ratio, r.high), y, f" {r.ratio:.2f}", va="center", fontsize=8)
+            if r.target is not None:
+                axis.plot([r.target] * 2, [y - 0.42, y + 0.42], color="#1b1f24", lw=2)
+        axis.axvline(1, color="#59626d", lw=0.8, ls=":")
+        axis.set_yticks(range(len(group)), [f"{r.what}\nagainst {r.yardstick}" for r in group], fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1.12 * max(max(r.high, r.target or 0, 1) for r in group))
+        axis.set_xlabel(label, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{title}\nbars: medians with quartiles; upright lines: targets", fontsize=9)
+    with atomic_write(file) as f:
+        figure.savefig(f, dpi=130, format="png")
+
+
+def run(
+    cases: Sequence[str] = tuple(CASES), cfg: Sequence[str] = ("yolov5_shufflenet.yaml", "yolov5s.yaml"),
+    weights: str = "", data: str = "shapes.yaml", imgsz: int = 320, batch_size: int = 16, rounds: int = 5,
+    device: str = "", workers: int = 8, amp: str = "auto", project: str = str(ROOT / "runs/benchmark"),
+    name: str = "exp", exist_ok: bool = False,
+) -> list[Row]:  # fmt: skip
+    """Measure, and write table.csv and chart.png; returns the rows. Raises UserError for bad input."""
+    if min(imgsz, batch_size, rounds) < 1 or workers < 0:
+        raise UserError("--imgsz, --batch-size and --rounds must be 1 or more, --workers 0 or more")
+    where = select_device(device)
+    config = load_data(data)
+    prepare_shapes(config.yaml_file)
+    file = find_weights(weights) if weights else None
+    if file:
+        load_checkpoint(file)  # what is wrong with it is told now, not after minutes
+    conditions = Conditions(config, [str(find_file(c, ("models",), "--cfg")) for c in cfg], file, imgsz, batch_size,
+                            rounds, where, workers, amp)  # fmt: skip
+    folder = increment_path(Path(project) / name, exist_ok)
+    title = f"{describe_device(where)}; {config.yaml_file.stem}, {imgsz} px, batches of {batch_size}"
+    LOGGER.info(title)
+    rows: list[Row] = []
+    for case in cases:
+        LOGGER.info(f"\n{case}: {rounds} rounds")
+        rows += CASES[case](conditions)
+        LOGGER.info(table([r for r in rows if r.case in (case, "share")][-12:]))
+        write(rows, title, folder)
+    LOGGER.info(f"\n{table(rows)}\n\nresults in {shown(folder)}")
+    return rows
+
+
+def write(rows: Sequence[Row], title: str, folder: Path) -> None:
+    """Write what has been measured so far."""
+    with atomic_write(folder / "table.csv", "w") as f:
+        writer = csv.DictWriter(f, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(r) for r in rows)
+    draw_chart(rows, title, folder / "chart.png")
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = Parser(description="Measure speed, as ratios of things timed in turns. In brackets: the defaults")
+    add = parser.add_argument
+    add("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="what to measure (all)")
+    add("--cfg", nargs="+", default=["yolov5_shufflenet.yaml", "yolov5s.yaml"], help="model yaml files (%(default)s)")
+    add("--weights", default="", help="a trained model, for the cases val and detect")
+    add("--data", default="shapes.yaml", help="data yaml, also looked for in data/ (%(default)s)")
+    add("--imgsz", "--img", "--img-size", type=int, default=320, help="pixels; inference is at 640 (%(default)s)")
+    add("--batch-size", "--batch", type=int, default=16, help="of training (%(default)s)")
+    add("--rounds", type=int, default=5, help="turns of each thing; more where they are short (%(default)s)")
+    add("--device", default="", help="cpu, mps, or a GPU's number")
+    add("--workers", type=int, default=8, help="loader processes at most (%(default)s)")
+    add("--amp", default="auto", choices=AMP_CHOICES, help="number format of training (%(default)s)")
+    add("--project", default=str(ROOT / "runs/benchmark"), help="results go to project/name (runs/benchmark)")
+    add("--name", default="exp", help="(%(default)s)")
+    add("--exist-ok", action="store_true", help="use project/name even if it exists")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    run(**vars(opt))
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())

@@ -1,0 +1,146 @@
+"""What benchmark.py measures with files: all of detect.py, and data sets of a thousand to a hundred thousand images."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import detect
+from models.checkpoint import save_checkpoint, weights_content
+from models.yolo import DetectionModel
+from my_tools.benchmark_cases import Conditions, Row, compared
+from utils.boxes import scale_boxes
+from utils.config import load_hyp
+from utils.console import LOGGER
+from utils.dataset import DetectionDataset, collate, create_loader
+from utils.labels import load_labels
+from utils.nms import non_max_suppression
+from utils.profiling import time_in_turns
+from utils.sources import LoadImages
+
+PICTURES = 500
+SIZES = (1_000, 10_000, 100_000)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without a line per image."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+
+
+def detecting(c: Conditions) -> list[Row]:
+    """All of detect.py, from the weights to the last picture written, against the slowest of its steps alone."""
+    index = load_labels(c.data.existing("val"), c.data.nc, "val: ")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = c.weights
+        if not weights:
+            weights = Path(folder) / "untrained.pt"
+            save_checkpoint(weights, weights_content(DetectionModel(c.cfgs[0], nc=c.data.nc), 640))
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        for k in range(PICTURES):
+            source = Path(index.file(k % len(index)))
+            os.symlink(source, pictures / f"{k}{source.suffix}")
+        runtime = detect.load_runtime(weights, c.device, amp="auto")
+        with quiet():
+            source = LoadImages(str(pictures), 640, runtime.stride)
+            frames = list(detect.read_frames(source, 1))
+            found = [look(runtime, f) for f in frames]
+            out = detect.Output(Path(folder) / "out", runtime.names)
+            out.folder.mkdir()
+
+            def read() -> None:
+                for _ in detect.read_frames(LoadImages(str(pictures), 640, runtime.stride), 1):
+                    pass
+
+            def network() -> None:
+                for f in frames:
+                    look(runtime, f)
+
+            def write() -> None:
+                for f, boxes in zip(frames, found, strict=True):
+                    out.add(boxes, f.originals[0], f.paths[0], f.mode, f.number, f.fps)
+
+            def whole() -> None:
+                detect.run(weights=str(weights), source=str(pictures), imgsz=640, device=str(c.device),
+                           project=folder, name="exp", exist_ok=True)  # fmt: skip
+
+            seconds = time_in_turns([whole, read, network, write], c.rounds, budget=1e9, least=2)
+    slowest = 1 + int(np.median(seconds[:, 1:], 0).argmax())
+    names = ("", "reading", "the network and NMS", "drawing and writing")
+    per = (PICTURES,) * 2
+    rows = [compared("detect", f"{PICTURES} pictures, all of detect.py", f"{names[slowest]} alone",
+                     seconds[:, [0, slowest]], per, target=1.2)]  # fmt: skip
+    rows += [compared("detect", f"{names[k]} alone", f"{names[slowest]} alone", seconds[:, [k, slowest]], per)
+             for k in range(1, 4) if k != slowest]  # fmt: skip
+    return rows
+
+
+def look(runtime: detect.Runtime, frames: detect.Frames) -> torch.Tensor:
+    """What is found in a picture, in its own pixels."""
+    found = non_max_suppression(runtime.predict(frames.batch), max_det=1000)[0]
+    scale_boxes(tuple(frames.batch.shape[2:]), found[:, :4], frames.originals[0].shape[:2])
+    return found
+
+
+def scaling(c: Conditions) -> list[Row]:
+    """An image's cost in a set of 10^4 and 10^5 images against that in one of 10^3; start-up and memory in words.
+
+    The sets are links to one small picture with a label file each.
+    """
+    rows, first = [], None
+    for size in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            make_links(Path(folder), size)
+            start = time.perf_counter()
+            load_labels((Path(folder) / "images",), 1, f"{size}: ")
+            scanned, start = time.perf_counter() - start, time.perf_counter()
+            index = load_labels((Path(folder) / "images",), 1, f"{size}: ")
+            cached = time.perf_counter() - start
+            arrays = sum(a.nbytes for a in (index.files, index.shapes, index.values, index.offsets))
+            dataset = DetectionDataset(index, 64, c.batch_size, load_hyp("hyp.scratch-low"))
+            sampler = create_loader(dataset, c.batch_size, 0, shuffle=True).batch_sampler
+            start = time.perf_counter()
+            order = iter(sampler)
+            next(order)
+            begun = time.perf_counter() - start
+            times = []
+            for keys, _ in zip(order, range(60), strict=False):
+                start = time.perf_counter()
+                collate(dataset.__getitems__(keys))
+                times.append(time.perf_counter() - start)
+        LOGGER.info(f"{size} images: first scan {scanned:.1f} s, from its cache {cached:.2f} s, {arrays / 2**20:.1f} "
+                    f"MiB shared by all workers, {begun * 1e3:.0f} ms to begin an epoch")  # fmt: skip
+        first = first if first is not None else np.array(times)
+        count = min(len(first), len(times))
+        pair = np.stack((times[:count], first[:count]), 1)
+        if size != SIZES[0]:
+            rows.append(compared("scale", f"an image of a set of {size}", f"of a set of {SIZES[0]}", pair,
+                                 (c.batch_size,) * 2, target=1.1))  # fmt: skip
+    return rows
+
+
+def make_links(folder: Path, count: int) -> None:
+    """A data set of so many links to one picture, with a label file for each."""
+    images, labels = folder / "images", folder / "labels"
+    images.mkdir()
+    labels.mkdir()
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    cv2.imwrite(str(folder / "one.jpg"), picture)
+    for k in range(count):
+        os.link(folder / "one.jpg", images / f"{k:06d}.jpg")
+        (labels / f"{k:06d}.txt").write_text("0 0.5 0.5 0.4 0.4\n", encoding="ascii")

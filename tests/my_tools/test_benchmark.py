@@ -1,0 +1,106 @@
+"""benchmark.py: the arithmetic of its ratios, and all of its cases on a tiny set."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers import run_main, write_yolo_set
+
+from models.checkpoint import save_checkpoint, weights_content
+from models.yolo import DetectionModel
+from my_tools import benchmark, benchmark_cases, benchmark_files
+from my_tools.benchmark import aim, draw_chart, table
+from my_tools.benchmark_cases import Row, compared, fire_everywhere, subset
+from utils.labels import load_labels
+
+
+@pytest.mark.parametrize(
+    ("fast", "per", "ratio", "ms"),
+    [(True, (1, 1), 2.0, (2000, 4000)), (False, (1, 1), 0.5, (2000, 4000)), (True, (10, 5), 4.0, (200, 800)),
+     (False, (4, 8), 1.0, (500, 500))],
+)  # fmt: skip
+def test_a_ratio_is_the_median_of_the_rounds_own(
+    fast: bool, per: tuple[int, int], ratio: float, ms: tuple[float, float]
+) -> None:
+    # the second round ran on a machine three times as slow, the third one saw the first thing disturbed
+    seconds = np.array([[2.0, 4.0], [6.0, 12.0], [9.0, 4.0], [2.0, 4.0], [2.0, 4.0]])
+    row = compared("case", "this", "that", seconds, per, fast)
+    assert row.ratio == pytest.approx(ratio)
+    assert (row.ms, row.yardstick_ms) == pytest.approx(ms)
+    assert row.low <= row.ratio <= row.high
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fast", "target", "said"),
+    [(1.6, True, 1.5, ">= 1.5: met"), (1.4, True, 1.5, ">= 1.5: missed"), (0.4, False, 0.45, "<= 0.45: met"),
+     (0.5, False, 0.45, "<= 0.45: missed"), (3.0, False, None, "")],
+)  # fmt: skip
+def test_targets(ratio: float, fast: bool, target: float | None, said: str) -> None:
+    assert aim(Row("case", "this", "that", 1, 1, ratio, ratio, ratio, fast, target)) == said
+
+
+def test_a_subset_starts_again_where_the_set_is_too_small(tmp_path: Path) -> None:
+    write_yolo_set(tmp_path, 3)
+    index = load_labels((tmp_path / "images/train",), 2)
+    more = subset(index, 7)
+    assert len(more) == 7
+    for k in range(7):
+        assert more.file(k) == index.file(k % 3) and np.array_equal(more.labels(k), index.labels(k % 3))
+
+
+def test_an_untrained_head_fires_everywhere() -> None:
+    import torch
+
+    model = DetectionModel("yolov5_shufflenet.yaml", nc=2).eval()
+    with torch.no_grad():
+        quiet = model(torch.zeros(1, 3, 64, 64))[0][..., 4]
+        fire_everywhere(model)
+        loud = model(torch.zeros(1, 3, 64, 64))[0][..., 4]
+    assert quiet.max() < 0.2 < 0.4 < loud.min()
+
+
+def test_every_case_on_a_tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_cases, "STEPS", 2)
+    monkeypatch.setattr(benchmark_files, "PICTURES", 3)
+    monkeypatch.setattr(benchmark_files, "SIZES", (40, 80))
+    turns = benchmark_cases.time_in_turns
+    for module in (benchmark_cases, benchmark_files):
+        monkeypatch.setattr(module, "time_in_turns", lambda calls, *_, **__: turns(calls, 1, least=1))
+    data = write_yolo_set(tmp_path / "set", 8)
+    model = DetectionModel("yolov5_shufflenet.yaml", nc=2)
+    model.names = {0: "red", 1: "blue"}
+    save_checkpoint(tmp_path / "w.pt", weights_content(model, 64))
+    rows = benchmark.run(cfg=["yolov5_shufflenet.yaml"], weights=str(tmp_path / "w.pt"), data=str(data), imgsz=64,
+                         batch_size=4, rounds=1, device="cpu", workers=0, project=str(tmp_path / "out"))  # fmt: skip
+    assert {r.case for r in rows} == {*benchmark.CASES, "share"}
+    assert all(r.ratio > 0 and r.ms > 0 and r.yardstick_ms > 0 for r in rows)
+    with open(tmp_path / "out/exp/table.csv", newline="") as f:
+        written = list(csv.DictReader(f))
+    assert [w["what"] for w in written] == [r.what for r in rows]
+    assert [float(w["ratio"]) for w in written] == [r.ratio for r in rows]
+    picture = cv2.imread(str(tmp_path / "out/exp/chart.png"))
+    assert picture is not None and picture.std() > 10
+    assert all(r.what in table(rows) for r in rows)
+
+
+def test_a_chart_of_one_kind_alone(tmp_path: Path) -> None:
+    draw_chart([Row("infer", "this", "that", 1, 2, 0.5, 0.4, 0.6, False)], "title", tmp_path / "chart.png")
+    assert cv2.imread(str(tmp_path / "chart.png")) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--rounds", "0"], "--rounds must be 1 or more"), (["--cfg", "yolov5_shuflenet.yaml"], "yolov5_shufflenet.yaml"),
+     (["--weights", "none.pt"], "none.pt"), (["--cases", "trian"], "train")],
+)  # fmt: skip
+def test_bad_input_is_one_line(
+    flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    assert run_main(monkeypatch, benchmark, *flags, "--project", tmp_path) == 1
+    told = capfd.readouterr()
+    assert said in told.out + told.err and "Traceback" not in told.err
+    assert not list(tmp_path.iterdir())
