@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
-from utils.background import InOrder, read_ahead
+from utils.background import InOrder, one_core_free, read_ahead
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, has_display, select_device
@@ -192,7 +192,7 @@ def predict_all(
     warm_up(runtime, *size)
     every = read_frames(dataset, vid_stride)
     start = time.perf_counter()
-    with InOrder() as writer:
+    with InOrder() as writer, one_core_free():
         # a stream has a thread of its own already, and of it the newest frame is wanted
         for frames in every if dataset.mode == "stream" else read_ahead(every):
             loaded = time.perf_counter()

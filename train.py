@@ -23,6 +23,7 @@ from models.resume import open_resumed, resume_command, save_state, save_weights
 from models.runtime import Runtime, to_input
 from models.training import DEFAULT_CFG, Run, eval_loader, setup
 from my_tools.default_set import prepare_shapes
+from utils.batch_augment import augment_batch
 from utils.coco import usable_annotations
 from utils.config import DataConfig, load_data
 from utils.console import LOGGER, Parser, progress, quoted, run_script, shown
@@ -131,7 +132,10 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
     part = min(step / warmup, 1.0) if warmup else 1.0
     set_rates(state.optimizer, part, hyp["lr0"] * lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)(state.epoch), hyp)
     accumulate = max(round(1 + part * (max(hyp["nbs"] / opt.batch_size, 1.0) - 1)), 1)
-    x = to_input(images, run.device, torch.float32 if opt.multi_scale else run.precision.dtype)
+    x = to_input(images, run.device, torch.float32 if opt.multi_scale or opt.gpu_augment else run.precision.dtype)
+    if opt.gpu_augment:
+        rng = np.random.default_rng((opt.seed, state.epoch, state.batch, rank(), 3))
+        x, targets = augment_batch(x, targets, hyp, rng)
     if opt.multi_scale:
         rng = np.random.default_rng((opt.seed, state.epoch, state.batch))
         x = rescale(x, opt.imgsz, int(run.model.stride.max()), rng)
@@ -396,6 +400,7 @@ def parse_opt() -> argparse.Namespace:
     add("--seed", type=int, default=None, help="(0)")
     add("--amp", default=None, choices=AMP_CHOICES, help="number format of forward passes (auto)")
     add("--compile", action="store_true", default=None, help="let torch.compile make kernels for the network, on a GPU")
+    add("--gpu-augment", action="store_true", default=None, help="colours and flips on the GPU, not in the loader")
     add("--tensorboard", action="store_true", default=None, help="log for TensorBoard too (pip install tensorboard)")
     return parser.parse_args()
 

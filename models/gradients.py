@@ -37,8 +37,8 @@ def dense_gradient(x: Tensor) -> Tensor:
 
 
 def is_channels_last(*maps: Tensor) -> bool:
-    """Whether all maps lie in memory with the channels of a pixel together, and not also the usual way."""
-    return all(_is_channels_last(x) and not x.is_contiguous() for x in maps)
+    """Whether all maps, or what they are parts of, lie in memory with the channels of a pixel together."""
+    return all(x.ndim == 4 and x.stride(1) == 1 and not x.is_contiguous() for x in maps)
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -50,7 +50,7 @@ def _dense_like_channels_last(grad: Tensor) -> Tensor:
 
 
 def _has_gradient(*maps: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in maps)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in maps) and not torch.jit.is_tracing()
 
 
 def _interleaved(a: Tensor, b: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _interleaved(a: Tensor, b: Tensor) -> Tensor:
 
 def _deinterleaved(a: Tensor, b: Tensor) -> Tensor:
     odd = a.shape[1] % 2  # then the even channels of both together are not the even ones of b
-    return torch.cat((a[:, ::2], b[:, odd::2], a[:, 1::2], b[:, 1 - odd :: 2]), 1)
+    return _dense_like_channels_last(torch.cat((a[:, ::2], b[:, odd::2], a[:, 1::2], b[:, 1 - odd :: 2]), 1))
 
 
 class _Interleave(torch.autograd.Function):

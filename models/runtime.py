@@ -31,8 +31,9 @@ class Runtime:
         amp: str = "off",
     ) -> None:  # fmt: skip
         if half and device.type == "cpu":
-            LOGGER.warning("--half is for GPUs; on a CPU there is --amp bf16")
+            LOGGER.warning("--half is for GPUs; on a CPU the model stays in float32")
             half = False
+            amp = "off"
         precision = inference_precision("fp16" if half else amp, device)
         self.device, self.dtype, self.reason = device, precision.dtype, precision.reason
         head = model.model[-1]

@@ -267,7 +267,8 @@ def assemble(
     if opt.compile:
         network = torch.compile(network)
     train_set = DetectionDataset(index, opt.imgsz, opt.batch_size, hyp, opt.rect, stride, cache=opt.cache,
-                                 single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad)  # fmt: skip
+                                 single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad,
+                                 colours=not opt.gpu_augment)  # fmt: skip
     loader = create_loader(train_set, opt.batch_size, opt.workers, shuffle=not opt.rect,
                            pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False)  # fmt: skip
     state = TrainState(model, ema, optimizer, precision.scaler(), EarlyStopping(opt.patience),

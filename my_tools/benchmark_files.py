@@ -29,6 +29,7 @@ from utils.sources import LoadImages
 
 PICTURES = 500
 SIZES = (1_000, 10_000, 100_000)
+MOST_LINKS = 10_000  # to one file; file systems have a limit
 
 
 @contextlib.contextmanager
@@ -140,7 +141,9 @@ def make_links(folder: Path, count: int) -> None:
     images.mkdir()
     labels.mkdir()
     picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    cv2.imwrite(str(folder / "one.jpg"), picture)
     for k in range(count):
-        os.link(folder / "one.jpg", images / f"{k:06d}.jpg")
+        one = folder / f"{k // MOST_LINKS}.jpg"
+        if k % MOST_LINKS == 0:
+            cv2.imwrite(str(one), picture)
+        os.link(one, images / f"{k:06d}.jpg")
         (labels / f"{k:06d}.txt").write_text("0 0.5 0.5 0.4 0.4\n", encoding="ascii")

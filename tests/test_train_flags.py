@@ -21,6 +21,7 @@ import train
 from models.checkpoint import load_checkpoint
 from models.training import Run
 from models.yolo import DetectionModel
+from utils.batch_augment import augment_batch
 from utils.dataset import DetectionDataset
 from utils.errors import UserError
 from utils.loss import ComputeLoss
@@ -319,3 +320,41 @@ def test_what_the_flags_refuse(flags: dict, message: str, trained: Train, tmp_pa
     with pytest.raises(UserError, match=message):
         trained(**flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_gpu_augment_draws_colours_and_flips_in_the_step(
+    trained: Train, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def noting(images: torch.Tensor, targets: torch.Tensor, *args) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((images, targets, *augment_batch(images, targets, *args)))
+        return seen[-1][2:]
+
+    monkeypatch.setattr(train, "augment_batch", noting)
+    run = trained(gpu_augment=True)
+    assert not run.loader.dataset.colours and len(seen) == 2
+    assert all(not torch.equal(before, after) for before, _, after, _ in seen)
+    assert any(not torch.equal(before, after) for _, before, _, after in seen)
+    first = [item[0].clone() for item in seen]
+    seen.clear()
+    trained(gpu_augment=True, name="again")
+    assert all(torch.equal(a, b[0]) for a, b in zip(first, seen, strict=True))
+
+
+def test_compile_calls_the_compiled_network(trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend=counting))
+    run = trained(compile=True, noval=True)
+    assert graphs and type(run.network).__name__ == "OptimizedModule"
+    plain = trained(name="plain", noval=True)
+    for a, b in zip(run.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    content = load_checkpoint(run.best)
+    assert content["model"].keys() == plain.model.state_dict().keys()

@@ -23,8 +23,8 @@ PICTURES = {"confusion_matrix.png", "errors.jpg", "F1_curve.png", "P_curve.png",
 class Squares:
     """In place of a `Runtime`: finds the reddest and the bluest rectangle of each image, and invents a faint one."""
 
-    def __init__(self, weights: Path, device: torch.device, half: bool) -> None:
-        self.weights, self.device, self.half = weights, device, half
+    def __init__(self, weights: Path, device: torch.device, half: bool, amp: str = "off") -> None:
+        self.weights, self.device, self.half, self.reason = weights, device, half, f"--amp {amp}"
         self.names, self.stride, self.imgsz = {0: "red", 1: "blue"}, 32, 128
         self.calls: list[tuple[tuple[int, ...], bool]] = []
 
@@ -47,7 +47,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Squares]:
     """The runtimes that val.py loads; any name of a weights file will do."""
     runtimes: list[Squares] = []
 
-    def load(weights: Path, device: torch.device, half: bool) -> Squares:
+    def load(weights: Path, device: torch.device, half: bool, amp: str) -> Squares:
         runtimes.append(Squares(weights, device, half))
         return runtimes[-1]
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -19,6 +21,17 @@ def give_way() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+@contextlib.contextmanager
+def one_core_free() -> Iterator[None]:
+    """Let torch calculate on all cores but one inside: its threads wait for each other if one has to share its core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads - 1, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:

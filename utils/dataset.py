@@ -54,16 +54,16 @@ class DetectionDataset(Dataset):
 
     hyp: augmentation strengths, None for none. rect: batches of like proportions with little padding, in an order of
     their own; `pad` is in strides. cache: "", "ram" or "disk". quad: of a batch every four images become one of twice
-    the side.
+    the side. colours: False leaves colours and flips to `augment_batch`.
     """
 
     def __init__(
         self, index: LabelIndex, imgsz: int, batch_size: int, hyp: Mapping[str, float] | None = None,
         rect: bool = False, stride: int = 32, pad: float = 0.0, cache: str = "", single_cls: bool = False,
-        seed: int = 0, quad: bool = False,
+        seed: int = 0, quad: bool = False, colours: bool = True,
     ) -> None:  # fmt: skip
         self.imgsz, self.hyp, self.rect, self.single_cls, self.seed = imgsz, hyp, rect, single_cls, seed
-        self.batch_size, self.quad = batch_size, quad
+        self.batch_size, self.quad, self.colours = batch_size, quad, colours
         if rect:
             index, self.rect_shapes = sort_by_proportion(index, imgsz, batch_size, stride, pad)
         self.index = index
@@ -119,6 +119,8 @@ class DetectionDataset(Dataset):
             im, ratio, pad = letterbox(im, shape, auto=False)
             labels = self._pixel_labels(i, w * ratio[0], h * ratio[1], *pad)
             im, labels = random_perspective(im, labels, hyp, rng)
+        if not self.colours:
+            return im, labels
         im = augment_hsv(im, rng, hyp["hsv_h"], hyp["hsv_s"], hyp["hsv_v"])
         if rng.random() < hyp["flipud"]:
             im, labels = flip_up_down(im, labels)

@@ -12,6 +12,7 @@ from utils.boxes import box_iou, xywh2xyxy
 from utils.console import LOGGER
 
 CLASS_OFFSET = 7680  # pixels: boxes of different classes are moved this far apart, so that they never overlap
+MANY = 256  # boxes from which looking at one class after the other is faster
 MAX_CANDIDATES = 30000  # the best-scored candidates of an image that are looked at
 
 
@@ -90,18 +91,30 @@ def _image_nms(
     if classes is not None:
         wanted = torch.isin(cls, torch.as_tensor(list(classes), device=cls.device))
         scores = torch.where(wanted, scores, -1.0)
-    conf, nms = scores.flatten(), nms_kernel(x.device.type)
+    conf = scores.flatten()
     most = min(int((conf > conf_thres).sum()), MAX_CANDIDATES)
     size = max(4 * max_det, 1024)
     while True:
         best = _best(conf, min(size, most))
         rows, of_class = best // scores.shape[1], cls.flatten()[best]
         boxes = xywh2xyxy(x[rows, :4])
-        kept = nms(boxes + (0 if agnostic else of_class[:, None] * CLASS_OFFSET), conf[best], iou_thres)
+        kept = _suppress(boxes, conf[best], torch.zeros_like(of_class) if agnostic else of_class, iou_thres)
         if len(kept) >= max_det or size >= most:
             kept = kept[:max_det]
             return torch.cat((boxes[kept], conf[best][kept, None], of_class[kept, None].to(boxes)), 1)
         size *= 4
+
+
+def _suppress(boxes: Tensor, scores: Tensor, cls: Tensor, iou_thres: float) -> Tensor:
+    """Greedy NMS within classes of boxes (n, 4), best first: indices kept, best first."""
+    nms = nms_kernel(boxes.device.type)
+    moved = boxes + cls[:, None] * CLASS_OFFSET
+    if len(boxes) < MANY or boxes.device.type != "cpu":
+        return nms(moved, scores, iou_thres)
+    # the kernel compares each box with each: the classes one by one are far fewer pairs
+    order = cls.argsort(stable=True)
+    parts = order.split(cls.bincount()[cls.unique()].tolist())
+    return torch.cat([part[nms(moved[part], scores[part], iou_thres)] for part in parts]).sort().values
 
 
 def _best(scores: Tensor, count: int) -> Tensor:

@@ -60,6 +60,7 @@ class TrainOptions:
     sync_bn: bool = False
     tensorboard: bool = False
     compile: bool = False
+    gpu_augment: bool = False
     evolve: int = 0
     resume_evolve: bool | str = False
     given: tuple[str, ...] = field(default=(), repr=False)

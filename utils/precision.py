@@ -62,6 +62,8 @@ def inference_precision(amp: str, device: torch.device) -> Precision:
     """
     if amp == "auto" and device.type != "cpu":
         return Precision(torch.float32, device, "float32 (--half for float16)")
+    if amp == "fp16" and device.type != "cpu":
+        return Precision(torch.float16, device, "float16")
     return choose_precision(amp, device)
 
 

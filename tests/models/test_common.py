@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -97,6 +98,28 @@ def test_channels_last_gives_the_same_and_stays(name: str) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
     grown = last.train()(x.contiguous(memory_format=torch.channels_last).requires_grad_())
     (grown**2).sum().backward()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_channels_last_trains_the_same(name: str) -> None:
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        module = build(name).double().to(memory_format=layout).train()
+        x = some_input().double().contiguous(memory_format=layout).requires_grad_()
+        (module(x) ** 2).sum().backward()
+        found.append([x.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+    for usual, last in zip(*found, strict=True):
+        torch.testing.assert_close(last, usual)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", PLAIN)
+def test_tracing(name: str) -> None:
+    module = build(name).eval().to(memory_format=torch.channels_last)
+    x, file = some_input().contiguous(memory_format=torch.channels_last), io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, x), file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(x), module(x))
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from utils.background import InOrder, read_ahead
+from utils.background import InOrder, one_core_free, read_ahead
 
 
 def failing(good: int) -> Iterator[int]:
@@ -75,3 +76,16 @@ def test_what_was_found_before_an_error_is_still_written() -> None:
             work.add(done.append, k)
         raise KeyboardInterrupt
     assert done == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("before", "inside"), [(1, 1), (2, 1), (8, 7)])
+def test_one_core_is_left_free_for_as_long_as_needed(before: int, inside: int) -> None:
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before)
+        with pytest.raises(KeyError), one_core_free():
+            assert torch.get_num_threads() == inside
+            raise KeyError
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(usual)

@@ -99,6 +99,23 @@ def test_own_kernel_equals_torchvision(n: int) -> None:
     assert torch.equal(plain_nms(boxes, scores, 0.5), ops.nms(boxes, scores, 0.5))
 
 
+@pytest.mark.parametrize("classes", [1, 3, 90])
+@pytest.mark.parametrize("options", [{"multi_label": True}, {}, {"agnostic": True}, {"max_det": 40}])
+def test_one_class_after_the_other_finds_the_same(
+    classes: int, options: dict, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    g = torch.Generator().manual_seed(classes)
+    pred = torch.rand(2, 900, 5 + classes, generator=g)
+    pred[..., :2] *= 600
+    pred[..., 2:4] = pred[..., 2:4] * 80 + 20
+    pred[..., 4:] = (pred[..., 4:] * 20).round() / 20  # with equal scores
+    found = {}
+    for many in (1, 10**9):
+        monkeypatch.setattr(module, "MANY", many)
+        found[many] = non_max_suppression(pred, 0.3, 0.5, **options)
+    assert all(torch.equal(a, b) and len(a) > 20 for a, b in zip(*found.values(), strict=True))
+
+
 def box(x: float, conf: float, *scores: float) -> list[float]:
     return [x, 10, 10, 10, conf, *scores]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from utils import precision
 from utils.errors import UserError
-from utils.precision import choose_precision
+from utils.precision import choose_precision, inference_precision
 
 CPU = torch.device("cpu")
 
@@ -62,9 +63,34 @@ def test_auto_on_a_gpu(capability: tuple, name: str, dtype: torch.dtype, monkeyp
     [("fp16", "cpu", "--amp fp16 is for CUDA GPUs"), ("bf16", "mps", "--amp bf16"),
      ("bf15", "cpu", "did you mean 'bf16'")],
 )  # fmt: skip
-def test_what_a_device_cannot_do(amp: str, device: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        choose_precision(amp, torch.device(device))
+@pytest.mark.parametrize("choose", [choose_precision, inference_precision])
+def test_what_a_device_cannot_do(choose: Callable, amp: str, device: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as e:
+        choose(amp, torch.device(device))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "units", "dtype", "said"),
+    [
+        ("auto", "cpu", "AMX", torch.bfloat16, "bfloat16, as this CPU has AMX"),
+        ("auto", "cpu", "", torch.float32, "float32, as this CPU has no bfloat16 units"),
+        ("auto", "cuda", "", torch.float32, "float32"),  # where training would take bfloat16
+        ("auto", "mps", "AMX", torch.float32, "float32"),
+        ("off", "cpu", "AMX", torch.float32, "float32 (--amp off)"),
+        ("off", "cuda", "", torch.float32, "float32 (--amp off)"),
+        ("off", "mps", "", torch.float32, "float32 (--amp off)"),
+        ("bf16", "cpu", "", torch.bfloat16, "bfloat16 (--amp bf16)"),
+        ("bf16", "cuda", "", torch.bfloat16, "bfloat16 (--amp bf16)"),
+        ("fp16", "cuda", "", torch.float16, "float16"),
+    ],
+)
+def test_where_nothing_is_trained(
+    amp: str, device: str, units: str, dtype: torch.dtype, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_bf16_units", lambda: units)
+    chosen = inference_precision(amp, torch.device(device))
+    assert (chosen.dtype, chosen.device.type) == (dtype, device) and chosen.reason.startswith(said)
 
 
 def test_autocast_and_scaler() -> None:
