@@ -16,7 +16,8 @@ ACTIVATIONS = {nn.SiLU: "swish", nn.ReLU: "relu", nn.Hardswish: "hardswish", nn.
 class PackedConv2d(nn.Module):
     """A convolution and what follows it, equal to `activation(conv(x))`, for maps of one dtype.
 
-    Its weights are in oneDNN's own layout: they are no parameters, and neither copied nor saved.
+    Its weights are no parameters. The first map that comes decides in which of oneDNN's layouts they are from then on:
+    the one that is fastest for its size, and right for all.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str = "none") -> None:
@@ -26,8 +27,8 @@ class PackedConv2d(nn.Module):
         self.groups, self.stride = conv.groups, conv.stride
         reach = conv.dilation[1] * (conv.kernel_size[1] - 1) + 1 - 2 * conv.padding[1]
         self.two_columns = conv.stride[1] + reach if conv.stride[1] > 1 else 0  # width of an input that makes two
-        weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, conv.groups, None)
+        self.weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.laid_out = False
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,6 +36,11 @@ class PackedConv2d(nn.Module):
         narrow = self.dtype == torch.bfloat16 and x.shape[3] < self.two_columns
         if narrow:  # oneDNN gets a strided convolution to a single column wrong (3.13: other numbers each time)
             x = nn.functional.pad(x, (0, self.two_columns - x.shape[3]))
+        if not self.laid_out:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, *self.geometry, self.groups, list(x.shape)
+            )
+            self.laid_out = True
         y = torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, *self.geometry, self.groups, self.activation, [], ""
         )

@@ -67,12 +67,12 @@ def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
             color = {None: "#8a929b", True: "#1fab7c", False: "#bf3900"}[r.met]
             spread = [[r.ratio - r.low], [r.high - r.ratio]]
             axis.barh(y, r.ratio, color=color, height=0.62, xerr=spread, error_kw={"ecolor": "#1b1f24", "lw": 1})
-            axis.text(max(r.ratio, r.high), y, f" {r.ratio:.2f}", va="center", fontsize=8)
+            axis.text(max(r.ratio, r.high, r.target or 0), y, f" {r.ratio:.2f}", va="center", fontsize=8)
             if r.target is not None:
                 axis.plot([r.target] * 2, [y - 0.42, y + 0.42], color="#1b1f24", lw=2)
         axis.axvline(1, color="#59626d", lw=0.8, ls=":")
         axis.set_yticks(range(len(group)), [f"{r.what}\nagainst {r.yardstick}" for r in group], fontsize=7)
-        axis.invert_yaxis()
+        axis.set_ylim(len(group) - 0.4, -0.6)
         axis.set_xlim(0, 1.12 * max(max(r.high, r.target or 0, 1) for r in group))
         axis.set_xlabel(label, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
