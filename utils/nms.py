@@ -1,52 +1,40 @@
-"""Non-maximum suppression of YOLOv5 head output, with torchvision's kernel or, where that does not load, our own."""
+"""Non-maximum suppression of YOLOv5 head output: exact, for a whole batch at once, with nothing but numpy.
+
+The survivors of all images and classes are found side by side: in each round every class of every image keeps its best
+box that is left and loses what overlaps it. Boxes far down the ranking are not looked at before they are needed.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from utils.boxes import box_iou, xywh2xyxy
-from utils.console import LOGGER
+from utils.boxes import xywh2xyxy
 
-CLASS_OFFSET = 7680  # pixels: boxes of different classes are moved this far apart, so that they never overlap
-MANY = 256  # boxes from which looking at one class after the other is faster
 MAX_CANDIDATES = 30000  # the best-scored candidates of an image that are looked at
 
 
-@functools.cache
-def nms_kernel(device: str = "cpu") -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Return `nms(boxes, scores, iou_thres) -> kept indices`, torchvision's if it works on this type of device.
+class Candidates(NamedTuple):
+    """What may be detected in one image.
 
-    A torchvision that does not fit torch fails on import or on first use ("operator torchvision::nms does not
-    exist"); that costs one warning and the speed of the kernel, not the run.
+    rows: (n, 5 + nc) of the head's output; place: (m,) row * columns + column of each candidate; scores: (m,);
+    cls: the class of each row where it has one only, (n,), or None where the column is the class.
     """
-    try:
-        from torchvision.ops import nms
 
-        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), torch.ones(1, device=device), 0.5)
-    except Exception as e:  # a broken pair raises ImportError, RuntimeError, NotImplementedError or OSError
-        reason = f"{type(e).__name__}: {e}".splitlines()[0]
-        LOGGER.warning(
-            f"torchvision does not work with torch {torch.__version__} ({reason}); the project's own, slower NMS is "
-            "used. To mend it: pip install --upgrade --force-reinstall torch torchvision"
-        )
-        return plain_nms
-    return nms
+    rows: np.ndarray
+    place: np.ndarray
+    scores: np.ndarray
+    cls: np.ndarray | None
 
-
-def plain_nms(boxes: Tensor, scores: Tensor, iou_thres: float) -> Tensor:
-    """Greedy NMS without torchvision: boxes (n, 4) corners, scores (n,); indices kept, best first."""
-    order = scores.argsort(descending=True, stable=True)
-    kept = []
-    while order.numel():
-        best, order = order[0], order[1:]
-        kept.append(best)
-        if order.numel():
-            order = order[~(box_iou(boxes[best][None], boxes[order], eps=0.0)[0] > iou_thres)]
-    return torch.stack(kept) if kept else torch.empty(0, dtype=torch.long, device=boxes.device)
+    def best(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The `count` with the highest scores, the highest first: boxes (k, 4) corners, scores (k,), classes (k,)."""
+        order = best_first(self.scores, min(count, MAX_CANDIDATES))
+        row, column = np.divmod(self.place[order], self.rows.shape[1] - 5 if self.cls is None else 1)
+        return xywh2xyxy(self.rows[row, :4]), self.scores[order], column if self.cls is None else self.cls[row]
 
 
 def non_max_suppression(
@@ -69,58 +57,93 @@ def non_max_suppression(
         raise ValueError(f"conf_thres {conf_thres} and iou_thres {iou_thres} must lie in [0, 1]")
     if not isinstance(prediction, Tensor):
         prediction = prediction[0]
-    return [_image_nms(x, conf_thres, iou_thres, classes, agnostic, multi_label, max_det) for x in prediction]
+    images = [_candidates(x, conf_thres, classes, multi_label) for x in prediction.detach()]
+    found = [np.zeros((0, 6), np.float32)] * len(images)
+    count, unfinished = max(5 * max_det // 2, 512), [k for k, image in enumerate(images) if len(image.scores)]
+    while unfinished:
+        looked_at = [images[k].best(count) for k in unfinished]
+        boxes, scores, cls = (np.concatenate(parts) for parts in zip(*looked_at, strict=True))
+        sizes = [len(part[1]) for part in looked_at]
+        # what becomes of a box depends on better ones only, so the best give the same survivors as all of them
+        kept = suppress(boxes, np.repeat(np.arange(len(sizes)), sizes), cls * (not agnostic), iou_thres, max_det)
+        rows = np.column_stack((boxes, scores, cls)).astype(np.float32, copy=False)
+        rest = []
+        for k, size, end in zip(unfinished, sizes, np.cumsum(sizes), strict=True):
+            found[k] = rows[end - size : end][kept[end - size : end]][:max_det]
+            if len(found[k]) < max_det and size < min(len(images[k].scores), MAX_CANDIDATES):
+                rest.append(k)
+        unfinished, count = rest, count * 4
+    return [torch.from_numpy(rows).to(prediction) for rows in found]
 
 
-def _image_nms(
-    x: Tensor, conf_thres: float, iou_thres: float, classes: Sequence[int] | None, agnostic: bool,
-    multi_label: bool, max_det: int,
-) -> Tensor:  # fmt: skip
-    """Detections of one image (n, 5 + nc).
-
-    Whether a box survives depends on better ones only, so the best candidates give the same survivors as all of them; a
-    network at the start of its training fires everywhere, and then they are a small part.
-    """
-    x = x[x[:, 4] > conf_thres]
-    scores = x[:, 5:] * x[:, 4:5]
+def _candidates(x: Tensor, conf_thres: float, classes: Sequence[int] | None, multi_label: bool) -> Candidates:
+    """The candidates of one image (n, 5 + nc)."""
+    if x.device.type != "cpu":  # few of a trained network's boxes are worth the way
+        x = x[x[:, 4] > conf_thres].cpu()
+    rows = x.float().numpy()
+    sure = np.flatnonzero(rows[:, 4] > conf_thres)
+    if len(sure) < len(rows):
+        rows = rows[sure]
+    scores, cls = rows[:, 5:] * rows[:, 4:5], None
     if not multi_label:
-        scores, cls = scores.max(1)
-        scores, cls = scores[:, None], cls[:, None]
-    else:
-        cls = torch.arange(scores.shape[1], device=x.device).expand_as(scores)
+        cls = scores.argmax(1) if scores.shape[1] else np.zeros(len(rows), int)
+        scores = scores[np.arange(len(rows)), cls][:, None]
     if classes is not None:
-        wanted = torch.isin(cls, torch.as_tensor(list(classes), device=cls.device))
-        scores = torch.where(wanted, scores, -1.0)
-    conf = scores.flatten()
-    most = min(int((conf > conf_thres).sum()), MAX_CANDIDATES)
-    size = max(4 * max_det, 1024)
-    while True:
-        best = _best(conf, min(size, most))
-        rows, of_class = best // scores.shape[1], cls.flatten()[best]
-        boxes = xywh2xyxy(x[rows, :4])
-        kept = _suppress(boxes, conf[best], torch.zeros_like(of_class) if agnostic else of_class, iou_thres)
-        if len(kept) >= max_det or size >= most:
-            kept = kept[:max_det]
-            return torch.cat((boxes[kept], conf[best][kept, None], of_class[kept, None].to(boxes)), 1)
-        size *= 4
+        wanted = np.isin(np.arange(scores.shape[1]) if cls is None else cls[:, None], list(classes))
+        scores = np.where(wanted, scores, -1)
+    place = np.flatnonzero(scores > conf_thres)
+    return Candidates(rows, place, scores.ravel()[place], cls)
 
 
-def _suppress(boxes: Tensor, scores: Tensor, cls: Tensor, iou_thres: float) -> Tensor:
-    """Greedy NMS within classes of boxes (n, 4), best first: indices kept, best first."""
-    nms = nms_kernel(boxes.device.type)
-    moved = boxes + cls[:, None] * CLASS_OFFSET
-    if len(boxes) < MANY or boxes.device.type != "cpu":
-        return nms(moved, scores, iou_thres)
-    # the kernel compares each box with each: the classes one by one are far fewer pairs
-    order = cls.argsort(stable=True)
-    parts = order.split(cls.bincount()[cls.unique()].tolist())
-    return torch.cat([part[nms(moved[part], scores[part], iou_thres)] for part in parts]).sort().values
-
-
-def _best(scores: Tensor, count: int) -> Tensor:
+def best_first(scores: np.ndarray, count: int) -> np.ndarray:
     """The indices of the `count` highest of scores (n,), the highest first, of equals the first."""
-    if not count:
-        return torch.empty(0, dtype=torch.long, device=scores.device)
-    lowest = scores.topk(count, sorted=False).values.min()
-    chosen = (scores >= lowest).nonzero()[:, 0]  # more than count where some are equal to the lowest
-    return chosen[scores[chosen].argsort(descending=True, stable=True)][:count]
+    few = np.arange(len(scores))
+    if len(scores) > 16 * count:  # a sample tells about where the lowest of them lies; usually it is right
+        sample = scores[:: len(scores) // (8 * count)]
+        higher = np.flatnonzero(scores >= np.partition(sample, -count // 4)[-count // 4])
+        few = higher if len(higher) >= count else few
+    if len(few) > count:
+        lowest = np.partition(scores[few], -count)[-count]
+        few = few[scores[few] >= lowest]  # more than count where some are equal to the lowest
+    return few[np.argsort(-scores[few], kind="stable")][:count]
+
+
+def suppress(
+    boxes: np.ndarray, images: np.ndarray, cls: np.ndarray, iou_thres: float, most: int
+) -> np.ndarray:
+    """Greedy NMS within each class of each image, to the `most` best survivors of each: whether a box is kept, (n,).
+
+    boxes: (n, 4) corners, those of an image best first; images, cls: (n,) whole numbers from 0. Boxes of one class
+    that overlap by an IoU above iou_thres push each other out.
+    """
+    group = images * (int(cls.max(initial=0)) + 1) + cls
+    left = group.argsort(kind="stable")
+    group, kept = group[left], np.zeros(len(boxes), bool)
+    x1, y1, x2, y2 = boxes[left].T
+    data = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))
+    for _ in range(most):
+        if not len(left):
+            break
+        starts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
+        kept[left[starts]] = True
+        best = data.take(starts, 1).repeat(np.diff(starts, append=len(left)), 1)
+        stays = np.flatnonzero(~_overlap(data, best, iou_thres, starts))
+        left, group, data = left.take(stays), group.take(stays), data.take(stays, 1)
+    return kept
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, iou_thres: float, certain: np.ndarray) -> np.ndarray:
+    """Whether boxes of a and b (5, n), corners and area, overlap by more than iou_thres; `certain` places do."""
+    width = np.minimum(a[2], b[2])
+    width -= np.maximum(a[0], b[0])
+    height = np.minimum(a[3], b[3])
+    height -= np.maximum(a[1], b[1])
+    inter = np.maximum(width, 0, out=width)
+    inter *= np.maximum(height, 0, out=height)
+    union = a[4] + b[4]
+    union -= inter
+    with np.errstate(invalid="ignore"):  # boxes without area overlap nothing
+        inter /= union
+    over = inter > iou_thres
+    over[certain] = True
+    return over
