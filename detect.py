@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
-from utils.background import InOrder, one_core_free, read_ahead
+from utils.background import InOrder, calls_at_a_time, read_ahead, side_by_side
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, has_display, select_device
@@ -179,50 +180,70 @@ def read_frames(dataset: LoadImages | LoadStreams, vid_stride: int) -> Iterator[
         start = time.perf_counter()
 
 
+class Seen(NamedTuple):
+    """Frames that were looked at, what was found on each (m, 6) in its pixels, seconds of the network and of NMS."""
+
+    frames: Frames
+    found: list[Tensor]
+    seconds: tuple[float, float]
+
+
 def predict_all(
     runtime: Runtime, source: str, size: list[int], out: Output, conf_thres: float, iou_thres: float, max_det: int,
     classes: list[int] | None, agnostic_nms: bool, augment: bool, visualize: bool, vid_stride: int,
 ) -> int:  # fmt: skip
     """The prediction loop; returns the number of frames looked at.
 
-    While the network looks at one frame, the next are read in one thread, and those before written in another.
+    On a CPU a few frames are looked at side by side. Meanwhile the next are read in one thread, and those before
+    written in another.
     """
+    def look(frames: Frames) -> Seen:
+        start = time.perf_counter()
+        if visualize:
+            folder = out.folder / f"features_{safe_name(Path(frames.paths[0]).stem)}"
+            folder.mkdir(exist_ok=True)
+            save_features(runtime, frames.batch[:1], folder)
+        prediction = runtime.predict(frames.batch, augment)
+        predicted = time.perf_counter()
+        detections = non_max_suppression(prediction, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)
+        seconds = predicted - start, time.perf_counter() - predicted
+        return Seen(frames, [on_original(found.cpu(), frames.batch.shape[2:], im0)
+                             for found, im0 in zip(detections, frames.originals, strict=True)], seconds)  # fmt: skip
+
     count, seconds = 0, np.zeros(3)
     dataset = open_source(source, size, runtime.stride, vid_stride=vid_stride)
     warm_up(runtime, *size)
-    every = read_frames(dataset, vid_stride)
+    # a stream has a thread of its own already, and of it the newest frame is wanted
+    live = dataset.mode == "stream"
+    every, at_a_time = read_frames(dataset, vid_stride), 1 if live or visualize else calls_at_a_time(runtime.device)
     start = time.perf_counter()
-    with InOrder() as writer, one_core_free():
-        # a stream has a thread of its own already, and of it the newest frame is wanted
-        for frames in every if dataset.mode == "stream" else read_ahead(every):
-            loaded = time.perf_counter()
-            if visualize:
-                folder = out.folder / f"features_{safe_name(Path(frames.paths[0]).stem)}"
-                folder.mkdir(exist_ok=True)
-                save_features(runtime, frames.batch[:1], folder)
-            prediction = runtime.predict(frames.batch, augment)
-            predicted = time.perf_counter()
-            detections = non_max_suppression(prediction, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)
-            seconds += (frames.seconds, predicted - loaded, time.perf_counter() - predicted)
-            shape = tuple(frames.batch.shape[2:])
-            for k, (found, im0) in enumerate(zip(detections, frames.originals, strict=True)):
-                found = found.cpu()
-                scale_boxes(shape, found[:, :4], im0.shape[:2])
-                found[:, :4] = found[:, :4].round()
-                args = found, im0, frames.paths[k], frames.mode, frames.number, frames.fps
+    with InOrder() as writer:
+        for frames, found, (predicting, suppressing) in side_by_side(look, every if live else read_ahead(every),
+                                                                     at_a_time):  # fmt: skip
+            seconds += (frames.seconds, predicting, suppressing)
+            for k, (boxes, im0) in enumerate(zip(found, frames.originals, strict=True)):
+                args = boxes, im0, frames.paths[k], frames.mode, frames.number, frames.fps
                 if out.view_img:  # windows are the main thread's
                     out.add(*args)
                 else:
                     writer.add(out.add, *args)
-                what = count_text(found[:, 5].tolist(), out.names) or "nothing"
-                LOGGER.info(f"{frames.text or f'{k}: '}{shape[0]}x{shape[1]} {what}, "
-                            f"{(predicted - loaded) * 1e3:.1f}ms")  # fmt: skip
+                what = count_text(boxes[:, 5].tolist(), out.names) or "nothing"
+                height, width = frames.batch.shape[2:]
+                LOGGER.info(f"{frames.text or f'{k}: '}{height}x{width} {what}, {predicting * 1e3:.1f}ms")
                 count += 1
     if count:
         steps = zip(("pre-process", "inference", "NMS"), seconds / count * 1e3, strict=True)
-        LOGGER.info(f"speed per image: {', '.join(f'{v:.1f}ms {k}' for k, v in steps)}; "
+        together = f", {at_a_time} images at a time" if at_a_time > 1 else ""
+        LOGGER.info(f"speed per image: {', '.join(f'{v:.1f}ms {k}' for k, v in steps)}{together}; "
                     f"{count} in {time.perf_counter() - start:.1f} s with reading and writing")  # fmt: skip
     return count
+
+
+def on_original(found: Tensor, shape: Sequence[int], im0: np.ndarray) -> Tensor:
+    """Detections (m, 6) in pixels of the network's input of `shape` (h, w), in whole pixels of the original."""
+    scale_boxes(shape, found[:, :4], im0.shape[:2])
+    found[:, :4] = found[:, :4].round()
+    return found
 
 
 def run(

@@ -65,6 +65,10 @@ class Stopped(Exception):
     """The user asked to stop, and the batch in hand is done."""
 
 
+class CutShort(Exception):
+    """The user asked to stop in the middle of an evaluation; other processes are still to be told."""
+
+
 def train(run: Run, stop: StopRequest) -> None:
     """The training loop: epochs of batches, an evaluation and a checkpoint after each."""
     opt, state = run.opt, run.state
@@ -210,7 +214,7 @@ def validate(run: Run, stop: StopRequest) -> Results:
     """
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         if stop.requested:
-            parts_of_all(None)
+            raise CutShort
         return runtime.forward(images)
 
     def parts_of_all(part: Part | None) -> list[Part]:
@@ -223,7 +227,10 @@ def validate(run: Run, stop: StopRequest) -> Results:
     spread(list(run.state.ema.ema.buffers()))  # all score the same model: the main process's batch norm statistics
     runtime = Runtime(copy.deepcopy(run.state.ema.ema), run.device)
     settings = Settings(single_cls=run.opt.single_cls, writes=is_main(), by_size=False)
-    results = evaluate(forward, run.val_loader, run.names, run.device, settings, run.val_loss, parts_of_all)
+    try:
+        results = evaluate(forward, run.val_loader, run.names, run.device, settings, run.val_loss, parts_of_all)
+    except CutShort:
+        parts_of_all(None)
     run.state.class_maps = [float(results.summary[3])] * len(run.names)
     for c, ap in zip(results.classes, results.ap.mean(1), strict=True):
         run.state.class_maps[int(c)] = float(ap)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
+from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import xyxy2xywh
 from utils.coco import Annotated, require_package, usable_annotations
 from utils.config import DataConfig, check_keys, load_data, warn_of_names
 from utils.console import LOGGER, Parser, progress, run_script
-from utils.dataset import DetectionDataset, create_loader
+from utils.dataset import Batch, DetectionDataset, create_loader
 from utils.device import describe_device, select_device
 from utils.draw import draw_batch
 from utils.errors import UserError, did_you_mean
@@ -42,6 +43,7 @@ from utils.precision import AMP_CHOICES
 from utils.protocols import PROTOCOLS
 from utils.scoring import (
     HEADER,
+    ImageRecord,
     Part,
     Results,
     Scorer,
@@ -49,6 +51,7 @@ from utils.scoring import (
     confusion_of,
     json_rows,
     merge,
+    record_of,
     results_of,
     results_table,
     speed_line,
@@ -79,37 +82,60 @@ def evaluate(
     return results
 
 
-@torch.inference_mode()
+class Seen(NamedTuple):
+    """A batch that was looked at: images on the device, the rest on the CPU; detections and records per image."""
+
+    images: Tensor
+    targets: Tensor
+    shapes: tuple
+    detections: list[Tensor]
+    records: list[ImageRecord]
+    loss: Tensor | None
+    seconds: np.ndarray
+
+
 def collect(
     forward: Forward, loader: DataLoader, names: Mapping[int, str], device: torch.device, settings: Settings,
     compute_loss: Callable | None = None, gather: Gather = only_this_process,
 ) -> Part:  # fmt: skip
     """Run a detector over a loader and note what it finds in each image; the one evaluation loop of the project.
 
+    On a CPU a few batches are looked at side by side, so `forward` and `compute_loss` must bear that.
     Where several processes have a loader over a part of the images each, `gather` takes a process's part and returns
     the list of all of them, to every process (as torch.distributed.all_gather_object does); all then return the same.
     compute_loss(raw, targets)[1]: the three parts of a batch's loss.
     """
-    scorer, seconds = Scorer(names, settings), np.zeros(3)
-    losses: list[tuple[str, Tensor]] = []
-    for number, (images, targets, paths, shapes) in enumerate(progress(loader, desc=HEADER)):
+    @torch.inference_mode()
+    def look(batch: Batch) -> Seen:
+        images, targets, paths, shapes = batch
         start = time.perf_counter()
-        images, targets = images.to(device, non_blocking=True), targets.to(device)
+        images = images.to(device, non_blocking=True)
         uploaded = time.perf_counter()
         decoded, raw = forward(images)
-        if compute_loss:
-            losses.append((paths[0], compute_loss(raw, targets)[1]))
+        loss = compute_loss(raw, targets.to(device))[1] if compute_loss else None
         decoded = decoded.float()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         predicted = time.perf_counter()
-        detections = detect_boxes(decoded, targets, images.shape[2:], settings)
-        seconds += np.diff([start, uploaded, predicted, time.perf_counter()])
-        on_cpu = targets.cpu()
-        for k, found in enumerate(detections):
-            scorer.add_image(images[k], found, on_cpu[on_cpu[:, 0] == k, 1:], paths[k], shapes[k])
+        detections = [found.cpu() for found in detect_boxes(decoded, targets, images.shape[2:], settings)]
+        seconds = np.diff([start, uploaded, predicted, time.perf_counter()])
+        records = [record_of(images.shape[2:], found, targets[targets[:, 0] == k, 1:], paths[k], shapes[k],
+                             settings.single_cls) for k, found in enumerate(detections)]  # fmt: skip
+        return Seen(images, targets, shapes, detections, records, loss, seconds)
+
+    scorer, seconds = Scorer(names, settings), np.zeros(3)
+    losses: list[tuple[str, Tensor]] = []
+    at_a_time = calls_at_a_time(device)
+    batches = progress(side_by_side(look, loader, at_a_time), desc=HEADER, total=len(loader))
+    for number, (images, targets, shapes, detections, records, loss, spent) in enumerate(batches):
+        seconds += spent / at_a_time
+        if loss is not None:
+            losses.append((records[0].path, loss))
+        for k, (found, record) in enumerate(zip(detections, records, strict=True)):
+            scorer.add_image(images[k], found, targets[targets[:, 0] == k, 1:], record, shapes[k])
         if settings.plots and settings.writes and number < PICTURED_BATCHES:
-            _picture_batch(number, images, on_cpu, detections, paths, names, settings.folder)
+            paths = tuple(record.path for record in records)
+            _picture_batch(number, images, targets, detections, paths, names, settings.folder)
     values = torch.stack([v for _, v in losses]).tolist() if losses else []
     by_batch = [(path, v) for (path, _), v in zip(losses, values, strict=True)]
     return merge(gather(Part(scorer.images, by_batch, seconds, scorer.mistakes.kept)))
@@ -129,7 +155,6 @@ def _picture_batch(
 ) -> None:  # fmt: skip
     rows = []
     for k, d in enumerate(detections):
-        d = d.cpu()
         rows.append(torch.cat((torch.full((len(d), 1), float(k)), d[:, 5:6], xyxy2xywh(d[:, :4]), d[:, 4:5]), 1))
     write_image(folder / f"val_batch{number}_labels.jpg", draw_batch(images, targets.numpy(), paths, names))
     write_image(folder / f"val_batch{number}_pred.jpg", draw_batch(images, torch.cat(rows).numpy(), paths, names))

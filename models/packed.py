@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from models.common import Conv
 from utils.console import LOGGER
 
 ACTIVATIONS = {nn.SiLU: "swish", nn.ReLU: "relu", nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid"}
+LAYING_OUT = threading.Lock()  # a network may be called by several threads at once
 
 
 class PackedConv2d(nn.Module):
@@ -37,14 +39,19 @@ class PackedConv2d(nn.Module):
         if narrow:  # oneDNN gets a strided convolution to a single column wrong (3.13: other numbers each time)
             x = nn.functional.pad(x, (0, self.two_columns - x.shape[3]))
         if not self.laid_out:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, *self.geometry, self.groups, list(x.shape)
-            )
-            self.laid_out = True
+            self._lay_out(list(x.shape))
         y = torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, *self.geometry, self.groups, self.activation, [], ""
         )
         return y[..., :1] if narrow else y
+
+    def _lay_out(self, shape: list[int]) -> None:
+        with LAYING_OUT:
+            if not self.laid_out:
+                self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                    self.weight, *self.geometry, self.groups, shape
+                )
+                self.laid_out = True
 
     def extra_repr(self) -> str:
         return f"stride={self.stride}, groups={self.groups}, activation={self.activation}"

@@ -24,6 +24,7 @@ from models.transfer import with_classes
 from models.yolo import DetectionModel
 from train import prepare, train_epoch
 from utils.augment import augment_hsv, flip_left_right, letterbox, random_perspective
+from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import xywhn2xyxy
 from utils.config import DataConfig, load_hyp
 from utils.dataset import DetectionDataset, close_loader, collate, create_loader
@@ -240,14 +241,12 @@ def evaluation(c: Conditions) -> list[Row]:
     untrained = DetectionModel(c.cfgs[0], nc=c.data.nc)
     untrained.names = c.data.names
     fire_everywhere(untrained)
-    rows = [evaluate_one(c, index, "untrained, firing everywhere", Runtime(untrained, c.device), 3.0)]
-    if c.weights:
-        rows.insert(0, evaluate_one(c, index, "trained", load_trained(c), 1.3))
-    return rows
+    rows = evaluate_one(c, index, "trained", load_trained(c), 1.3) if c.weights else []
+    return rows + evaluate_one(c, index, "untrained, firing everywhere", Runtime(untrained, c.device), 3.0)
 
 
-def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, target: float) -> Row:
-    """The row of `evaluation` for one model."""
+def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, target: float) -> list[Row]:
+    """The rows of `evaluation` for one model."""
     dataset = DetectionDataset(index, c.imgsz, EVALUATED, rect=True, pad=0.5, stride=runtime.stride)
     loader = create_loader(dataset, EVALUATED, c.workers, shuffle=False, pin_memory=c.device.type == "cuda")
     batches = [images for images, *_ in loader]
@@ -257,13 +256,16 @@ def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, 
         part = collect(lambda x: (runtime.predict(x), None), loader, runtime.names, c.device, settings)
         results_of(part, runtime.names, settings)
 
-    def forward() -> None:
-        for images in batches:
-            runtime.predict(images)
+    def forward(at_a_time: int) -> None:
+        for _ in side_by_side(runtime.predict, batches, at_a_time):
+            pass
 
-    seconds = time_in_turns([whole, forward], c.rounds, budget=1e9, least=c.rounds)
+    calls = [whole, partial(forward, calls_at_a_time(c.device)), partial(forward, 1)]
+    seconds = time_in_turns(calls, c.rounds, budget=1e9, least=c.rounds)
     close_loader(loader)
-    return compared("val", f"{what}, {c.imgsz} px", "its forward passes", seconds, (len(index),) * 2, target=target)
+    per, name = (len(index),) * 2, f"{what}, {c.imgsz} px"
+    return [compared("val", name, "its forward passes, run the same way", seconds[:, :2], per, target=target),
+            compared("val", name, "its forward passes, one by one", seconds[:, [0, 2]], per)]  # fmt: skip
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ import detect
 from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools.benchmark_cases import Conditions, Row, compared
+from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import scale_boxes
 from utils.config import load_hyp
 from utils.console import LOGGER
@@ -69,8 +71,8 @@ def detecting(c: Conditions) -> list[Row]:
                     pass
 
             def network() -> None:
-                for f in frames:
-                    look(runtime, f)
+                for _ in side_by_side(partial(look, runtime), frames, calls_at_a_time(c.device)):
+                    pass
 
             def write() -> None:
                 for f, boxes in zip(frames, found, strict=True):

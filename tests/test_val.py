@@ -110,6 +110,23 @@ def test_batches_do_not_change_the_figures(loaded, flags) -> None:
     np.testing.assert_array_equal(one.ap, other.ap)
 
 
+def test_batches_looked_at_side_by_side_give_the_same(loaded, flags, tmp_path: Path) -> None:
+    """The figures and every file but for times, whatever the number of threads."""
+    usual, results = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            options = {"batch_size": 1, "save_txt": True, "save_conf": True, "save_json": True, "name": str(threads)}
+            results[threads] = val.run(**{**flags, **options})
+    finally:
+        torch.set_num_threads(usual)
+    np.testing.assert_array_equal(results[1].ap, results[3].ap)
+    written = {name: (tmp_path / "1" / name).read_bytes() for name in files(tmp_path / "1")}
+    assert len(written) > 20 and files(tmp_path / "3") == set(written)
+    for name, content in written.items():
+        assert (tmp_path / "3" / name).read_bytes() == content, name
+
+
 @pytest.mark.parametrize("halves", [(slice(0, 1), slice(1, None)), (slice(0, None), slice(0, 0))])
 def test_an_evaluation_shared_over_processes(loaded, flags, tmp_path: Path, halves, yolo_set: Path) -> None:
     """Two loaders over batches of one set; each process hands its part over once and gets both."""

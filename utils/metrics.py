@@ -28,18 +28,13 @@ def process_batch(detections: Tensor, labels: Tensor, iouv: Tensor) -> Tensor:
     if not len(detections) or not len(labels):
         return correct
     iou = box_iou(labels[:, 1:], detections[:, :4])
-    iou = torch.where(labels[:, 0:1] == detections[:, 5], iou, iou.new_tensor(-1.0))
-    for t, threshold in enumerate(iouv.tolist()):
-        label, detection = (iou >= threshold).nonzero(as_tuple=True)
-        if not len(label):
-            continue
-        order = iou[label, detection].argsort(descending=True).cpu().numpy()
-        pairs = torch.stack((label, detection), 1).cpu().numpy()[order]
-        # np.unique keeps the first of equals and sorts: a detection takes the label it overlaps most, then a label
-        # keeps the first, that is the most confident, of the detections that took it
-        pairs = pairs[np.unique(pairs[:, 1], return_index=True)[1]]
-        pairs = pairs[np.unique(pairs[:, 0], return_index=True)[1]]
-        correct[torch.from_numpy(pairs[:, 1]).to(correct.device), t] = True
+    iou = torch.where(labels[:, 0:1] == detections[:, 5], iou, -1.0)
+    # a detection takes the label it overlaps most, then a label keeps the first, that is the most confident, of the
+    # detections that took it and overlap it enough
+    best, label = iou.cpu().numpy().max(0), iou.cpu().numpy().argmax(0)
+    detection, level = np.nonzero(best[:, None] >= iouv.cpu().numpy())
+    _, first = np.unique(label[detection] * len(iouv) + level, return_index=True)
+    correct[detection[first], level[first]] = True
     return correct
 
 

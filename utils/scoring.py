@@ -102,31 +102,21 @@ class Part(NamedTuple):
 
 
 class Scorer:
-    """Notes a record of each image of this process, and writes its label file if asked."""
+    """Notes the records of this process, keeps its worst mistakes, and writes its label files if asked."""
 
     def __init__(self, names: Mapping[int, str], settings: Settings) -> None:
         self.settings = settings
-        self.iouv = torch.tensor(IOU_THRESHOLDS)
         self.images: list[ImageRecord] = []
         self.mistakes = Mistakes(names)
 
-    def add_image(self, image: Tensor, found: Tensor, labels: Tensor, path: str, shapes: Any) -> None:
-        """Note one image: (3, h, w) as the network saw it, found (m, 6) in its pixels, labels (k, 5) class, cxcywh."""
-        (h0, w0), ratio_pad = shapes
-        shape = tuple(image.shape[1:])
-        found, true = found.cpu().clone(), labels.clone()
-        if self.settings.single_cls:
-            found[:, 5] = 0
-        true[:, 1:] = xywhn2xyxy(labels[:, 1:], shape[1], shape[0])
+    def add_image(self, image: Tensor, found: Tensor, labels: Tensor, record: ImageRecord, shapes: Any) -> None:
+        """Note one image and its record; the other arguments as for `record_of`."""
         if self.settings.plots:
-            ignored = self._ignored(path, ratio_pad)
-            self.mistakes.add(image, found.numpy().copy(), true.numpy().copy(), ignored, path)
-        scale_boxes(shape, found[:, :4], (h0, w0), ratio_pad)
-        scale_boxes(shape, true[:, 1:], (h0, w0), ratio_pad)
-        correct = process_batch(found, true, self.iouv)
-        self.images.append(ImageRecord(path, found.numpy(), true.numpy(), correct.numpy()))
+            found, true = in_pixels(image.shape[1:], found, labels, self.settings.single_cls)
+            self.mistakes.add(image, found, true, self._ignored(record.path, shapes[1]), record.path)
+        self.images.append(record)
         if self.settings.save_txt:
-            self._save_txt(found, (h0, w0), Path(path))
+            self._save_txt(record.found, shapes[0], Path(record.path))
 
     def _ignored(self, path: str, ratio_pad: Any) -> np.ndarray:
         """The difficult objects of an image, (k, 5) class, corners in the network's pixels."""
@@ -138,13 +128,39 @@ class Scorer:
         rows[:, 1:] = rows[:, 1:] * (ratio_w, ratio_h, ratio_w, ratio_h) + (pad_w, pad_h, pad_w, pad_h)
         return rows
 
-    def _save_txt(self, found: Tensor, shape: tuple[int, int], path: Path) -> None:
+    def _save_txt(self, found: np.ndarray, shape: tuple[int, int], path: Path) -> None:
         lines = []
         for row, box in zip(found.tolist(), xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist(), strict=True):
             values = [*box, row[4]] if self.settings.save_conf else box
             lines.append(" ".join([f"{int(row[5])}", *(f"{v:.6g}" for v in values)]))
         with atomic_write(self.settings.folder / "labels" / f"{path.stem}.txt", "w") as f:
             f.write("".join(f"{line}\n" for line in lines))
+
+
+def record_of(
+    shape: Sequence[int], found: Tensor, labels: Tensor, path: str, shapes: Any, single_cls: bool = False
+) -> ImageRecord:
+    """The record of an image that the network saw at `shape` (h, w).
+
+    found: (m, 6) in its pixels; labels: (k, 5) class, cxcywh normalised; shapes: as the loader gives them.
+    """
+    size, ratio_pad = shapes
+    found, true = in_pixels(shape, found, labels, single_cls)
+    scale_boxes(shape, found[:, :4], size, ratio_pad)
+    scale_boxes(shape, true[:, 1:], size, ratio_pad)
+    correct = process_batch(torch.from_numpy(found), torch.from_numpy(true), torch.tensor(IOU_THRESHOLDS))
+    return ImageRecord(path, found, true, correct.numpy())
+
+
+def in_pixels(
+    shape: Sequence[int], found: Tensor, labels: Tensor, single_cls: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of detections (m, 6) and labels (k, 5) class, corners, both in pixels of the network's input."""
+    found, true = found.cpu().numpy().copy(), labels.cpu().numpy().copy()
+    if single_cls:
+        found[:, 5] = 0
+    true[:, 1:] = xywhn2xyxy(true[:, 1:], shape[1], shape[0])
+    return found, true
 
 
 def truth_of(path: str, true: np.ndarray, settings: Settings) -> np.ndarray:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -332,3 +334,23 @@ def test_fusing_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     assert isinstance(fuse_batch_norms(block)[1], nn.Identity)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_that_meet_in_a_new_network_get_what_one_gets(dtype: torch.dtype) -> None:
+    """The first map that comes lays the weights out, which must happen once."""
+    x = images(1, 64, 64).to(dtype)
+    with torch.inference_mode():
+        expected = pack(lively("yolov5_shufflenet.yaml", dtype))(x)[0]
+        for _ in range(5):
+            network, start = pack(lively("yolov5_shufflenet.yaml", dtype)), threading.Barrier(4)
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(lambda _, n=network, s=start: (s.wait(), call(n, x))[1], range(4)))
+            assert all(torch.equal(f, expected) for f in found)
+
+
+def call(network: nn.Module, x: Tensor) -> Tensor:
+    """What inference mode gives; it is a thread's own."""
+    with torch.inference_mode():
+        return network(x)[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from utils.background import InOrder, one_core_free, read_ahead
+from utils.background import InOrder, calls_at_a_time, read_ahead, side_by_side
 
 
 def failing(good: int) -> Iterator[int]:
@@ -78,14 +78,63 @@ def test_what_was_found_before_an_error_is_still_written() -> None:
     assert done == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("before", "inside"), [(1, 1), (2, 1), (8, 7)])
-def test_one_core_is_left_free_for_as_long_as_needed(before: int, inside: int) -> None:
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """Four threads for torch."""
     usual = torch.get_num_threads()
-    try:
-        torch.set_num_threads(before)
-        with pytest.raises(KeyError), one_core_free():
-            assert torch.get_num_threads() == inside
-            raise KeyError
-        assert torch.get_num_threads() == before
-    finally:
-        torch.set_num_threads(usual)
+    torch.set_num_threads(4)
+    yield 4
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 20])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_results_come_in_the_order_of_the_items(length: int, count: int) -> None:
+    def call(k: int) -> int:
+        time.sleep(0.002 * (k % 3 == 0))  # some take longer
+        return k * k
+
+    assert list(side_by_side(call, range(length), count)) == [k * k for k in range(length)]
+
+
+def test_calls_run_at_the_same_time_on_a_share_of_the_threads_each(threads: int) -> None:
+    meeting = threading.Barrier(2, timeout=20)  # passed only by two at a time
+
+    def call(k: int) -> int:
+        meeting.wait()
+        return torch.get_num_threads()
+
+    assert list(side_by_side(call, range(6), 2)) == [2] * 6
+    assert torch.get_num_threads() == threads
+    seen: list[int] = []
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == [threads]
+
+
+def test_few_items_are_taken_before_they_are_worked_on() -> None:
+    taken: list[int] = []
+    results = side_by_side(abs, (taken.append(k) or k for k in range(100)), 2)
+    assert next(results) == 0 and len(taken) == 3
+    results.close()
+    assert len(taken) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_errors_of_calls_and_of_items_come_in_their_place(count: int) -> None:
+    seen: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        for result in side_by_side(lambda k: 6 // (3 - k), range(9), count):
+            seen.append(result)
+    assert seen == [2, 3, 6]
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(side_by_side(abs, failing(3), count))
+    assert not [t for t in threading.enumerate() if t.name.startswith("side-by-side")]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cpu", 4), ("cuda", 1), ("mps", 1)])
+def test_calls_at_a_time(threads: int, kind: str, expected: int) -> None:
+    assert calls_at_a_time(torch.device(kind)) == expected
+    torch.set_num_threads(64)
+    assert calls_at_a_time(torch.device(kind)) == expected

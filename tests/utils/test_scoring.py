@@ -23,6 +23,7 @@ from utils.scoring import (
     confusion_of,
     json_rows,
     merge,
+    record_of,
     results_of,
     results_table,
 )
@@ -150,9 +151,10 @@ def test_a_scorer_moves_boxes_to_the_files_pixels(tmp_path: Path) -> None:
     scorer = Scorer(NAMES, Settings(folder=tmp_path, save_txt=True, save_conf=True, single_cls=True))
     found = torch.tensor([[14.0, 7, 64, 32, 0.5, 2]])
     labels = torch.tensor([[0, 39 / 128, 19.5 / 64, 50 / 128, 25 / 64]])
-    scorer.add_image(torch.zeros(3, 64, 128, dtype=torch.uint8), found, labels, "/set/x.jpg",
-                     ((100, 200), ((0.5, 0.5), (14, 7))))  # fmt: skip
-    (image,) = scorer.images
+    shapes = ((100, 200), ((0.5, 0.5), (14, 7)))
+    image = record_of((64, 128), found, labels, "/set/x.jpg", shapes, single_cls=True)
+    scorer.add_image(torch.zeros(3, 64, 128, dtype=torch.uint8), found, labels, image, shapes)
+    assert scorer.images == [image]
     np.testing.assert_allclose(image.found, [[0, 0, 100, 50, 0.5, 0]], atol=1e-4)
     np.testing.assert_allclose(image.true, [[0, 0, 0, 100, 50]], atol=1e-4)
     assert image.correct.all() and found[0, 5] == 2  # what was given stays as it is
