@@ -29,7 +29,6 @@ from utils.errors import UserError
 from utils.files import ROOT, atomic_write, increment_path, newest, safe_name
 from utils.images import write_image
 from utils.nms import non_max_suppression
-from utils.plots import plot_features
 from utils.precision import AMP_CHOICES
 from utils.sources import LoadImages, LoadStreams, open_source
 
@@ -141,6 +140,8 @@ def show(title: str, picture: np.ndarray) -> None:
 
 def save_features(runtime: Runtime, image: Tensor, folder: Path) -> None:
     """Write a picture of every layer's output for one image (1, 3, h, w)."""
+    from utils.plots import plot_features  # half a second, for what is rarely asked for
+
     handles = []
     for layer in runtime.model.model[:-1]:
         def draw(module: torch.nn.Module, args: tuple, output: Tensor) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import ROOT, run_main, run_script, write_yolo_set
 
 import detect
 import train
 import val
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint, weights_content
+from models.yolo import Model
 from utils.errors import UserError
 from utils.files import safe_name
 from utils.logs import COLUMNS
@@ -159,9 +161,6 @@ def test_view_img_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_wrong_input_is_one_line(script, flags: dict, message: str, tmp_path: Path, yolo_set: Path) -> None:
-    from models.checkpoint import weights_content
-    from models.yolo import Model
-
     if flags.get("weights") == "WEIGHTS":
         save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
     words = {"SET": str(yolo_set), "WEIGHTS": str(tmp_path / "w.pt")}
@@ -180,9 +179,6 @@ def test_the_command_line_exits_with_one_line_and_code_1(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("words", [["train.py", "--epochs", 1], ["val.py", "--save-json"]])
 def test_a_full_disk_is_told_in_one_line(words: list, tmp_path: Path, yolo_set: Path) -> None:
-    from models.checkpoint import weights_content
-    from models.yolo import Model
-
     save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
     limit = "import resource, runpy, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" \
             "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\nsys.argv = sys.argv[1:]\n" \
@@ -211,12 +207,35 @@ def test_a_wrong_flag_is_told_in_one_line(
 
 
 def test_wrong_number_of_classes(tmp_path: Path, yolo_set: Path) -> None:
-    from models.checkpoint import weights_content
-    from models.yolo import Model
-
     save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=5), 64))
     with pytest.raises(UserError, match="knows 5 classes, .* lists 2"):
         val.run(data=str(yolo_set), weights=str(tmp_path / "w.pt"), project=str(tmp_path))
+
+
+def test_pictures_looked_at_side_by_side_are_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every file, and the lines of the pictures in their order, whatever the number of threads."""
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
+    data = write_yolo_set(tmp_path / "set", 9)
+    usual, lines = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            caplog.clear()
+            caplog.set_level("INFO", "yolov5")
+            detect.run(weights=str(tmp_path / "w.pt"), source=str(data.parent / "images/val"), conf_thres=0.0,
+                       max_det=4, save_txt=True, save_csv=True, project=str(tmp_path), name=str(threads),
+                       device="cpu", amp="off")  # fmt: skip
+            lines[threads] = [r.getMessage().rpartition(",")[0] for r in caplog.records if "image " in r.getMessage()]
+            assert ("3 images at a time" in caplog.text) == (threads == 3)
+    finally:
+        torch.set_num_threads(usual)
+    assert lines[1] == lines[3] and len(lines[1]) == 9
+    written = [f.relative_to(tmp_path / "1") for f in (tmp_path / "1").rglob("*") if f.is_file()]
+    assert len(written) == 19
+    assert all((tmp_path / "1" / f).read_bytes() == (tmp_path / "3" / f).read_bytes() for f in written)
 
 
 def test_detect_outputs_do_not_overwrite_each_other(tmp_path: Path) -> None:

@@ -59,9 +59,22 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         what = f"{device} ({p.name}, {p.total_memory / 2**30:.0f} GiB)"
+    elif device.type == "cpu":
+        name = cpu_info().get("model name") or platform.processor() or platform.machine()
+        what = f"{device} ({name}, {torch.get_num_threads()} threads)"
     else:
-        what = f"{device} ({torch.get_num_threads()} threads)"
+        what = f"{device}"
     return f"Python {platform.python_version()}, torch {torch.__version__}, {what}"
+
+
+def cpu_info() -> dict[str, str]:
+    """What Linux tells of the first processor, such as `model name` and `flags`; nothing on other systems."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return {}
+    lines = [line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line]
+    return {key.strip(): value.strip() for key, value in lines}
 
 
 def seed_everything(seed: int = 0, deterministic: bool = False) -> None:

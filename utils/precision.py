@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from utils.device import cpu_info
 from utils.errors import UserError, did_you_mean
 
 AMP_CHOICES = ("auto", "off", "fp16", "bf16")
@@ -93,10 +93,6 @@ def cpu_bf16_units() -> str:
     """The instructions of this CPU that multiply bfloat16 and that torch's oneDNN uses, or an empty string."""
     if not torch.backends.mkldnn.is_available():
         return ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return ""
-    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    flags = cpu_info().get("flags", "").split()
     known = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
     return " and ".join(unit for flag, unit in known.items() if flag in flags)

@@ -108,7 +108,8 @@ def test_detection_needs_no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None
     """A torchvision that does not fit torch is the commonest fault of an installation."""
     monkeypatch.setitem(sys.modules, "torchvision", None)  # an import of it raises
     assert len(non_max_suppression(crowd(500))[0])
-    code = "import sys; sys.modules['torchvision'] = None; import detect, hubconf, train, val"
+    code = ("import sys; sys.modules['torchvision'] = None; import detect; assert 'matplotlib' not in sys.modules; "
+            "import hubconf, train, val")  # fmt: skip
     ran = run_script("-c", code)
     assert ran.returncode == 0, ran.stderr
 
