@@ -3,7 +3,8 @@
     python my_tools/benchmark.py                                    # a few minutes, on the drawn data set
     python my_tools/benchmark.py --cases train loader --data VOC.yaml --rounds 9
 
-Writes table.csv and chart.png to runs/benchmark/exp. A ratio is the median of the rounds'; beside it their quartiles.
+Writes table.csv, models.md (a line for each model) and chart.png to runs/benchmark/exp. A ratio is the median of the
+rounds'; beside it their quartiles.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from models.checkpoint import find_weights, load_checkpoint
-from my_tools.benchmark_cases import Conditions, Row, evaluation, inference, loading, training
+from my_tools.benchmark_cases import (
+    AS_DETECTED,
+    END_TO_END,
+    Conditions,
+    Row,
+    evaluation,
+    inference,
+    loading,
+    training,
+)
 from my_tools.benchmark_files import detecting, scaling
 from my_tools.default_set import prepare_shapes
 from utils.config import load_data
@@ -52,6 +62,23 @@ def aim(row: Row) -> str:
     if row.target is None:
         return ""
     return f"{'>=' if row.fast else '<='} {row.target:g}: {'met' if row.met else 'missed'}"
+
+
+def by_model(rows: Sequence[Row]) -> str:
+    """A line for each model as a markdown table: the time of one image, and the images a second of a training."""
+    measured: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        name, _, what = row.what.partition(", ")
+        if what in (AS_DETECTED, END_TO_END):
+            measured.setdefault(name, {})[what] = row
+    lines = ["| model | one image, eager float32, ms | detect.py, ms | ratio | training, plain step, images/s "
+             "| train.py, images/s | ratio |", f"| --- {'| ---: ' * 6}|"]  # fmt: skip
+    for name, of in measured.items():
+        one, many = of.get(AS_DETECTED), of.get(END_TO_END)
+        cells = [f"{one.yardstick_ms:.1f}", f"{one.ms:.1f}", f"{one.ratio:.2f}"] if one else ["-"] * 3
+        cells += [f"{1e3 / many.yardstick_ms:.1f}", f"{1e3 / many.ms:.1f}", f"{many.ratio:.2f}"] if many else ["-"] * 3
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) if measured else ""
 
 
 def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
@@ -87,7 +114,7 @@ def run(
     device: str = "", workers: int = 8, amp: str = "auto", project: str = str(ROOT / "runs/benchmark"),
     name: str = "exp", exist_ok: bool = False,
 ) -> list[Row]:  # fmt: skip
-    """Measure, and write table.csv and chart.png; returns the rows. Raises UserError for bad input."""
+    """Measure, and write table.csv, models.md and chart.png; returns the rows. Raises UserError for bad input."""
     if min(imgsz, batch_size, rounds) < 1 or workers < 0:
         raise UserError("--imgsz, --batch-size and --rounds must be 1 or more, --workers 0 or more")
     where = select_device(device)
@@ -104,10 +131,11 @@ def run(
     rows: list[Row] = []
     for case in cases:
         LOGGER.info(f"\n{case}: {rounds} rounds")
-        rows += CASES[case](conditions)
-        LOGGER.info(table([r for r in rows if r.case in (case, "share")][-12:]))
+        new = CASES[case](conditions)
+        LOGGER.info(table(new))
+        rows += new
         write(rows, title, folder)
-    LOGGER.info(f"\n{table(rows)}\n\nresults in {shown(folder)}")
+    LOGGER.info("\n\n".join(filter(None, ("", table(rows), by_model(rows), f"results in {shown(folder)}"))))
     return rows
 
 
@@ -117,6 +145,9 @@ def write(rows: Sequence[Row], title: str, folder: Path) -> None:
         writer = csv.DictWriter(f, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(r) for r in rows)
+    if summary := by_model(rows):
+        with atomic_write(folder / "models.md", "w") as f:
+            f.write(f"{title}\n\n{summary}\n")
     draw_chart(rows, title, folder / "chart.png")
 
 

@@ -22,7 +22,7 @@ from models.runtime import Runtime
 from models.training import Run, setup
 from models.transfer import with_classes
 from models.yolo import DetectionModel
-from train import prepare, train_epoch
+from train import prepare, train_batch, train_epoch
 from utils.augment import augment_hsv, flip_left_right, letterbox, random_perspective
 from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import xywhn2xyxy
@@ -38,6 +38,7 @@ from val import collect
 
 STEPS = 20  # batches of a turn
 EVALUATED = 32  # images of a batch, as in val.py
+AS_DETECTED, END_TO_END = "as detect.py runs it", "end to end"  # of a model, behind its name and a comma
 FORMS = {"fused": "fuse", "shuffle-free": "deploy"}
 
 
@@ -130,22 +131,33 @@ def train_one(c: Conditions, cfg: str) -> list[Row]:
         optimizer = torch.optim.SGD(twin.parameters(), lr=1e-4, momentum=0.9)
         x = torch.rand(c.batch_size, 3, c.imgsz, c.imgsz, device=c.device)
 
+        gpu, stop = c.device.type == "cuda", SimpleNamespace(requested=False)
+        images, targets, paths, _ = next(iter(run.loader))
+
         def plain() -> None:
             for _ in range(STEPS // 2):
-                loss = sum(y.square().mean() for y in twin(x))
+                with torch.autocast("cuda", torch.bfloat16, enabled=gpu):
+                    loss = sum(y.square().mean() for y in twin(x))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
 
         def whole() -> None:
-            train_epoch(run, SimpleNamespace(requested=False))
+            train_epoch(run, stop)
             run.state.epoch, run.state.batch = run.state.epoch + 1, 0
 
-        seconds = time_in_turns([whole, plain], c.rounds, budget=1e9, least=c.rounds)
+        def steps() -> None:
+            for _ in range(STEPS // 2):
+                train_batch(run, images, targets, paths, stop)
+            run.state.batch = 0
+
+        seconds = time_in_turns([whole, plain, steps], c.rounds, budget=1e9, least=c.rounds)
         name = Path(cfg).stem
         target = {"yolov5_shufflenet": 1.5, "yolov5s": 2.5}.get(name)
-        per = STEPS * c.batch_size, STEPS // 2 * c.batch_size
-        rows = [compared("train", f"{name}, end to end", "float32 NCHW step alone", seconds, per, True, target)]
+        few, many = STEPS // 2 * c.batch_size, STEPS * c.batch_size
+        yardstick = f"{'bfloat16' if gpu else 'float32'} NCHW step alone"
+        rows = [compared("train", f"{name}, {END_TO_END}", yardstick, seconds[:, :2], (many, few), True, target),
+                compared("train", f"{name}, its steps with one batch", END_TO_END, seconds[:, [2, 0]], (few, many))]
         rows += shares(c, run)
         close_loader(run.loader)
     return rows
@@ -293,8 +305,8 @@ def infer_one(c: Conditions, cfg: str) -> list[Row]:
     image = torch.randint(0, 256, (1, 3, 640, 640), dtype=torch.uint8)
     x = image.to(c.device) / 255
     last = x.contiguous(memory_format=torch.channels_last)
-    runtimes = {f"as {script} runs it": Runtime(copy.deepcopy(model), c.device, amp=amp)
-                for script, amp in (("detect.py", "auto"), ("val.py", "off"))}  # fmt: skip
+    runtimes = {what: Runtime(copy.deepcopy(model), c.device, amp=amp)
+                for what, amp in ((AS_DETECTED, "auto"), ("as val.py runs it", "off"))}  # fmt: skip
     calls = {what: partial(runtime.predict, image) for what, runtime in runtimes.items()}
     for name, form in FORMS.items():
         twin = getattr(copy.deepcopy(model), form)()

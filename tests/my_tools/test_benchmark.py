@@ -13,7 +13,7 @@ from helpers import run_main, write_yolo_set
 from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools import benchmark, benchmark_cases, benchmark_files
-from my_tools.benchmark import aim, draw_chart, table
+from my_tools.benchmark import aim, by_model, draw_chart, table
 from my_tools.benchmark_cases import Row, compared, fire_everywhere, subset
 from utils.labels import load_labels
 
@@ -85,6 +85,19 @@ def test_every_case_on_a_tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     picture = cv2.imread(str(tmp_path / "out/exp/chart.png"))
     assert picture is not None and picture.std() > 10
     assert all(r.what in table(rows) for r in rows)
+    (line,) = [x for x in (tmp_path / "out/exp/models.md").read_text().splitlines() if "shufflenet" in x]
+    assert all(float(cell) > 0 for cell in line.split("|")[2:-1])
+
+
+def test_a_line_for_each_model() -> None:
+    rows = [Row("infer", "a, as detect.py runs it", "x", 10, 40, 0.25, 0.2, 0.3, False),
+            Row("infer", "a, as val.py runs it", "x", 20, 40, 0.5, 0.2, 0.3, False),
+            Row("train", "a, end to end", "x", 20, 50, 2.4, 2, 3, True),
+            Row("train", "b, end to end", "x", 100, 200, 1.9, 2, 3, True),
+            Row("loader", "320 px, one process", "x", 1, 3, 3, 3, 3, True)]  # fmt: skip
+    assert by_model(rows).splitlines()[2:] == [
+        "| a | 40.0 | 10.0 | 0.25 | 20.0 | 50.0 | 2.40 |", "| b | - | - | - | 5.0 | 10.0 | 1.90 |"]  # fmt: skip
+    assert by_model(rows[4:]) == ""
 
 
 def test_a_chart_of_one_kind_alone(tmp_path: Path) -> None:
