@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
-from utils.background import InOrder, calls_at_a_time, read_ahead, side_by_side
+from utils.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, side_by_side
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, has_display, select_device
@@ -96,7 +96,7 @@ class Output:
 
     def _write_txt(self, found: Tensor, shape: tuple[int, ...], file: Path) -> None:
         boxes = xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist()
-        with atomic_write(file, "w") as f:
+        with atomic_write(file, "w", durable=False) as f:
             for row, box in zip(found.tolist(), boxes, strict=True):
                 values = [*box, row[4]] if self.save_conf else box
                 f.write(" ".join([f"{int(row[5])}", *(f"{v:.6g}" for v in values)]) + "\n")
@@ -218,7 +218,7 @@ def predict_all(
     live = dataset.mode == "stream"
     every, at_a_time = read_frames(dataset, vid_stride), 1 if live or visualize else calls_at_a_time(runtime.device)
     start = time.perf_counter()
-    with InOrder() as writer:
+    with opencv_on_one_thread(), InOrder() as writer:
         for frames, found, (predicting, suppressing) in side_by_side(look, every if live else read_ahead(every),
                                                                      at_a_time):  # fmt: skip
             seconds += (frames.seconds, predicting, suppressing)

@@ -126,7 +126,7 @@ def collect(
     scorer, seconds = Scorer(names, settings), np.zeros(3)
     losses: list[tuple[str, Tensor]] = []
     at_a_time = calls_at_a_time(device)
-    batches = progress(side_by_side(look, loader, at_a_time), desc=HEADER, total=len(loader))
+    batches = progress(side_by_side(look, loader, at_a_time, len(loader)), desc=HEADER, total=len(loader))
     for number, (images, targets, shapes, detections, records, loss, spent) in enumerate(batches):
         seconds += spent / at_a_time
         if loss is not None:

@@ -269,7 +269,7 @@ def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, 
         results_of(part, runtime.names, settings)
 
     def forward(at_a_time: int) -> None:
-        for _ in side_by_side(runtime.predict, batches, at_a_time):
+        for _ in side_by_side(runtime.predict, batches, at_a_time, len(batches)):
             pass
 
     calls = [whole, partial(forward, calls_at_a_time(c.device)), partial(forward, 1)]

@@ -70,8 +70,8 @@ def detecting(c: Conditions) -> list[Row]:
                 for _ in detect.read_frames(LoadImages(str(pictures), 640, runtime.stride), 1):
                     pass
 
-            def network() -> None:
-                for _ in side_by_side(partial(look, runtime), frames, calls_at_a_time(c.device)):
+            def network(at_a_time: int) -> None:
+                for _ in side_by_side(partial(look, runtime), frames, at_a_time):
                     pass
 
             def write() -> None:
@@ -82,14 +82,15 @@ def detecting(c: Conditions) -> list[Row]:
                 detect.run(weights=str(weights), source=str(pictures), imgsz=640, device=str(c.device),
                            project=folder, name="exp", exist_ok=True)  # fmt: skip
 
-            seconds = time_in_turns([whole, read, network, write], c.rounds, budget=1e9, least=2)
-    slowest = 1 + int(np.median(seconds[:, 1:], 0).argmax())
-    names = ("", "reading", "the network and NMS", "drawing and writing")
+            calls = [whole, read, partial(network, calls_at_a_time(c.device)), write, partial(network, 1)]
+            seconds = time_in_turns(calls, c.rounds, budget=1e9, least=2)
+    slowest = 1 + int(np.median(seconds[:, 1:4], 0).argmax())
+    names = ("", "reading", "the network and NMS", "drawing and writing", "the network and NMS one by one")
     per = (PICTURES,) * 2
     rows = [compared("detect", f"{PICTURES} pictures, all of detect.py", f"{names[slowest]} alone",
                      seconds[:, [0, slowest]], per, target=1.2)]  # fmt: skip
     rows += [compared("detect", f"{names[k]} alone", f"{names[slowest]} alone", seconds[:, [k, slowest]], per)
-             for k in range(1, 4) if k != slowest]  # fmt: skip
+             for k in range(1, 5) if k != slowest]  # fmt: skip
     return rows
 
 

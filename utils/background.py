@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import cv2
 import torch
 
 T, R = TypeVar("T"), TypeVar("R")
 MOST_AT_A_TIME = 4
 
 
-def give_way() -> None:
-    """Let this thread run only where others leave a core idle, where the system can do that for a single thread."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def side_by_side(call: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+def side_by_side(call: Callable[[T], R], items: Iterable[T], count: int, total: int | None = None) -> Iterator[R]:
     """What `call` makes of each item, in their order; `count` calls run at a time, on a share of torch's threads each.
 
     On a CPU that is faster than one call on all threads, which wait for each other at the end of each small operation.
     Items are asked for in this thread, one more than are worked on. What a call raises is raised here, in its place.
+    total: how many items there are, if that is known: those left over at the end then have all threads one by one.
     """
     if count < 2:
         yield from map(call, items)
@@ -36,7 +28,12 @@ def side_by_side(call: Callable[[T], R], items: Iterable[T], count: int) -> Iter
     threads, waiting = torch.get_num_threads(), deque()
     pool = ThreadPoolExecutor(count, "side-by-side", torch.set_num_threads, (max(threads // count, 1),))
     try:
-        for item in items:
+        for number, item in enumerate(items):
+            if total is not None and number >= total - total % count:
+                while waiting:
+                    yield waiting.popleft().result()
+                yield call(item)
+                continue
             waiting.append(pool.submit(call, item))
             if len(waiting) > count:
                 yield waiting.popleft().result()
@@ -52,13 +49,24 @@ def calls_at_a_time(device: torch.device) -> int:
     return min(torch.get_num_threads(), MOST_AT_A_TIME) if device.type == "cpu" else 1
 
 
+@contextlib.contextmanager
+def opencv_on_one_thread() -> Iterator[None]:
+    """Keep OpenCV from starting threads of its own inside, where all cores have something to do already."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
 def read_ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
     """The same items, up to `count` of which are made in a thread before they are asked for.
 
     What making them raises is raised here, in its place.
     """
     source, end = iter(items), object()
-    pool = ThreadPoolExecutor(1, "read-ahead", give_way)
+    pool = ThreadPoolExecutor(1, "read-ahead")
     try:
         waiting = deque(pool.submit(next, source, end) for _ in range(count))
         while (item := waiting.popleft().result()) is not end:
@@ -76,7 +84,7 @@ class InOrder:
 
     def __init__(self, count: int = 8) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(1, "in-order", give_way)
+        self._pool = ThreadPoolExecutor(1, "in-order")
         self._waiting: deque[Future] = deque()
 
     def add(self, call: Callable[..., object], *args: object) -> None:

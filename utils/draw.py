@@ -79,7 +79,7 @@ class Annotator:
         txt_color: of the letters, black or white if None.
         """
         x1, y1, x2, y2 = (round(float(v)) for v in box)
-        cv2.rectangle(self.im, (x1, y1), (x2, y2), color, self.lw, cv2.LINE_AA)
+        cv2.rectangle(self.im, (x1, y1), (x2, y2), color, self.lw)
         if label:
             self.text((x1, y1), label, color, txt_color)
 

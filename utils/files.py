@@ -72,10 +72,11 @@ def _make_folder(path: Path, exist_ok: bool) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
-    """Open a temporary file beside `path`; on success flush it to disk and rename it, on failure remove it.
+def atomic_write(path: str | Path, mode: str = "wb", durable: bool = True, **kwargs) -> Iterator[IO]:
+    """Open a temporary file beside `path`; on success rename it, on failure remove it.
 
-    Whoever reads `path` sees the old content or the new one, never a part.
+    Whoever reads `path` sees the old content or the new one, never a part. durable: wait until it is on the disk, so
+    that a power cut cannot take it back.
     """
     path = Path(path)
     if "b" not in mode:
@@ -84,8 +85,9 @@ def atomic_write(path: str | Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
     try:
         with os.fdopen(handle, mode, **kwargs) as f:
             yield f
-            f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                f.flush()
+                os.fsync(f.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:

@@ -64,5 +64,5 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         raise ImageError(f"{path}: cannot be written as {path.suffix}") from e
     if not done:
         raise ImageError(f"{path}: cannot be written as {path.suffix}")
-    with atomic_write(path) as f:
+    with atomic_write(path, durable=False) as f:
         f.write(content.tobytes())

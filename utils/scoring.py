@@ -133,7 +133,7 @@ class Scorer:
         for row, box in zip(found.tolist(), xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist(), strict=True):
             values = [*box, row[4]] if self.settings.save_conf else box
             lines.append(" ".join([f"{int(row[5])}", *(f"{v:.6g}" for v in values)]))
-        with atomic_write(self.settings.folder / "labels" / f"{path.stem}.txt", "w") as f:
+        with atomic_write(self.settings.folder / "labels" / f"{path.stem}.txt", "w", durable=False) as f:
             f.write("".join(f"{line}\n" for line in lines))
 
 

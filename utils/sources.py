@@ -30,10 +30,10 @@ NO_SCREENSHOTS = "--source {}: screenshots are not supported; record a video and
 
 
 def network_input(im0: np.ndarray, imgsz: int | list[int], stride: int, auto: bool) -> np.ndarray:
-    """Letterbox a frame (h, w, 3) BGR to (3, h', w') uint8 RGB."""
+    """Letterbox a frame (h, w, 3) BGR to (3, h', w') uint8 RGB, which lies in memory pixel by pixel."""
     size = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
     im = letterbox(im0, size, stride=stride, auto=auto)[0]
-    return np.ascontiguousarray(im[..., ::-1].transpose(2, 0, 1))
+    return cv2.cvtColor(im, cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
 
 
 def open_source(
@@ -237,7 +237,8 @@ class LoadStreams:
                     self._fresh = [False] * len(frames)
                     self._changed.notify_all()
                 self.frame += 1
-                batch = np.stack([network_input(f, self.img_size, self.stride, self.auto) for f in frames])
+                inputs = [network_input(f, self.img_size, self.stride, self.auto) for f in frames]
+                batch = np.stack([im.transpose(1, 2, 0) for im in inputs]).transpose(0, 3, 1, 2)
                 yield self.sources, batch, frames, None, ""
         finally:
             self.close()

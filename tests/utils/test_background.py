@@ -4,10 +4,11 @@ import threading
 import time
 from collections.abc import Iterator
 
+import cv2
 import pytest
 import torch
 
-from utils.background import InOrder, calls_at_a_time, read_ahead, side_by_side
+from utils.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, side_by_side
 
 
 def failing(good: int) -> Iterator[int]:
@@ -89,12 +90,19 @@ def threads() -> Iterator[int]:
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 20])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_results_come_in_the_order_of_the_items(length: int, count: int) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_results_come_in_the_order_of_the_items(length: int, count: int, known: bool) -> None:
     def call(k: int) -> int:
         time.sleep(0.002 * (k % 3 == 0))  # some take longer
         return k * k
 
-    assert list(side_by_side(call, range(length), count)) == [k * k for k in range(length)]
+    results = list(side_by_side(call, range(length), count, length if known else None))
+    assert results == [k * k for k in range(length)]
+
+
+def test_what_is_left_over_at_the_end_has_all_threads(threads: int) -> None:
+    shares = list(side_by_side(lambda _: torch.get_num_threads(), range(5), 3, 5))
+    assert shares == [1, 1, 1, threads, threads]
 
 
 def test_calls_run_at_the_same_time_on_a_share_of_the_threads_each(threads: int) -> None:
@@ -138,3 +146,15 @@ def test_calls_at_a_time(threads: int, kind: str, expected: int) -> None:
     assert calls_at_a_time(torch.device(kind)) == expected
     torch.set_num_threads(64)
     assert calls_at_a_time(torch.device(kind)) == expected
+
+
+def test_opencv_has_one_thread_for_as_long_as_needed() -> None:
+    usual = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        with pytest.raises(KeyError), opencv_on_one_thread():
+            assert cv2.getNumThreads() == 1
+            raise KeyError
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(usual)
