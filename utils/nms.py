@@ -117,33 +117,43 @@ def suppress(
     that overlap by an IoU above iou_thres push each other out.
     """
     group = images * (int(cls.max(initial=0)) + 1) + cls
-    left = group.argsort(kind="stable")
-    group, kept = group[left], np.zeros(len(boxes), bool)
-    x1, y1, x2, y2 = boxes[left].T
+    order = group.argsort(kind="stable")
+    group, kept = group[order], np.zeros(len(boxes), bool)
+    x1, y1, x2, y2 = boxes[order].T
     data = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))
+    starts, left = _starts(group), np.ones(len(group), bool)
     for _ in range(most):
-        if not len(left):
+        at = np.flatnonzero(left)
+        if not len(at):
             break
-        starts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
-        kept[left[starts]] = True
-        best = data.take(starts, 1).repeat(np.diff(starts, append=len(left)), 1)
-        stays = np.flatnonzero(~_overlap(data, best, iou_thres, starts))
-        left, group, data = left.take(stays), group.take(stays), data.take(stays, 1)
+        if len(at) < 0.8 * len(left):  # go on without those that are out
+            order, group, data = order[at], group[at], data.take(at, 1)
+            starts, left, at = _starts(group), np.ones(len(at), bool), np.arange(len(at))
+        first = at[_starts(group[at])]
+        kept[order[first]] = True
+        best = starts.copy()  # of a class that has none left, whatever comes first
+        best[np.searchsorted(starts, first, "right") - 1] = first
+        best = data.take(best, 1).repeat(np.diff(starts, append=len(left)), 1)
+        left &= ~_overlap(data, best, iou_thres)
+        left[first] = False
     return kept
 
 
-def _overlap(a: np.ndarray, b: np.ndarray, iou_thres: float, certain: np.ndarray) -> np.ndarray:
-    """Whether boxes of a and b (5, n), corners and area, overlap by more than iou_thres; `certain` places do."""
+def _starts(group: np.ndarray) -> np.ndarray:
+    """Where in ascending numbers (n,), n > 0, each begins."""
+    return np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, iou_thres: float) -> np.ndarray:
+    """Whether boxes of a and b (5, n), corners and area, overlap by an IoU above iou_thres."""
     width = np.minimum(a[2], b[2])
     width -= np.maximum(a[0], b[0])
     height = np.minimum(a[3], b[3])
     height -= np.maximum(a[1], b[1])
-    inter = np.maximum(width, 0, out=width)
-    inter *= np.maximum(height, 0, out=height)
+    inter = width.clip(0, np.inf, out=width)  # with one bound alone numpy takes three times as long
+    inter *= height.clip(0, np.inf, out=height)
     union = a[4] + b[4]
     union -= inter
     with np.errstate(invalid="ignore"):  # boxes without area overlap nothing
         inter /= union
-    over = inter > iou_thres
-    over[certain] = True
-    return over
+    return inter > iou_thres
