@@ -34,7 +34,7 @@ from utils.mosaic import lay_out
 from utils.options import TrainOptions, effective_hyp
 from utils.profiling import time_in_turns
 from utils.scoring import Settings, results_of
-from val import collect
+from val import collect, in_pieces
 
 STEPS = 20  # batches of a turn
 EVALUATED = 32  # images of a batch, as in val.py
@@ -262,22 +262,27 @@ def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, 
     dataset = DetectionDataset(index, c.imgsz, EVALUATED, rect=True, pad=0.5, stride=runtime.stride)
     loader = create_loader(dataset, EVALUATED, c.workers, shuffle=False, pin_memory=c.device.type == "cuda")
     batches = [images for images, *_ in loader]
-    settings = Settings(by_size=False)
 
-    def whole() -> None:
-        part = collect(lambda x: (runtime.predict(x), None), loader, runtime.names, c.device, settings)
-        results_of(part, runtime.names, settings)
+    def predict(images: Tensor) -> tuple[Tensor, None]:
+        return runtime.predict(images), None
+
+    def whole(by_size: bool) -> None:
+        settings = Settings(by_size=by_size)
+        results_of(collect(predict, loader, runtime.names, c.device, settings), runtime.names, settings)
 
     def forward(at_a_time: int) -> None:
-        for _ in side_by_side(runtime.predict, batches, at_a_time, len(batches)):
+        for _ in side_by_side(partial(in_pieces, predict), batches, at_a_time, len(batches)):
             pass
 
-    calls = [whole, partial(forward, calls_at_a_time(c.device)), partial(forward, 1)]
+    calls = [partial(whole, False), partial(whole, True), partial(forward, calls_at_a_time(c.device)),
+             partial(forward, 1)]  # fmt: skip
     seconds = time_in_turns(calls, c.rounds, budget=1e9, least=c.rounds)
     close_loader(loader)
     per, name = (len(index),) * 2, f"{what}, {c.imgsz} px"
-    return [compared("val", name, "its forward passes, run the same way", seconds[:, :2], per, target=target),
-            compared("val", name, "its forward passes, one by one", seconds[:, [0, 2]], per)]  # fmt: skip
+    alike, alone = "its forward passes, run the same way", "its forward passes, one by one"
+    return [compared("val", name, alike, seconds[:, [0, 2]], per, target=target),
+            compared("val", f"{name}, and COCO's AP by size", alike, seconds[:, [1, 2]], per),
+            compared("val", name, alone, seconds[:, [0, 3]], per)]  # fmt: skip
 
 
 @torch.no_grad()

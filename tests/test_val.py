@@ -127,6 +127,21 @@ def test_batches_looked_at_side_by_side_give_the_same(loaded, flags, tmp_path: P
         assert (tmp_path / "3" / name).read_bytes() == content, name
 
 
+@pytest.mark.parametrize("count", [1, 8, 9, 21])
+def test_pieces_of_a_batch_are_put_together(count: int) -> None:
+    looked_at: list[int] = []
+
+    def forward(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        looked_at.append(len(x))
+        return x * 2, [x[:, :1], x[:, 1:]]
+
+    x = torch.arange(count * 3.0).reshape(count, 3)
+    decoded, raw = val.in_pieces(forward, x)
+    assert torch.equal(decoded, x * 2) and torch.equal(torch.cat(raw, 1), x)
+    assert max(looked_at) <= 8 and sum(looked_at) == count
+    assert val.in_pieces(lambda x: (x, None), x)[1] is None
+
+
 @pytest.mark.parametrize("halves", [(slice(0, 1), slice(1, None)), (slice(0, None), slice(0, 0))])
 def test_an_evaluation_shared_over_processes(loaded, flags, tmp_path: Path, halves, yolo_set: Path) -> None:
     """Two loaders over batches of one set; each process hands its part over once and gets both."""

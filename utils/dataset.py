@@ -34,7 +34,7 @@ from utils.console import LOGGER, progress
 from utils.device import available_memory
 from utils.distributed import local_world_size, world_size
 from utils.files import atomic_write
-from utils.images import ImageError, read_image
+from utils.images import ImageError, read_image, shrink
 from utils.labels import LabelIndex
 from utils.mosaic import mosaic
 
@@ -183,8 +183,8 @@ class DetectionDataset(Dataset):
             LOGGER.warning(f"{self.index.file(i)}: {e}; a grey image takes its place")
             im = np.full((h0, w0, 3), GREY, np.uint8)
         if r < 1 or (r > 1 and self.hyp is None):  # in training it is enlarged with the rest of what is done to it
-            interpolation = cv2.INTER_LINEAR if self.hyp is not None or r > 1 else cv2.INTER_AREA
-            im = cv2.resize(im, (max(int(w0 * r), 1), max(int(h0 * r), 1)), interpolation=interpolation)
+            size = max(int(w0 * r), 1), max(int(h0 * r), 1)
+            im = cv2.resize(im, size) if self.hyp is not None or r > 1 else shrink(im, size)
         return im
 
     def _load_from_disk(self, i: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from utils.console import LOGGER
 from utils.draw import Annotator, color_of, crop_box
 from utils.errors import UserError, did_you_mean
 from utils.files import atomic_write, find_file, increment_path, newest
-from utils.images import ImageError, decode_image, read_image, write_image
+from utils.images import ImageError, decode_image, read_image, shrink, write_image
 
 
 def test_run_folders_count_up(tmp_path: Path) -> None:
@@ -135,3 +135,9 @@ def test_crop_is_the_box_with_a_margin() -> None:
     crop = crop_box(np.stack((im,) * 3, -1), (40, 40, 60, 60), gain=1.0, pad=10)
     assert crop.shape[:2] == (31, 31) and crop[0, 0, 0] == 35 * 100 + 35
     assert crop_box(np.zeros((10, 10, 3)), (-5, -5, 3, 3)).size > 0
+
+
+@pytest.mark.parametrize("size", [(320, 240), (320, 213), (250, 188), (499, 374), (100, 75), (33, 375), (1, 1)])
+def test_shrinking_gives_opencvs_pixels(size: tuple[int, int]) -> None:
+    im = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
+    np.testing.assert_array_equal(shrink(im, size), cv2.resize(im, size, interpolation=cv2.INTER_AREA))
