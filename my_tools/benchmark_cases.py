@@ -129,7 +129,7 @@ def train_one(c: Conditions, cfg: str) -> list[Row]:
         run = training_run(c, cfg, folder)
         twin = copy.deepcopy(run.model).to(memory_format=torch.contiguous_format).train()
         optimizer = torch.optim.SGD(twin.parameters(), lr=1e-4, momentum=0.9)
-        x = torch.rand(c.batch_size, 3, c.imgsz, c.imgsz, device=c.device)
+        x = torch.rand(c.batch_size, 3, run.opt.imgsz, run.opt.imgsz, device=c.device)
 
         gpu, stop = c.device.type == "cuda", SimpleNamespace(requested=False)
         images, targets, paths, _ = next(iter(run.loader))
