@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,18 +26,19 @@ from my_tools.default_set import prepare_shapes
 from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import xyxy2xywh
 from utils.coco import Annotated, require_package, usable_annotations
-from utils.config import DataConfig, check_keys, load_data, warn_of_names
+from utils.config import DataConfig, load_data, warn_of_names
 from utils.console import LOGGER, Parser, progress, run_script
 from utils.dataset import Batch, DetectionDataset, create_loader
 from utils.device import describe_device, select_device
 from utils.draw import draw_batch
-from utils.errors import UserError, did_you_mean
-from utils.files import ROOT, atomic_write, distinct, increment_path, newest
+from utils.errors import UserError
+from utils.files import atomic_write, distinct, increment_path, newest
 from utils.hybrid import nms_with_labels
 from utils.images import write_image
 from utils.labels import LabelIndex, load_labels
 from utils.mistakes import mistakes_picture
 from utils.nms import non_max_suppression
+from utils.options import SPLITS, TASKS, ValOptions
 from utils.plots import plot_confusion, plot_curves, plot_study
 from utils.precision import AMP_CHOICES
 from utils.protocols import PROTOCOLS
@@ -62,7 +63,6 @@ Forward = Callable[[Tensor], tuple[Tensor, list[Tensor] | None]]
 Gather = Callable[[Any], list[Any]]
 PICTURED_BATCHES = 3
 PIECE = 8  # images that a network looks at together on a CPU
-SPLITS, TASKS = ("train", "val", "test"), ("train", "val", "test", "speed", "study")
 STUDY_SIZES = tuple(range(256, 1537, 128))
 
 
@@ -179,76 +179,6 @@ def _write_outputs(part: Part, results: Results, names: Mapping[int, str], setti
             json.dump(json_rows(part, settings), f)
 
 
-@dataclass
-class Options:
-    """The flags of val.py by their names in code; weights and imgsz are one value or several.
-
-    Raises UserError for values out of range and for flags that do not go together.
-    """
-
-    data: str = "shapes.yaml"
-    weights: str | Sequence[str] = ""
-    batch_size: int = 32
-    imgsz: int | Sequence[int] | None = None
-    conf_thres: float = 0.001
-    iou_thres: float = 0.6
-    max_det: int = 300
-    task: str = "val"
-    protocol: str = "yolov5"
-    device: str = ""
-    workers: int = 8
-    single_cls: bool = False
-    augment: bool = False
-    verbose: bool = False
-    save_txt: bool = False
-    save_hybrid: bool = False
-    save_conf: bool = False
-    save_json: bool = False
-    half: bool = False
-    amp: str = "off"
-    project: str = str(ROOT / "runs/val")
-    name: str = "exp"
-    exist_ok: bool = False
-    noplots: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
-            raise UserError(f"--conf-thres {self.conf_thres} and --iou-thres {self.iou_thres} must lie between 0 and 1")
-        if self.batch_size < 1 or self.max_det < 1 or self.workers < 0:
-            raise UserError("--batch-size and --max-det must be 1 or more, --workers 0 or more")
-        for flag, value, known in (("task", self.task, TASKS), ("protocol", self.protocol, PROTOCOLS)):
-            if value not in known:
-                raise UserError(f"--{flag} {value}: one of {', '.join(known)}{did_you_mean(value, known)}")
-        if len(self.files) > 1 and self.task in SPLITS:
-            raise UserError("--weights: several files are for --task speed and --task study; give one")
-        if min(self.sizes, default=1) < 1:
-            raise UserError(f"--imgsz {min(self.sizes)}: sizes are in pixels, from 1")
-        if len(self.sizes) > 1 and self.task != "study":
-            raise UserError("--imgsz: val.py takes one size; several are for --task study")
-        for flag in ("save_txt", "save_hybrid", "save_json"):
-            if getattr(self, flag) and self.task not in SPLITS:
-                raise UserError(f"--{flag.replace('_', '-')} is of no use with --task {self.task}: leave it out")
-        self.save_txt |= self.save_hybrid
-        if self.save_hybrid and self.conf_thres == Options.conf_thres:
-            self.conf_thres = 0.25  # what is as good as a label, not all that an AP is worked out from
-
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> Options:
-        """Options from keyword arguments. Raises UserError for an unknown one."""
-        check_keys(flags, [f.name for f in fields(cls)], "val.run")
-        return cls(**flags)
-
-    @property
-    def files(self) -> list[Path]:
-        """The weights asked for, none for the newest."""
-        return [Path(w) for w in ([self.weights] if isinstance(self.weights, (str, Path)) else self.weights) if str(w)]
-
-    @property
-    def sizes(self) -> list[int]:
-        """The sizes asked for, none for the model's own."""
-        return [] if self.imgsz is None else [self.imgsz] if isinstance(self.imgsz, int) else list(self.imgsz)
-
-
 @dataclass(frozen=True)
 class Split:
     """The images to evaluate on, their labels, and what COCO files say of them."""
@@ -264,7 +194,7 @@ def run(**kwargs: Any) -> Results | list[Results]:
     Returns the figures: of the split asked for, or for the tasks speed and study a list with those of each weights
     file (and size). Raises UserError for bad input.
     """
-    opt = Options.from_flags(kwargs)
+    opt = ValOptions.from_flags(kwargs)
     if opt.protocol == "coco":
         require_package()
     files = opt.files or [f for f in [newest("train/*/weights/best.pt")] if f]
@@ -293,7 +223,7 @@ def run(**kwargs: Any) -> Results | list[Results]:
     return results
 
 
-def speed(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options) -> list[Results]:
+def speed(files: list[Path], runtimes: list[Runtime], split: Split, opt: ValOptions) -> list[Results]:
     """Time each of the weights with the thresholds that detect.py uses."""
     opt, results = replace(opt, conf_thres=0.25, iou_thres=0.45, noplots=True), []
     where = describe_device(runtimes[0].device)
@@ -305,7 +235,7 @@ def speed(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options
     return results
 
 
-def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: Options, folder: Path) -> list[Results]:
+def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: ValOptions, folder: Path) -> list[Results]:
     """Evaluate each of the weights at each size: study_<data>_<weights>.txt and study.png in `folder`.
 
     A row of the text: size in pixels, P, R, mAP50, mAP50-95, then milliseconds per image of pre-process, network, NMS.
@@ -336,13 +266,13 @@ def labels_of(files: list[Path]) -> list[str]:
                      for f, u in zip(files, unique, strict=True)])  # fmt: skip
 
 
-def evaluate_at(size: int, runtime: Runtime, split: Split, opt: Options, folder: Path | None) -> Results:
+def evaluate_at(size: int, runtime: Runtime, split: Split, opt: ValOptions, folder: Path | None) -> Results:
     """Evaluate one model at one size; files go to `folder`."""
     return evaluate(*prepared(size, runtime, split, opt, folder))
 
 
 def prepared(
-    size: int, runtime: Runtime, split: Split, opt: Options, folder: Path | None
+    size: int, runtime: Runtime, split: Split, opt: ValOptions, folder: Path | None
 ) -> tuple[Forward, DataLoader, Mapping[int, str], torch.device, Settings]:
     """What `evaluate` and `collect` need to run one model at one size, warmed up."""
     dataset = DetectionDataset(split.index, size, opt.batch_size, rect=True, pad=0.5, stride=runtime.stride,
@@ -358,7 +288,7 @@ def prepared(
             runtime.device, settings)  # fmt: skip
 
 
-def load_split(config: DataConfig, opt: Options) -> Split:
+def load_split(config: DataConfig, opt: ValOptions) -> Split:
     """Index the images of the split that a task is about, with its COCO files. Raises UserError for bad ones.
 
     YOLOv5's figures do not need those files: there, a bad one is a warning.
@@ -373,16 +303,16 @@ def load_split(config: DataConfig, opt: Options) -> Split:
     return Split(config, index, annotations)
 
 
-def input_size(runtime: Runtime, opt: Options) -> int:
+def input_size(runtime: Runtime, opt: ValOptions) -> int:
     """The side of the network's input: --imgsz, or as trained."""
     return check_img_size(opt.sizes[0] if opt.sizes else runtime.imgsz, runtime.stride)[0]
 
 
-def names_of(runtime: Runtime, opt: Options) -> dict[int, str]:
+def names_of(runtime: Runtime, opt: ValOptions) -> dict[int, str]:
     return {0: "object"} if opt.single_cls else runtime.names
 
 
-def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.device) -> Runtime:
+def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch.device) -> Runtime:
     """Load a model. Raises UserError if it and the data disagree on the number of classes; warns if on names."""
     runtime = load_runtime(weights, device, opt.half, opt.amp)
     if opt.single_cls:
@@ -397,25 +327,25 @@ def load_checked(weights: Path, data: DataConfig, opt: Options, device: torch.de
 def parse_opt() -> argparse.Namespace:
     parser = Parser(description="Evaluate a detector. In brackets: the defaults")
     add = parser.add_argument
-    add("--data", default=Options.data, help="data yaml, also looked for in data/ (%(default)s)")
+    add("--data", default=ValOptions.data, help="data yaml, also looked for in data/ (%(default)s)")
     add("--weights", nargs="+", default="", metavar="PT",
         help="checkpoint (the newest run's best.pt); several for --task speed and study")  # fmt: skip
-    add("--batch-size", type=int, default=Options.batch_size, help="images at a time (%(default)s)")
+    add("--batch-size", type=int, default=ValOptions.batch_size, help="images at a time (%(default)s)")
     add("--imgsz", "--img", "--img-size", type=int, nargs="+", default=None, metavar="PX",
         help="side of the images in pixels (as trained); several for --task study (256 384 ... 1536)")  # fmt: skip
-    add("--conf-thres", type=float, default=Options.conf_thres,
+    add("--conf-thres", type=float, default=ValOptions.conf_thres,
         help="confidence from which boxes count (%(default)s; --task speed: 0.25)")  # fmt: skip
-    add("--iou-thres", type=float, default=Options.iou_thres,
+    add("--iou-thres", type=float, default=ValOptions.iou_thres,
         help="overlap above which NMS drops a box (%(default)s; --task speed: 0.45)")  # fmt: skip
-    add("--max-det", type=int, default=Options.max_det, help="detections per image at most (%(default)s)")
-    add("--task", default=Options.task, choices=TASKS,
+    add("--max-det", type=int, default=ValOptions.max_det, help="detections per image at most (%(default)s)")
+    add("--task", default=ValOptions.task, choices=TASKS,
         help="the split to score; or, on val, speed: time each of the weights; study: accuracy and speed of each at "
         "each size, as text and picture (%(default)s)")  # fmt: skip
-    add("--protocol", default=Options.protocol, choices=list(PROTOCOLS),
+    add("--protocol", default=ValOptions.protocol, choices=list(PROTOCOLS),
         help=f"{'; '.join(f'{name}: {text}' for name, text in PROTOCOLS.items())}. All but yolov5 ignore difficult "
         "objects (%(default)s)")  # fmt: skip
-    add("--device", default=Options.device, help="cpu, mps, or a GPU's number (a GPU if there is one)")
-    add("--workers", type=int, default=Options.workers, help="loader processes at most (%(default)s)")
+    add("--device", default=ValOptions.device, help="cpu, mps, or a GPU's number (a GPU if there is one)")
+    add("--workers", type=int, default=ValOptions.workers, help="loader processes at most (%(default)s)")
     add("--single-cls", action="store_true", help="treat all classes as one")
     add("--augment", action="store_true", help="test-time augmentation")
     add("--verbose", action="store_true", help="a row per class also for more than 30 classes")
@@ -424,9 +354,10 @@ def parse_opt() -> argparse.Namespace:
     add("--save-conf", action="store_true", help="with confidences in labels/*.txt")
     add("--save-json", action="store_true", help="write predictions.json in COCO's format")
     add("--half", action="store_true", help="half precision, on a GPU")
-    add("--amp", default=Options.amp, choices=AMP_CHOICES, help="number format of the network (%(default)s: float32)")
-    add("--project", default=Options.project, help="results go to project/name (runs/val)")
-    add("--name", default=Options.name, help="(%(default)s)")
+    add("--amp", default=ValOptions.amp, choices=AMP_CHOICES,
+        help="number format of the network (%(default)s: float32)")  # fmt: skip
+    add("--project", default=ValOptions.project, help="results go to project/name (runs/val)")
+    add("--name", default=ValOptions.name, help="(%(default)s)")
     add("--exist-ok", action="store_true", help="use project/name even if it exists")
     add("--noplots", action="store_true", help="draw no pictures")
     return parser.parse_args()

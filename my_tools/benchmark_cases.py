@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import itertools
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -339,7 +340,8 @@ def onnx_calls(model: DetectionModel, x: Tensor) -> dict[str, Callable[[], objec
     calls = {}
     for name, form in FORMS.items():
         twin = getattr(copy.deepcopy(model).cpu(), form)()
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of values that are the same for every image
             file = str(Path(folder) / "model.onnx")
             torch.onnx.export(twin, (x,), file, dynamo=False, input_names=["images"])
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -45,11 +45,10 @@ from utils.console import LOGGER, Parser, run_script, shown
 from utils.device import describe_device, select_device
 from utils.errors import UserError
 from utils.files import ROOT, increment_path
-from utils.options import OPTIMIZERS
+from utils.options import OPTIMIZERS, ValOptions
 from utils.precision import AMP_CHOICES
 from utils.report import write_report
 from utils.scoring import protocol_line
-from val import Options as ValOptions
 from val import load_split
 
 SEED = 0  # of the bootstrap

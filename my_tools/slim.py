@@ -47,6 +47,7 @@ from utils.device import describe_device, seed_everything, select_device
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT, atomic_write, increment_path
 from utils.labels import load_labels
+from utils.options import ValOptions
 from utils.profiling import count_gflops, time_in_turns
 
 HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
@@ -130,7 +131,7 @@ def run(**kwargs: Any) -> Path:
         LOGGER.info(f"left as they are: {'; '.join(named)}")
     if data:
         prepare_shapes(data.yaml_file)
-        options = val.Options(data=opt.data, weights=opt.weights, imgsz=size, device=opt.device, workers=opt.workers,
+        options = ValOptions(data=opt.data, weights=opt.weights, imgsz=size, device=opt.device, workers=opt.workers,
                               noplots=True)  # fmt: skip
         split = val.load_split(data, options)
     else:
@@ -258,7 +259,7 @@ def costs(original: DetectionModel, slim: DetectionModel, size: int, device: tor
 
 
 def accuracy(
-    original: DetectionModel, slim: DetectionModel, size: int, split: val.Split, options: val.Options,
+    original: DetectionModel, slim: DetectionModel, size: int, split: val.Split, options: ValOptions,
     device: torch.device,
 ) -> list[Figure]:  # fmt: skip
     """P, R, mAP50 and mAP50-95 of both on the val split, as val.py has them."""

@@ -15,6 +15,7 @@ import val
 from utils.console import LOGGER
 from utils.errors import UserError
 from utils.labels import label_path
+from utils.options import ValOptions
 
 PICTURES = {"confusion_matrix.png", "errors.jpg", "F1_curve.png", "P_curve.png", "PR_curve.png", "R_curve.png",
             "val_batch0_labels.jpg", "val_batch0_pred.jpg"}  # fmt: skip
@@ -145,7 +146,7 @@ def test_pieces_of_a_batch_are_put_together(count: int) -> None:
 @pytest.mark.parametrize("halves", [(slice(0, 1), slice(1, None)), (slice(0, None), slice(0, 0))])
 def test_an_evaluation_shared_over_processes(loaded, flags, tmp_path: Path, halves, yolo_set: Path) -> None:
     """Two loaders over batches of one set; each process hands its part over once and gets both."""
-    opt = val.Options(**flags)
+    opt = ValOptions(**flags)
     split = val.load_split(val.load_data(str(yolo_set)), opt)
     dataset = val.DetectionDataset(split.index, 128, 4, rect=True, pad=0.5)
     batches = list(val.create_loader(dataset, 4, 0, shuffle=False))
@@ -309,9 +310,9 @@ def test_wrong_flags_are_one_line(changed: dict, message: str, loaded, flags, tm
 
 def test_command_line_defaults_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["val.py"])
-    assert val.Options(**vars(val.parse_opt())) == val.Options()
+    assert ValOptions(**vars(val.parse_opt())) == ValOptions()
     monkeypatch.setattr(sys, "argv", "val.py --weights a.pt b.pt --imgsz 64 96 --task study --save-conf".split())
-    opt = val.Options(**vars(val.parse_opt()))
+    opt = ValOptions(**vars(val.parse_opt()))
     assert (opt.files, opt.sizes, opt.save_conf) == ([Path("a.pt"), Path("b.pt")], [64, 96], True)
 
 

@@ -1,16 +1,19 @@
-"""The options of a training run: one validated object from the command line, the data yaml's defaults and YOLOv5's."""
+"""The options of train.py and val.py: a validated object each, from flags, keyword arguments and YOLOv5's files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from utils.config import check_keys, is_whole, load_hyp
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT
 from utils.precision import AMP_CHOICES
+from utils.protocols import PROTOCOLS
 
+SPLITS, TASKS = ("train", "val", "test"), ("train", "val", "test", "speed", "study")
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 # what a data yaml's `defaults:` may set, for flags that are not given
 DATA_DEFAULTS = ("hyp", "epochs", "batch_size", "imgsz", "optimizer", "cache", "cos_lr", "patience", "amp")
@@ -156,3 +159,73 @@ def effective_hyp(opt: TrainOptions) -> dict[str, float]:
     """The hyper-parameters of the hyp file, with `--label-smoothing` in its place."""
     hyp = load_hyp(opt.hyp)
     return {**hyp, "label_smoothing": opt.label_smoothing} if opt.label_smoothing else hyp
+
+
+@dataclass
+class ValOptions:
+    """The flags of val.py by their names in code; weights and imgsz are one value or several.
+
+    Raises UserError for values out of range and for flags that do not go together.
+    """
+
+    data: str = "shapes.yaml"
+    weights: str | Sequence[str] = ""
+    batch_size: int = 32
+    imgsz: int | Sequence[int] | None = None
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    task: str = "val"
+    protocol: str = "yolov5"
+    device: str = ""
+    workers: int = 8
+    single_cls: bool = False
+    augment: bool = False
+    verbose: bool = False
+    save_txt: bool = False
+    save_hybrid: bool = False
+    save_conf: bool = False
+    save_json: bool = False
+    half: bool = False
+    amp: str = "off"
+    project: str = str(ROOT / "runs/val")
+    name: str = "exp"
+    exist_ok: bool = False
+    noplots: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
+            raise UserError(f"--conf-thres {self.conf_thres} and --iou-thres {self.iou_thres} must lie between 0 and 1")
+        if self.batch_size < 1 or self.max_det < 1 or self.workers < 0:
+            raise UserError("--batch-size and --max-det must be 1 or more, --workers 0 or more")
+        for flag, value, known in (("task", self.task, TASKS), ("protocol", self.protocol, PROTOCOLS)):
+            if value not in known:
+                raise UserError(f"--{flag} {value}: one of {', '.join(known)}{did_you_mean(value, known)}")
+        if len(self.files) > 1 and self.task in SPLITS:
+            raise UserError("--weights: several files are for --task speed and --task study; give one")
+        if min(self.sizes, default=1) < 1:
+            raise UserError(f"--imgsz {min(self.sizes)}: sizes are in pixels, from 1")
+        if len(self.sizes) > 1 and self.task != "study":
+            raise UserError("--imgsz: val.py takes one size; several are for --task study")
+        for flag in ("save_txt", "save_hybrid", "save_json"):
+            if getattr(self, flag) and self.task not in SPLITS:
+                raise UserError(f"--{flag.replace('_', '-')} is of no use with --task {self.task}: leave it out")
+        self.save_txt |= self.save_hybrid
+        if self.save_hybrid and self.conf_thres == ValOptions.conf_thres:
+            self.conf_thres = 0.25  # what is as good as a label, not all that an AP is worked out from
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> ValOptions:
+        """Options from keyword arguments. Raises UserError for an unknown one."""
+        check_keys(flags, [f.name for f in fields(cls)], "val.run")
+        return cls(**flags)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weights asked for, none for the newest."""
+        return [Path(w) for w in ([self.weights] if isinstance(self.weights, (str, Path)) else self.weights) if str(w)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes asked for, none for the model's own."""
+        return [] if self.imgsz is None else [self.imgsz] if isinstance(self.imgsz, int) else list(self.imgsz)
