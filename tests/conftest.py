@@ -16,8 +16,8 @@ torch.set_num_threads(1)  # the networks are tiny: more threads mostly wait for 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     """What a test draws without a seed of its own is the same in every run; tests that seed take other seeds."""
-    random.seed(0)
-    np.random.seed(0)
+    random.seed(20)
+    np.random.seed(20)
     torch.manual_seed(20)
 
 
