@@ -29,10 +29,10 @@ from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, distinct
 from utils.images import ImageError, read_image
 from utils.labels import label_path, parse_labels
+from utils.options import ValOptions
 from utils.profiling import count_gflops, time_in_turns
 from utils.scoring import results_of
 from utils.sources import list_media
-from val import Options as ValOptions
 from val import Split, collect, prepared
 
 BATCHES = (1, 32)  # what the latency is measured with
