@@ -10,6 +10,7 @@ import argparse
 import csv
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
-from utils.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, side_by_side
+from utils.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, has_display, select_device
@@ -187,6 +188,7 @@ class Seen(NamedTuple):
     frames: Frames
     found: list[Tensor]
     seconds: tuple[float, float]
+    share: float  # of the threads that torch has
 
 
 def predict_all(
@@ -208,20 +210,20 @@ def predict_all(
         predicted = time.perf_counter()
         detections = non_max_suppression(prediction, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)
         seconds = predicted - start, time.perf_counter() - predicted
-        return Seen(frames, [on_original(found.cpu(), frames.batch.shape[2:], im0)
-                             for found, im0 in zip(detections, frames.originals, strict=True)], seconds)  # fmt: skip
+        return Seen(frames, [on_original(found.cpu(), frames.batch.shape[2:], im0) for found, im0 in
+                             zip(detections, frames.originals, strict=True)], seconds, share_of(threads))  # fmt: skip
 
-    count, seconds = 0, np.zeros(3)
+    count, seconds, threads = 0, np.zeros(3), torch.get_num_threads()
     dataset = open_source(source, size, runtime.stride, vid_stride=vid_stride)
     warm_up(runtime, *size)
     # a stream has a thread of its own already, and of it the newest frame is wanted
     live = dataset.mode == "stream"
     every, at_a_time = read_frames(dataset, vid_stride), 1 if live or visualize else calls_at_a_time(runtime.device)
+    every, total = (every, None) if live else (read_ahead(every), dataset.frames)
     start = time.perf_counter()
-    with opencv_on_one_thread(), InOrder() as writer:
-        for frames, found, (predicting, suppressing) in side_by_side(look, every if live else read_ahead(every),
-                                                                     at_a_time):  # fmt: skip
-            seconds += (frames.seconds, predicting, suppressing)
+    with opencv_on_one_thread(), InOrder() as writer, closing(side_by_side(look, every, at_a_time, total)) as seen:
+        for frames, found, (predicting, suppressing), share in seen:
+            seconds += (frames.seconds, predicting * share, suppressing * share)
             for k, (boxes, im0) in enumerate(zip(found, frames.originals, strict=True)):
                 args = boxes, im0, frames.paths[k], frames.mode, frames.number, frames.fps
                 if out.view_img:  # windows are the main thread's
@@ -234,7 +236,7 @@ def predict_all(
                 count += 1
     if count:
         steps = zip(("pre-process", "inference", "NMS"), seconds / count * 1e3, strict=True)
-        together = f", {at_a_time} images at a time" if at_a_time > 1 else ""
+        together = f" with {at_a_time} images at a time" if min(at_a_time, count) > 1 else ""
         LOGGER.info(f"speed per image: {', '.join(f'{v:.1f}ms {k}' for k, v in steps)}{together}; "
                     f"{count} in {time.perf_counter() - start:.1f} s with reading and writing")  # fmt: skip
     return count

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from models.runtime import Runtime, check_img_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
-from utils.background import calls_at_a_time, side_by_side
+from utils.background import calls_at_a_time, share_of, side_by_side
 from utils.boxes import xyxy2xywh
 from utils.coco import Annotated, require_package, usable_annotations
 from utils.config import DataConfig, load_data, warn_of_names
@@ -106,47 +109,57 @@ def collect(
     the list of all of them, to every process (as torch.distributed.all_gather_object does); all then return the same.
     compute_loss(raw, targets)[1]: the three parts of a batch's loss.
     """
+    stop, threads = threading.Event(), torch.get_num_threads()
+
     @torch.inference_mode()
     def look(batch: Batch) -> Seen:
         images, targets, paths, shapes = batch
         start = time.perf_counter()
         images = images.to(device, non_blocking=True)
         uploaded = time.perf_counter()
-        decoded, raw = in_pieces(forward, images) if device.type == "cpu" else forward(images)
-        loss = compute_loss(raw, targets.to(device))[1] if compute_loss else None
+        decoded, raw = in_pieces(forward, images, stop) if device.type == "cpu" else forward(images)
+        loss = compute_loss(raw, targets)[1] if compute_loss else None
         decoded = decoded.float()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         predicted = time.perf_counter()
         detections = [found.cpu() for found in detect_boxes(decoded, targets, images.shape[2:], settings)]
-        seconds = np.diff([start, uploaded, predicted, time.perf_counter()])
+        seconds = np.diff([start, uploaded, predicted, time.perf_counter()]) * share_of(threads)
         records = [record_of(images.shape[2:], found, targets[targets[:, 0] == k, 1:], paths[k], shapes[k],
                              settings.single_cls) for k, found in enumerate(detections)]  # fmt: skip
         return Seen(images, targets, shapes, detections, records, loss, seconds)
 
     scorer, seconds = Scorer(names, settings), np.zeros(3)
     losses: list[tuple[str, Tensor]] = []
-    at_a_time = calls_at_a_time(device)
-    batches = progress(side_by_side(look, loader, at_a_time, len(loader)), desc=HEADER, total=len(loader))
-    for number, (images, targets, shapes, detections, records, loss, spent) in enumerate(batches):
-        seconds += spent / at_a_time
-        if loss is not None:
-            losses.append((records[0].path, loss))
-        for k, (found, record) in enumerate(zip(detections, records, strict=True)):
-            scorer.add_image(images[k], found, targets[targets[:, 0] == k, 1:], record, shapes[k])
-        if settings.plots and settings.writes and number < PICTURED_BATCHES:
-            paths = tuple(record.path for record in records)
-            _picture_batch(number, images, targets, detections, paths, names, settings.folder)
+    with closing(side_by_side(look, loader, calls_at_a_time(device), len(loader), stop)) as batches:
+        for number, seen in enumerate(progress(batches, desc=HEADER, total=len(loader))):
+            images, targets, shapes, detections, records, loss, spent = seen
+            seconds += spent
+            if loss is not None:
+                losses.append((records[0].path, loss))
+            for k, (found, record) in enumerate(zip(detections, records, strict=True)):
+                scorer.add_image(images[k], found, targets[targets[:, 0] == k, 1:], record, shapes[k])
+            if settings.plots and settings.writes and number < PICTURED_BATCHES:
+                paths = tuple(record.path for record in records)
+                _picture_batch(number, images, targets, detections, paths, names, settings.folder)
     values = torch.stack([v for _, v in losses]).tolist() if losses else []
     by_batch = [(path, v) for (path, _), v in zip(losses, values, strict=True)]
     return merge(gather(Part(scorer.images, by_batch, seconds, scorer.mistakes.kept)))
 
 
-def in_pieces(forward: Forward, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-    """What `forward` gives, asked for a few images at a time: as fast on a CPU, and in little memory."""
-    if len(images) <= PIECE:
-        return forward(images)
-    decoded, raw = zip(*map(forward, images.split(PIECE)), strict=True)
+def in_pieces(forward: Forward, images: Tensor, stop: threading.Event) -> tuple[Tensor, list[Tensor] | None]:
+    """What `forward` gives, asked for a few images at a time: as fast on a CPU, and in little memory.
+
+    Raises CancelledError once `stop` is set.
+    """
+    pieces = []
+    for piece in images.split(PIECE):
+        if stop.is_set():
+            raise CancelledError
+        pieces.append(forward(piece))
+    if len(pieces) == 1:
+        return pieces[0]
+    decoded, raw = zip(*pieces, strict=True)
     return torch.cat(decoded), None if raw[0] is None else [torch.cat(maps) for maps in zip(*raw, strict=True)]
 
 

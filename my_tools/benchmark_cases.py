@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import itertools
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def train_one(c: Conditions, cfg: str) -> list[Row]:
         def steps() -> None:
             for _ in range(STEPS // 2):
                 train_batch(run, images, targets, paths, stop)
-            run.state.batch = 0
+            run.state.epoch, run.state.batch = run.state.epoch + 1, 0
 
         seconds = time_in_turns([whole, plain, steps], c.rounds, budget=1e9, least=c.rounds)
         name = Path(cfg).stem
@@ -272,7 +273,7 @@ def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, 
         results_of(collect(predict, loader, runtime.names, c.device, settings), runtime.names, settings)
 
     def forward(at_a_time: int) -> None:
-        for _ in side_by_side(partial(in_pieces, predict), batches, at_a_time, len(batches)):
+        for _ in side_by_side(partial(in_pieces, predict, stop=threading.Event()), batches, at_a_time, len(batches)):
             pass
 
     calls = [partial(whole, False), partial(whole, True), partial(forward, calls_at_a_time(c.device)),

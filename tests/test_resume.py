@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,20 +124,33 @@ def test_stopped_after_a_batch_and_resumed(batch: int, folder: Path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("owner", "function", "call"), [("val", "non_max_suppression", 1), ("train", "record", 3)])
+@pytest.mark.parametrize(("owner", "function", "call", "threads"), [
+    ("val", "non_max_suppression", 1, 1),
+    ("val", "in_pieces", 2, 2),  # two batches side by side
+    ("train", "record", 3, 1),
+])  # fmt: skip
 def test_stopped_while_validating_and_after_the_last_epoch(
-    owner: str, function: str, call: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    owner: str, function: str, call: int, threads: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, calls = {"val": val, "train": train}[owner], []
-    real = getattr(module, function)
+    real, validate = getattr(module, function), train.validate
+
+    def validated(*args) -> object:
+        torch.set_num_threads(threads)
+        try:
+            return validate(*args)
+        finally:
+            torch.set_num_threads(1)
 
     def interrupted(*args, **kwargs) -> object:
         calls.append(1)
         if len(calls) == call:
             signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)  # the main thread is told of it
         return real(*args, **kwargs)
 
     name = f"stopped_{function}"
+    monkeypatch.setattr(train, "validate", validated)
     with monkeypatch.context() as m:
         m.setattr(module, function, interrupted)
         with pytest.raises(KeyboardInterrupt, match="and saved; to go on"):

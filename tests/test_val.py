@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ from torch import Tensor
 
 import val
 from utils.console import LOGGER
+from utils.dataset import DetectionDataset, create_loader
 from utils.errors import UserError
-from utils.labels import label_path
+from utils.labels import label_path, load_labels
 from utils.options import ValOptions
+from utils.scoring import Settings
 
 PICTURES = {"confusion_matrix.png", "errors.jpg", "F1_curve.png", "P_curve.png", "PR_curve.png", "R_curve.png",
             "val_batch0_labels.jpg", "val_batch0_pred.jpg"}  # fmt: skip
@@ -111,6 +115,59 @@ def test_batches_do_not_change_the_figures(loaded, flags) -> None:
     np.testing.assert_array_equal(one.ap, other.ap)
 
 
+def test_interrupted_without_waiting_for_whole_batches(yolo_set: Path) -> None:
+    index = load_labels([yolo_set.parent / "images/val"], 2, "val: ")
+    dataset = DetectionDataset(index, 64, 12, rect=True, stride=32)
+    (batch,) = create_loader(dataset, 12, 0, shuffle=False)
+    batch = (batch[0].repeat(10, 1, 1, 1), *batch[1:])
+    called: list[int] = []
+
+    def forward(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        called.append(len(images))
+        time.sleep(0.05)
+        return torch.zeros(len(images), 1, 7), None
+
+    class Interrupted(list):
+        def __iter__(self):
+            yield from (batch, batch)
+            raise KeyboardInterrupt
+
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            val.collect(forward, Interrupted([0] * 4), {0: "a", 1: "b"}, torch.device("cpu"), Settings())
+    finally:
+        torch.set_num_threads(usual)
+    assert len(called) <= 4 and set(called) <= {val.PIECE}
+
+
+@pytest.mark.parametrize(("batches", "threads"), [(1, 2), (3, 2), (4, 2), (3, 4), (2, 1)])
+def test_seconds_are_those_of_the_whole_machine(batches: int, threads: int, yolo_set: Path) -> None:
+    """Batches looked at side by side take a part of it each, one that is left over the whole."""
+    index = load_labels([yolo_set.parent / "images/val"], 2, "val: ")
+    ((images, targets, paths, shapes),) = create_loader(
+        DetectionDataset(index, 64, 12, rect=True, stride=32), 12, 0, shuffle=False
+    )
+    loader = [(images, targets, [f"{k}/{path}" for path in paths], shapes) for k in range(batches)]
+
+    def forward(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        time.sleep(0.1)
+        return torch.zeros(len(images), 1, 7), None
+
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        start = time.perf_counter()
+        part = val.collect(forward, loader, {0: "a", 1: "b"}, torch.device("cpu"), Settings())
+        wall = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(usual)
+    alone = batches % threads if threads > 1 else batches
+    expected = 0.1 * 2 * ((batches - alone) / threads + alone)  # in two pieces each
+    assert expected <= part.seconds[1] <= wall
+
+
 def test_batches_looked_at_side_by_side_give_the_same(loaded, flags, tmp_path: Path) -> None:
     """The figures and every file but for times, whatever the number of threads."""
     usual, results = torch.get_num_threads(), {}
@@ -137,10 +194,10 @@ def test_pieces_of_a_batch_are_put_together(count: int) -> None:
         return x * 2, [x[:, :1], x[:, 1:]]
 
     x = torch.arange(count * 3.0).reshape(count, 3)
-    decoded, raw = val.in_pieces(forward, x)
+    decoded, raw = val.in_pieces(forward, x, threading.Event())
     assert torch.equal(decoded, x * 2) and torch.equal(torch.cat(raw, 1), x)
     assert max(looked_at) <= 8 and sum(looked_at) == count
-    assert val.in_pieces(lambda x: (x, None), x)[1] is None
+    assert val.in_pieces(lambda x: (x, None), x, threading.Event())[1] is None
 
 
 @pytest.mark.parametrize("halves", [(slice(0, 1), slice(1, None)), (slice(0, None), slice(0, 0))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,20 +16,31 @@ T, R = TypeVar("T"), TypeVar("R")
 MOST_AT_A_TIME = 4
 
 
-def side_by_side(call: Callable[[T], R], items: Iterable[T], count: int, total: int | None = None) -> Iterator[R]:
+def side_by_side(
+    call: Callable[[T], R], items: Iterable[T], count: int, total: int | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[R]:  # fmt: skip
     """What `call` makes of each item, in their order; `count` calls run at a time, on a share of torch's threads each.
 
     On a CPU that is faster than one call on all threads, which wait for each other at the end of each small operation.
-    Items are asked for in this thread, one more than are worked on. What a call raises is raised here, in its place.
+    Items are asked for in this thread, one more than are worked on. What a call raises, or making an item, is raised
+    here, in its place.
     total: how many items there are, if that is known: those left over at the end then have all threads one by one.
+    stop: is set when no more results are wanted; long calls should look at it, as they are waited for.
     """
     if count < 2:
         yield from map(call, items)
         return
     threads, waiting = torch.get_num_threads(), deque()
-    pool = ThreadPoolExecutor(count, "side-by-side", torch.set_num_threads, (max(threads // count, 1),))
+    shares = [threads // count + (k < threads % count) for k in range(count)]
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread's first call takes over the number set last, in whatever thread
+        torch.set_num_threads(max(shares.pop(), 1))
+
+    pool = ThreadPoolExecutor(count, "side-by-side", begin)
     try:
-        for number, item in enumerate(items):
+        for number, item in enumerate(_until_error(items, waiting)):
             if total is not None and number >= total - total % count:
                 while waiting:
                     yield waiting.popleft().result()
@@ -40,8 +52,25 @@ def side_by_side(call: Callable[[T], R], items: Iterable[T], count: int, total: 
         while waiting:
             yield waiting.popleft().result()
     finally:
+        if stop:
+            stop.set()
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # threads that start later take the number set last, in whatever thread
+
+
+def _until_error(items: Iterable[T], waiting: deque[Future]) -> Iterator[T]:
+    """The items; if making one raises, that is put behind what is waited for."""
+    try:
+        yield from items
+    except Exception as e:
+        failed: Future = Future()
+        failed.set_exception(e)
+        waiting.append(failed)
+
+
+def share_of(threads: int) -> float:
+    """Which part of so many threads this thread's calls of torch have: 1, or less in calls that run side by side."""
+    return min(torch.get_num_threads() / threads, 1)
 
 
 def calls_at_a_time(device: torch.device) -> int:

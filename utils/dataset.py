@@ -199,7 +199,7 @@ class DetectionDataset(Dataset):
             pass  # not there yet, or damaged: made anew
         im = self._read(i)
         try:
-            with atomic_write(file, durable=False) as f:
+            with atomic_write(file) as f:
                 np.save(f, im)
         except OSError as e:
             LOGGER.warning(f"--cache disk: {file} cannot be written ({e.strerror}); going on without the disk cache")

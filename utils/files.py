@@ -75,8 +75,8 @@ def _make_folder(path: Path, exist_ok: bool) -> None:
 def atomic_write(path: str | Path, mode: str = "wb", durable: bool = True, **kwargs) -> Iterator[IO]:
     """Open a temporary file beside `path`; on success rename it, on failure remove it.
 
-    Whoever reads `path` sees the old content or the new one, never a part. durable: wait until it is on the disk, so
-    that a power cut cannot take it back.
+    Whoever reads `path` sees the old content or the new one, never a part. durable: also after a power cut, for which
+    the disk has to be waited for.
     """
     path = Path(path)
     if "b" not in mode:

@@ -57,8 +57,8 @@ def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
 
 def shrink(im: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """An image (h, w, 3) uint8 at a smaller size (width, height), each pixel the mean of what it covers."""
-    if im.shape[1] % size[0] or im.shape[0] % size[1]:
-        # the same pixels, but OpenCV takes a third longer for them in bytes than in floats
+    if im.size < 2**24 and (im.shape[1] % size[0] or im.shape[0] % size[1]):
+        # the same pixels, but OpenCV takes a third longer for them in bytes than in floats, which need more memory
         return cv2.convertScaleAbs(cv2.resize(im.astype(np.float32), size, interpolation=cv2.INTER_AREA))
     return cv2.resize(im, size, interpolation=cv2.INTER_AREA)
 

@@ -21,20 +21,21 @@ MAX_CANDIDATES = 30000  # the best-scored candidates of an image that are looked
 class Candidates(NamedTuple):
     """What may be detected in one image.
 
-    rows: (n, 5 + nc) of the head's output; place: (m,) row * columns + column of each candidate; scores: (m,);
-    cls: the class of each row where it has one only, (n,), or None where the column is the class.
+    xywh: (n, 4) boxes; scores: (m,) of the candidates; place: (m,) row * columns + column of each; columns: classes of
+    a box that count; cls: the class of each box where that is one only, (n,), or None where the column is the class.
     """
 
-    rows: np.ndarray
-    place: np.ndarray
+    xywh: np.ndarray
     scores: np.ndarray
+    place: np.ndarray
+    columns: int
     cls: np.ndarray | None
 
     def best(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The `count` with the highest scores, the highest first: boxes (k, 4) corners, scores (k,), classes (k,)."""
         order = best_first(self.scores, min(count, MAX_CANDIDATES))
-        row, column = np.divmod(self.place[order], self.rows.shape[1] - 5 if self.cls is None else 1)
-        return xywh2xyxy(self.rows[row, :4]), self.scores[order], column if self.cls is None else self.cls[row]
+        row, column = np.divmod(self.place[order], self.columns)
+        return xywh2xyxy(self.xywh[row]), self.scores[order], column if self.cls is None else self.cls[row]
 
 
 def non_max_suppression(
@@ -86,21 +87,26 @@ def _candidates(x: Tensor, conf_thres: float, classes: Sequence[int] | None, mul
         rows = rows[sure]
     scores, cls = rows[:, 5:] * rows[:, 4:5], None
     if not multi_label:
-        cls = scores.argmax(1) if scores.shape[1] else np.zeros(len(rows), int)
+        cls = scores.argmax(1)
         scores = scores[np.arange(len(rows)), cls][:, None]
     if classes is not None:
         wanted = np.isin(np.arange(scores.shape[1]) if cls is None else cls[:, None], list(classes))
         scores = np.where(wanted, scores, -1)
-    place = np.flatnonzero(scores > conf_thres)
-    return Candidates(rows, place, scores.ravel()[place], cls)
+    place, columns = np.flatnonzero(scores > conf_thres), scores.shape[1]
+    scores = scores.ravel()[place]
+    if len(scores) > 4 * MAX_CANDIDATES:  # the images of a batch are all kept until the end
+        best = np.flatnonzero(scores >= np.partition(scores, -MAX_CANDIDATES)[-MAX_CANDIDATES])
+        place, scores = place[best], scores[best]
+    return Candidates(rows[:, :4].copy(), scores, place, columns, cls)
 
 
 def best_first(scores: np.ndarray, count: int) -> np.ndarray:
     """The indices of the `count` highest of scores (n,), the highest first, of equals the first."""
     few = np.arange(len(scores))
     if len(scores) > 16 * count:  # a sample tells about where the lowest of them lies; usually it is right
-        sample = scores[:: len(scores) // (8 * count)]
-        higher = np.flatnonzero(scores >= np.partition(sample, -count // 4)[-count // 4])
+        step = len(scores) // (8 * count)
+        rank = max(2 * count // step, -(-count // 4))
+        higher = np.flatnonzero(scores >= np.partition(scores[::step], -rank)[-rank])
         few = higher if len(higher) >= count else few
     if len(few) > count:
         lowest = np.partition(scores[few], -count)[-count]
@@ -120,7 +126,11 @@ def suppress(
     order = group.argsort(kind="stable")
     group, kept = group[order], np.zeros(len(boxes), bool)
     x1, y1, x2, y2 = boxes[order].T
-    data = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes without end
+        data = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))
+    limit = np.float32(iou_thres)
+    if float(limit) > iou_thres:  # an IoU of 3/5 is above 0.6 as a float32, and below as a float64
+        limit = np.nextafter(limit, np.float32(0))
     starts, left = _starts(group), np.ones(len(group), bool)
     for _ in range(most):
         at = np.flatnonzero(left)
@@ -134,7 +144,7 @@ def suppress(
         best = starts.copy()  # of a class that has none left, whatever comes first
         best[np.searchsorted(starts, first, "right") - 1] = first
         best = data.take(best, 1).repeat(np.diff(starts, append=len(left)), 1)
-        left &= ~_overlap(data, best, iou_thres)
+        left &= ~_overlap(data, best, limit)
         left[first] = False
     return kept
 
@@ -144,16 +154,16 @@ def _starts(group: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
 
 
-def _overlap(a: np.ndarray, b: np.ndarray, iou_thres: float) -> np.ndarray:
+def _overlap(a: np.ndarray, b: np.ndarray, iou_thres: np.float32) -> np.ndarray:
     """Whether boxes of a and b (5, n), corners and area, overlap by an IoU above iou_thres."""
-    width = np.minimum(a[2], b[2])
-    width -= np.maximum(a[0], b[0])
-    height = np.minimum(a[3], b[3])
-    height -= np.maximum(a[1], b[1])
-    inter = width.clip(0, np.inf, out=width)  # with one bound alone numpy takes three times as long
-    inter *= height.clip(0, np.inf, out=height)
-    union = a[4] + b[4]
-    union -= inter
-    with np.errstate(invalid="ignore"):  # boxes without area overlap nothing
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes without area, or without end, overlap nothing
+        width = np.minimum(a[2], b[2])
+        width -= np.maximum(a[0], b[0])
+        height = np.minimum(a[3], b[3])
+        height -= np.maximum(a[1], b[1])
+        inter = width.clip(0, np.inf, out=width)  # with one bound alone numpy takes three times as long
+        inter *= height.clip(0, np.inf, out=height)
+        union = a[4] + b[4]
+        union -= inter
         inter /= union
-    return inter > iou_thres
+        return inter > iou_thres

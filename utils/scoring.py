@@ -67,7 +67,7 @@ class Results:
     images_per_class: np.ndarray
     objects: np.ndarray
     losses: tuple[float, float, float]
-    speed: dict[str, float]  # milliseconds per image
+    speed: dict[str, float]  # milliseconds per image, of all the threads that torch has
     size_ap: np.ndarray
     size_objects: np.ndarray
     difficult: int | None = None

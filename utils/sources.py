@@ -108,6 +108,11 @@ class LoadImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def frames(self) -> int | None:
+        """How many frames there are at most; None where videos are among the files."""
+        return None if any(Path(f).suffix.lower() in VIDEO_SUFFIXES for f in self.files) else len(self.files)
+
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, cv2.VideoCapture | None, str]]:
         for number, path in enumerate(self.files, 1):
             where = f"{number}/{len(self.files)}"

@@ -8,13 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers import run_main, write_yolo_set
 
 from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools import benchmark, benchmark_cases, benchmark_files
 from my_tools.benchmark import aim, by_model, draw_chart, table
-from my_tools.benchmark_cases import Row, compared, fire_everywhere, subset
+from my_tools.benchmark_cases import Conditions, Row, compared, fire_everywhere, subset
+from utils.config import load_data
 from utils.labels import load_labels
 
 
@@ -87,6 +89,32 @@ def test_every_case_on_a_tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(r.what in table(rows) for r in rows)
     (line,) = [x for x in (tmp_path / "out/exp/models.md").read_text().splitlines() if "shufflenet" in x]
     assert all(float(cell) > 0 for cell in line.split("|")[2:-1])
+
+
+def test_steps_with_one_batch_do_not_spare_the_next_epoch_its_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each turn the weights change as often as in a training of so many batches, or once more."""
+    monkeypatch.setattr(benchmark_cases, "STEPS", 8)
+    updates: list[tuple[bool, int]] = []
+
+    def in_turns(calls: list, *_args: object, **_options: object) -> np.ndarray:
+        whole, _, steps = calls
+        for call in (whole, whole, whole, steps, whole, steps, steps, whole):
+            before = run.state.ema.updates
+            call()
+            updates.append((call is whole, run.state.ema.updates - before))
+        return np.ones((len(calls), 3))
+
+    conditions = Conditions(load_data(write_yolo_set(tmp_path / "set", 8)), (), None, 32, 16, 1, torch.device("cpu"),
+                            0, "off")  # fmt: skip
+    run = benchmark_cases.training_run(conditions, "yolov5_shufflenet.yaml", str(tmp_path))
+    run.state.epoch = 50  # after the warm-up, in which updates are more frequent
+    monkeypatch.setattr(benchmark_cases, "time_in_turns", in_turns)
+    monkeypatch.setattr(benchmark_cases, "training_run", lambda *_: run)
+    monkeypatch.setattr(benchmark_cases, "shares", lambda *_: [])
+    benchmark_cases.train_one(conditions, "yolov5_shufflenet.yaml")
+    assert all(n in ((2, 3) if is_whole else (1, 2)) for is_whole, n in updates)
 
 
 def test_a_line_for_each_model() -> None:

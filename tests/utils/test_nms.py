@@ -58,19 +58,59 @@ def test_best_first(scores: list[float], count: int, expected: list[int]) -> Non
     assert best_first(np.array(scores, np.float32), count).tolist() == expected
 
 
-@pytest.mark.parametrize("order", ["random", "rising", "the sample sees nothing high", "one value"])
-def test_the_best_of_very_many(order: str) -> None:
+@pytest.mark.parametrize("order", ["random", "rising", "the sample sees nothing high", "the sample has the highest",
+                                   "one value"])  # fmt: skip
+@pytest.mark.parametrize("length", [850, 1300, 2100, 100_000])
+def test_the_best_of_very_many(order: str, length: int) -> None:
     """Of so many a sample is looked at first, which may be wrong."""
-    scores = np.random.default_rng(0).random(100_000, np.float32)
+    scores = np.random.default_rng(0).random(length, np.float32)
     if order == "rising":
         scores.sort()
     elif order == "one value":
         scores[:] = 0.5
+    elif order == "the sample has the highest":
+        scores[:: len(scores) // (8 * 50)][:49] = 2.0
     elif order != "random":
         scores[:: len(scores) // (8 * 50)] = 2.0  # higher than all that is to be found
         scores[1:40] = 3.0
     expected = np.argsort(-scores, kind="stable")[:50]
     np.testing.assert_array_equal(best_first(scores, 50), expected)
+
+
+@pytest.mark.parametrize("most", [40, 300, 2000])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_only_so_many_candidates_are_looked_at(most: int, multi_label: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with the highest scores, in whatever way they are chosen."""
+    x = crowd(1500)
+    x[..., 4:] = (x[..., 4:] * 50).round() / 50
+    scores = x[0, :, 5:] * x[0, :, 4:5]
+    if not multi_label:
+        scores = scores.max(1, keepdim=True).values
+    monkeypatch.setattr(module, "MAX_CANDIDATES", most)
+    found = non_max_suppression(x, 0.001, 1.0, multi_label=multi_label, max_det=9999)[0]  # nothing overlaps by more
+    expected = scores[scores > 0.001].sort(descending=True).values[:most]
+    assert torch.equal(found[:, 4], expected) and len(found) == min(most, len(expected))
+
+
+def test_memory_of_many_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of an image does not grow with its classes."""
+    monkeypatch.setattr(module, "MAX_CANDIDATES", 100)
+    kept = module._candidates(crowd(1000, 80)[0], 0.0, None, True)
+    assert len(kept.scores) == len(kept.place) == 100 and kept.xywh.size == 4000 and kept.xywh.base is None
+
+
+@pytest.mark.parametrize(("iou_thres", "kept"), [(0.6, 1), (0.61, 2), (0.59, 1)])
+def test_an_overlap_at_the_threshold(iou_thres: float, kept: int) -> None:
+    """3/5 as a float32 is above 0.6, as torchvision has it."""
+    boxes = torch.tensor([[2.5, 2, 5, 4, 0.9, 1], [2.5, 1.2, 5, 2.4, 0.8, 1]])
+    assert len(non_max_suppression(boxes[None], 0.1, iou_thres)[0]) == kept
+
+
+@pytest.mark.filterwarnings("error")
+def test_boxes_without_end_or_number() -> None:
+    x = crowd(50)
+    x[0, 3, 2], x[0, 4, 0], x[0, 5, :4] = np.inf, -np.inf, np.nan
+    assert len(non_max_suppression(x)[0]) > 3
 
 
 @pytest.mark.parametrize("classes", [1, 3, 90])
