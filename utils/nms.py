@@ -94,7 +94,7 @@ def _candidates(x: Tensor, conf_thres: float, classes: Sequence[int] | None, mul
         scores = np.where(wanted, scores, -1)
     place, columns = np.flatnonzero(scores > conf_thres), scores.shape[1]
     scores = scores.ravel()[place]
-    if len(scores) > 4 * MAX_CANDIDATES:  # the images of a batch are all kept until the end
+    if len(scores) > 8 * MAX_CANDIDATES:  # the images of a batch are all kept until the end
         best = np.flatnonzero(scores >= np.partition(scores, -MAX_CANDIDATES)[-MAX_CANDIDATES])
         place, scores = place[best], scores[best]
     return Candidates(rows[:, :4].copy(), scores, place, columns, cls)
