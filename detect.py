@@ -236,9 +236,10 @@ def predict_all(
                 count += 1
     if count:
         steps = zip(("pre-process", "inference", "NMS"), seconds / count * 1e3, strict=True)
+        left_out = f"; {len(dataset.skipped)} files could not be read" if not live and dataset.skipped else ""
         together = f" with {at_a_time} images at a time" if min(at_a_time, count) > 1 else ""
         LOGGER.info(f"speed per image: {', '.join(f'{v:.1f}ms {k}' for k, v in steps)}{together}; "
-                    f"{count} in {time.perf_counter() - start:.1f} s with reading and writing")  # fmt: skip
+                    f"{count} in {time.perf_counter() - start:.1f} s with reading and writing{left_out}")  # fmt: skip
     return count
 
 
@@ -301,6 +302,8 @@ def run(
     try:
         frames = predict_all(runtime, source, size, out, conf_thres, iou_thres, max_det, classes, agnostic_nms, augment,
                              visualize, vid_stride)  # fmt: skip
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; what was found so far is in {folder}") from None
     finally:
         out.close()
         if not existed and not any(folder.iterdir()):
@@ -313,15 +316,16 @@ def run(
 
 
 def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Detect objects")
+    parser = Parser(description="Detect objects. In brackets: the defaults")
     add = parser.add_argument
-    add("--weights", default="", help="checkpoint; the newest run's best.pt if left out")
-    add("--source", default=str(ROOT / "data/images"), help="picture, video, folder, glob, list, webcam, URL")
-    add("--imgsz", "--img", "--img-size", nargs="+", type=int, help="pixels, one or h w; as trained if left out")
-    add("--conf-thres", type=float, default=0.25, help="confidence below which boxes are dropped")
-    add("--iou-thres", type=float, default=0.45, help="overlap above which NMS drops a box")
-    add("--max-det", type=int, default=1000, help="detections per image at most")
-    add("--device", default="", help="cpu, mps, or a GPU's number")
+    add("--weights", default="", help="checkpoint (the newest run's best.pt)")
+    add("--source", default=str(ROOT / "data/images"),
+        help="picture, video, folder, glob, list, webcam or URL (data/images)")  # fmt: skip
+    add("--imgsz", "--img", "--img-size", nargs="+", type=int, help="pixels, one or h w (as trained)")
+    add("--conf-thres", type=float, default=0.25, help="confidence below which boxes are dropped (%(default)s)")
+    add("--iou-thres", type=float, default=0.45, help="overlap above which NMS drops a box (%(default)s)")
+    add("--max-det", type=int, default=1000, help="detections per image at most (%(default)s)")
+    add("--device", default="", help="cpu, mps, or a GPU's number (a GPU if there is one)")
     add("--view-img", action="store_true", help="show the pictures in a window")
     add("--save-txt", action="store_true", help="write labels/*.txt")
     add("--save-conf", action="store_true", help="with confidences in them")
@@ -332,15 +336,15 @@ def parse_opt() -> argparse.Namespace:
     add("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other")
     add("--augment", action="store_true", help="test-time augmentation")
     add("--visualize", action="store_true", help="write pictures of every layer's output")
-    add("--project", default=str(ROOT / "runs/detect"), help="results go to project/name")
-    add("--name", default="exp")
+    add("--project", default=str(ROOT / "runs/detect"), help="results go to project/name (runs/detect)")
+    add("--name", default="exp", help="(%(default)s)")
     add("--exist-ok", action="store_true", help="use project/name even if it exists")
-    add("--line-thickness", type=int, default=3, help="pixels")
+    add("--line-thickness", type=int, default=3, help="pixels (%(default)s)")
     add("--hide-labels", action="store_true", help="boxes without names")
     add("--hide-conf", action="store_true", help="names without confidences")
     add("--half", action="store_true", help="half precision, on a GPU")
     add("--amp", default="auto", choices=AMP_CHOICES, help="number format: bf16 on CPUs that have it, or off (auto)")
-    add("--vid-stride", type=int, default=1, help="look at every n-th frame")
+    add("--vid-stride", type=int, default=1, help="look at every n-th frame (%(default)s)")
     return parser.parse_args()
 
 

@@ -332,7 +332,7 @@ def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch
         return runtime
     if len(runtime.names) != data.nc:
         raise UserError(f"{weights} knows {len(runtime.names)} classes, {data.yaml_file} lists {data.nc}: give the "
-                        "--data it was trained on")  # fmt: skip
+                        "--data it was trained on; my_tools/compare.py measures classes by their names")  # fmt: skip
     warn_of_names(weights, runtime.names, data)
     return runtime
 

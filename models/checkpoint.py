@@ -207,7 +207,7 @@ def _read_old(path: Path, begin: bytes) -> Any:
     if not begin:
         raise UserError(f"{path}: is damaged or cut off: empty")
     if begin != OLD_MAGIC:
-        raise UserError(f"{path}: is no checkpoint (a web page or another file saved as .pt?)")
+        raise UserError(f"{path} is no checkpoint (a web page or another file saved as .pt?)")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:

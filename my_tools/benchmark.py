@@ -26,10 +26,12 @@ from models.checkpoint import find_weights, load_checkpoint
 from my_tools.benchmark_cases import (
     AS_DETECTED,
     END_TO_END,
+    INFERRED,
     Conditions,
     Row,
     evaluation,
     inference,
+    load_trained,
     loading,
     training,
 )
@@ -71,8 +73,9 @@ def by_model(rows: Sequence[Row]) -> str:
         name, _, what = row.what.partition(", ")
         if what in (AS_DETECTED, END_TO_END):
             measured.setdefault(name, {})[what] = row
-    lines = ["| model | one image, eager float32, ms | detect.py, ms | ratio | training, plain step, images/s "
-             "| train.py, images/s | ratio |", f"| --- {'| ---: ' * 6}|"]  # fmt: skip
+    lines = ["| model | one image, eager float32, ms | as detect.py runs it, ms | part of the time "
+             "| training, plain step, images/s | train.py, images/s | times as fast |",
+             f"| --- {'| ---: ' * 6}|"]  # fmt: skip
     for name, of in measured.items():
         one, many = of.get(AS_DETECTED), of.get(END_TO_END)
         cells = [f"{one.yardstick_ms:.1f}", f"{one.ms:.1f}", f"{one.ratio:.2f}"] if one else ["-"] * 3
@@ -82,7 +85,7 @@ def by_model(rows: Sequence[Row]) -> str:
 
 
 def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
-    """A bar per row with its quartiles, and a mark at its target; two panels, as more is better in one only."""
+    """A bar per row with its quartiles, and its target beside it; two panels, as more is better in one only."""
     kinds = [([r for r in rows if r.fast], "times as fast as the yardstick (more is better)"),
              ([r for r in rows if not r.fast], "part of the yardstick's time (less is better)")]  # fmt: skip
     kinds = [kind for kind in kinds if kind[0]]
@@ -94,16 +97,17 @@ def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
             color = {None: "#8a929b", True: "#1fab7c", False: "#bf3900"}[r.met]
             spread = [[r.ratio - r.low], [r.high - r.ratio]]
             axis.barh(y, r.ratio, color=color, height=0.62, xerr=spread, error_kw={"ecolor": "#1b1f24", "lw": 1})
-            axis.text(max(r.ratio, r.high, r.target or 0), y, f" {r.ratio:.2f}", va="center", fontsize=8)
+            axis.text(r.high, y, f" {r.ratio:.2f}", va="center", fontsize=8, weight="bold")
             if r.target is not None:
                 axis.plot([r.target] * 2, [y - 0.42, y + 0.42], color="#1b1f24", lw=2)
+                axis.text(1.01, y, aim(r), va="center", fontsize=8, color=color, transform=axis.get_yaxis_transform())
         axis.axvline(1, color="#59626d", lw=0.8, ls=":")
-        axis.set_yticks(range(len(group)), [f"{r.what}\nagainst {r.yardstick}" for r in group], fontsize=7)
+        axis.set_yticks(range(len(group)), [f"{r.case}: {r.what}\nagainst {r.yardstick}" for r in group], fontsize=7)
         axis.set_ylim(len(group) - 0.4, -0.6)
-        axis.set_xlim(0, 1.12 * max(max(r.high, r.target or 0, 1) for r in group))
+        axis.set_xlim(0, 1.1 * max(max(r.high, r.target or 0, 1) for r in group))
         axis.set_xlabel(label, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{title}\nbars: medians with quartiles; upright lines: targets", fontsize=9)
+    figure.suptitle(f"{title}\nbars: medians of the turns, with quartiles; upright lines: targets", fontsize=9)
     with atomic_write(file) as f:
         figure.savefig(f, dpi=130, format="png")
 
@@ -122,18 +126,22 @@ def run(
     prepare_shapes(config.yaml_file)
     file = find_weights(weights) if weights else None
     if file:
-        load_checkpoint(file)  # what is wrong with it is told now, not after minutes
+        load_checkpoint(file)
     conditions = Conditions(config, [str(find_file(c, ("models",), "--cfg")) for c in cfg], file, imgsz, batch_size,
                             rounds, where, workers, amp)  # fmt: skip
-    folder = increment_path(Path(project) / name, exist_ok)
-    title = f"{describe_device(where)}; {config.yaml_file.stem}, {imgsz} px, batches of {batch_size}"
+    if file and "val" in cases:
+        load_trained(conditions)  # what is wrong with it is told now, not after minutes
+    title = f"{describe_device(where)}; {config.yaml_file.stem}, {imgsz} px, training in batches of {batch_size}"
+    title += f"; infer and detect at {INFERRED} px" * any(case in cases for case in ("infer", "detect"))
     LOGGER.info(title)
     rows: list[Row] = []
+    folder = None
     for case in cases:
-        LOGGER.info(f"\n{case}: {rounds} rounds")
+        LOGGER.info(f"\n{case}: {rounds} turns")
         new = CASES[case](conditions)
         LOGGER.info(table(new))
         rows += new
+        folder = folder or increment_path(Path(project) / name, exist_ok)
         write(rows, title, folder)
     LOGGER.info("\n\n".join(filter(None, ("", table(rows), by_model(rows), f"results in {shown(folder)}"))))
     return rows
@@ -156,9 +164,10 @@ def parse_opt() -> argparse.Namespace:
     add = parser.add_argument
     add("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="what to measure (all)")
     add("--cfg", nargs="+", default=["yolov5_shufflenet.yaml", "yolov5s.yaml"], help="model yaml files (%(default)s)")
-    add("--weights", default="", help="a trained model, for the cases val and detect")
+    add("--weights", default="", help="a trained model, for val and detect (untrained ones)")
     add("--data", default="shapes.yaml", help="data yaml, also looked for in data/ (%(default)s)")
-    add("--imgsz", "--img", "--img-size", type=int, default=320, help="pixels; inference is at 640 (%(default)s)")
+    add("--imgsz", "--img", "--img-size", type=int, default=320,
+        help="pixels; infer and detect are at 640 (%(default)s)")  # fmt: skip
     add("--batch-size", "--batch", type=int, default=16, help="of training (%(default)s)")
     add("--rounds", type=int, default=5, help="turns of each thing; more where they are short (%(default)s)")
     add("--device", default="", help="cpu, mps, or a GPU's number")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import itertools
+import logging
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ from utils.augment import augment_hsv, flip_left_right, letterbox, random_perspe
 from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import xywhn2xyxy
 from utils.config import DataConfig, load_hyp
+from utils.console import LOGGER, progress
 from utils.dataset import DetectionDataset, close_loader, collate, create_loader
 from utils.images import read_image
 from utils.labels import LabelIndex, load_labels
@@ -40,6 +43,7 @@ from val import collect, in_pieces
 
 STEPS = 20  # batches of a turn
 EVALUATED = 32  # images of a batch, as in val.py
+INFERRED = 640  # pixels of the image of one that is looked at
 AS_DETECTED, END_TO_END = "as detect.py runs it", "end to end"  # of a model, behind its name and a comma
 FORMS = {"fused": "fuse", "shuffle-free": "deploy"}
 
@@ -98,6 +102,22 @@ def compared(
                target)  # fmt: skip
 
 
+def turns(what: str) -> Callable[[range], Iterable[int]]:
+    """Shows how many rounds of a measurement are done."""
+    return partial(progress, desc=what)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what is logged of each thing that is timed."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+
+
 def training_run(c: Conditions, cfg: str, folder: str) -> Run:
     """A training of STEPS batches an epoch, as train.py builds it."""
     opt = TrainOptions.from_flags({
@@ -127,7 +147,7 @@ def training(c: Conditions) -> list[Row]:
 
 def train_one(c: Conditions, cfg: str) -> list[Row]:
     """The rows of `training` for one model."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         run = training_run(c, cfg, folder)
         twin = copy.deepcopy(run.model).to(memory_format=torch.contiguous_format).train()
         optimizer = torch.optim.SGD(twin.parameters(), lr=1e-4, momentum=0.9)
@@ -153,8 +173,8 @@ def train_one(c: Conditions, cfg: str) -> list[Row]:
                 train_batch(run, images, targets, paths, stop)
             run.state.epoch, run.state.batch = run.state.epoch + 1, 0
 
-        seconds = time_in_turns([whole, plain, steps], c.rounds, budget=1e9, least=c.rounds)
         name = Path(cfg).stem
+        seconds = time_in_turns([whole, plain, steps], c.rounds, budget=1e9, least=c.rounds, each=turns(name), before=1)
         target = {"yolov5_shufflenet": 1.5, "yolov5s": 2.5}.get(name)
         few, many = STEPS // 2 * c.batch_size, STEPS * c.batch_size
         yardstick = f"{'bfloat16' if gpu else 'float32'} NCHW step alone"
@@ -196,8 +216,8 @@ def shares(c: Conditions, run: Run) -> list[Row]:
 
     parameters = list(run.model.parameters())
     gradients = [torch.zeros_like(p) for p in parameters]
-    seconds = time_in_turns([loss, update_alone, step], max(c.rounds, 10), budget=1e9)
     name = Path(run.opt.cfg).stem
+    seconds = time_in_turns([loss, update_alone, step], max(c.rounds, 10), budget=1e9, each=turns(f"{name}, shares"))
     return [compared("share", f"{name}, loss and targets", "a whole step", seconds[:, [0, 2]], (1, 1), target=0.08),
             compared("share", f"{name}, optimizer and EMA", "a whole step", seconds[:, [1, 2]], (1, 1),
                      target=0.05)]  # fmt: skip
@@ -220,7 +240,7 @@ def loading(c: Conditions) -> list[Row]:
 
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
-    seconds = time_in_turns([ours, usual], max(c.rounds, 20), budget=1e9)
+    seconds = time_in_turns([ours, usual], max(c.rounds, 20), budget=1e9, each=turns("loader"))
     cv2.setNumThreads(threads)
     return [compared("loader", f"{c.imgsz} px, one process", "four letterboxed images, one warp", seconds,
                      (c.batch_size, 4), True, 2.5)]  # fmt: skip
@@ -278,7 +298,7 @@ def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, 
 
     calls = [partial(whole, False), partial(whole, True), partial(forward, calls_at_a_time(c.device)),
              partial(forward, 1)]  # fmt: skip
-    seconds = time_in_turns(calls, c.rounds, budget=1e9, least=c.rounds)
+    seconds = time_in_turns(calls, c.rounds, budget=1e9, least=c.rounds, each=turns(what), before=1)
     close_loader(loader)
     per, name = (len(index),) * 2, f"{what}, {c.imgsz} px"
     alike, alone = "its forward passes, run the same way", "its forward passes, one by one"
@@ -302,14 +322,14 @@ def load_trained(c: Conditions) -> Runtime:
 
 
 def inference(c: Conditions) -> list[Row]:
-    """One image of 640 px: what detect.py runs, and the steps to it, against the network as it is defined."""
+    """One image of INFERRED px: what detect.py runs, and the steps to it, against the network as it is defined."""
     return list(itertools.chain.from_iterable(infer_one(c, cfg) for cfg in c.cfgs))
 
 
 def infer_one(c: Conditions, cfg: str) -> list[Row]:
     """The rows of `inference` for one model."""
     model = DetectionModel(cfg).to(c.device).eval()
-    image = torch.randint(0, 256, (1, 3, 640, 640), dtype=torch.uint8)
+    image = torch.randint(0, 256, (1, 3, INFERRED, INFERRED), dtype=torch.uint8)
     x = image.to(c.device) / 255
     last = x.contiguous(memory_format=torch.channels_last)
     runtimes = {what: Runtime(copy.deepcopy(model), c.device, amp=amp)
@@ -320,9 +340,10 @@ def infer_one(c: Conditions, cfg: str) -> list[Row]:
         calls[f"{name}, NCHW"] = partial(twin, x)
         calls[f"{name}, channels-last"] = partial(copy.deepcopy(twin).to(memory_format=torch.channels_last), last)
     calls |= onnx_calls(model, x.cpu())
-    with torch.inference_mode():
-        seconds = time_in_turns([*calls.values(), partial(model, x)], max(c.rounds * 5, 20), budget=120)
     rows, name = [], Path(cfg).stem
+    with torch.inference_mode():
+        seconds = time_in_turns([*calls.values(), partial(model, x)], max(c.rounds * 5, 20), budget=120,
+                                each=turns(name))  # fmt: skip
     for k, what in enumerate(calls):
         target = 0.45 if k == 0 and name == "yolov5_shufflenet" else None
         rows.append(compared("infer", f"{name}, {what}", "eager float32 NCHW", seconds[:, [k, -1]], (1, 1),
@@ -342,7 +363,7 @@ def onnx_calls(model: DetectionModel, x: Tensor) -> dict[str, Callable[[], objec
     for name, form in FORMS.items():
         twin = getattr(copy.deepcopy(model).cpu(), form)()
         with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of values that are the same for every image
+            warnings.simplefilter("ignore")  # of values that are the same for every image, and of another exporter
             file = str(Path(folder) / "model.onnx")
             torch.onnx.export(twin, (x,), file, dynamo=False, input_names=["images"])
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import torch
 import detect
 from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
-from my_tools.benchmark_cases import Conditions, Row, compared
+from my_tools.benchmark_cases import INFERRED, Conditions, Row, compared, quiet, turns
 from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import scale_boxes
 from utils.config import load_hyp
@@ -34,17 +31,6 @@ SIZES = (1_000, 10_000, 100_000)
 MOST_LINKS = 10_000  # to one file; file systems have a limit
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without a line per image."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
-
-
 def detecting(c: Conditions) -> list[Row]:
     """All of detect.py, from the weights to the last picture written, against the slowest of its steps alone."""
     index = load_labels(c.data.existing("val"), c.data.nc, "val: ")
@@ -52,7 +38,7 @@ def detecting(c: Conditions) -> list[Row]:
         weights = c.weights
         if not weights:
             weights = Path(folder) / "untrained.pt"
-            save_checkpoint(weights, weights_content(DetectionModel(c.cfgs[0], nc=c.data.nc), 640))
+            save_checkpoint(weights, weights_content(DetectionModel(c.cfgs[0], nc=c.data.nc), INFERRED))
         pictures = Path(folder) / "pictures"
         pictures.mkdir()
         for k in range(PICTURES):
@@ -60,14 +46,14 @@ def detecting(c: Conditions) -> list[Row]:
             os.symlink(source, pictures / f"{k}{source.suffix}")
         runtime = detect.load_runtime(weights, c.device, amp="auto")
         with quiet():
-            source = LoadImages(str(pictures), 640, runtime.stride)
+            source = LoadImages(str(pictures), INFERRED, runtime.stride)
             frames = list(detect.read_frames(source, 1))
             found = [look(runtime, f) for f in frames]
             out = detect.Output(Path(folder) / "out", runtime.names)
             out.folder.mkdir()
 
             def read() -> None:
-                for _ in detect.read_frames(LoadImages(str(pictures), 640, runtime.stride), 1):
+                for _ in detect.read_frames(LoadImages(str(pictures), INFERRED, runtime.stride), 1):
                     pass
 
             def network(at_a_time: int) -> None:
@@ -79,11 +65,11 @@ def detecting(c: Conditions) -> list[Row]:
                     out.add(boxes, f.originals[0], f.paths[0], f.mode, f.number, f.fps)
 
             def whole() -> None:
-                detect.run(weights=str(weights), source=str(pictures), imgsz=640, device=str(c.device),
+                detect.run(weights=str(weights), source=str(pictures), imgsz=INFERRED, device=str(c.device),
                            project=folder, name="exp", exist_ok=True)  # fmt: skip
 
             calls = [whole, read, partial(network, calls_at_a_time(c.device)), write, partial(network, 1)]
-            seconds = time_in_turns(calls, c.rounds, budget=1e9, least=2)
+            seconds = time_in_turns(calls, c.rounds, budget=1e9, each=turns("detect.py and its steps"), before=1)
     slowest = 1 + int(np.median(seconds[:, 1:4], 0).argmax())
     names = ("", "reading", "the network and NMS", "drawing and writing", "the network and NMS one by one")
     per = (PICTURES,) * 2
@@ -123,17 +109,18 @@ def scaling(c: Conditions) -> list[Row]:
             next(order)
             begun = time.perf_counter() - start
             times = []
-            for keys, _ in zip(order, range(60), strict=False):
+            for keys, _ in zip(order, range(80), strict=False):
                 start = time.perf_counter()
                 collate(dataset.__getitems__(keys))
                 times.append(time.perf_counter() - start)
+            times = times[len(times) // 4 :]  # the first ones warm up
         LOGGER.info(f"{size} images: first scan {scanned:.1f} s, from its cache {cached:.2f} s, {arrays / 2**20:.1f} "
                     f"MiB shared by all workers, {begun * 1e3:.0f} ms to begin an epoch")  # fmt: skip
         first = first if first is not None else np.array(times)
         count = min(len(first), len(times))
         pair = np.stack((times[:count], first[:count]), 1)
         if size != SIZES[0]:
-            rows.append(compared("scale", f"an image of a set of {size}", f"of a set of {SIZES[0]}", pair,
+            rows.append(compared("scale", f"an image of a set of {size}", f"an image of a set of {SIZES[0]}", pair,
                                  (c.batch_size,) * 2, target=1.1))  # fmt: skip
     return rows
 

@@ -137,5 +137,5 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
         sys.exit(1)
     except KeyboardInterrupt as e:
         if is_main():
-            sys.stderr.write(f"{e or 'interrupted'}\n")  # as asked for: no error
+            sys.stderr.write(f"{str(e) or 'interrupted'}\n")  # as asked for: no error
         sys.exit(130)

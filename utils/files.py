@@ -118,6 +118,8 @@ def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
     known = sorted(p.name for folder in folders for p in (ROOT / folder).glob("*.yaml"))
     hint = did_you_mean(name.name, known)
     listed = f"; known: {', '.join(known)}" if known and not hint else ""
+    if name.is_dir():
+        raise UserError(f"{what} '{name}' is a folder; give a yaml file")
     raise UserError(f"{what} '{name}' does not exist{hint}{listed}")
 
 

@@ -196,8 +196,10 @@ class ValOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
             raise UserError(f"--conf-thres {self.conf_thres} and --iou-thres {self.iou_thres} must lie between 0 and 1")
-        if self.batch_size < 1 or self.max_det < 1 or self.workers < 0:
-            raise UserError("--batch-size and --max-det must be 1 or more, --workers 0 or more")
+        for flag, value, least in (("batch-size", self.batch_size, 1), ("max-det", self.max_det, 1),
+                                   ("workers", self.workers, 0)):  # fmt: skip
+            if value < least:
+                raise UserError(f"--{flag} {value}: {least} or more")
         for flag, value, known in (("task", self.task, TASKS), ("protocol", self.protocol, PROTOCOLS)):
             if value not in known:
                 raise UserError(f"--{flag} {value}: one of {', '.join(known)}{did_you_mean(value, known)}")

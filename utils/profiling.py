@@ -57,19 +57,20 @@ class Profile(ContextDecorator):
 
 def time_in_turns(
     calls: Sequence[Callable[[], object]], rounds: int = 50, budget: float = 60.0, least: int = 5,
-    each: Callable[[range], Iterable[int]] = iter,
+    each: Callable[[range], Iterable[int]] = iter, before: int = 2,
 ) -> np.ndarray:  # fmt: skip
     """Time several things so that a busy machine cannot favour one: they take turns, each round in another order.
 
-    Two rounds go before, to warm up. It ends after `rounds` rounds, or sooner when `budget` seconds have passed, but
-    not before `least` rounds. each: wraps the range of rounds, to show progress. Returns seconds (rounds done, calls).
+    `before` rounds go first, to warm up. It ends after `rounds` rounds, or sooner when `budget` seconds have passed,
+    but not before `least` rounds. each: wraps the range of rounds, to show progress.
+    Returns seconds (rounds done, calls).
     """
     rng, start = np.random.default_rng(0), None
     times: list[list[float]] = []
-    for number in each(range(rounds + 2)):
-        if number == 2:
+    for number in each(range(rounds + before)):
+        if number == before:
             start = seconds()
-        if number >= 2 + least and seconds() - start > budget:
+        if number >= before + least and seconds() - start > budget:
             break
         row = [0.0] * len(calls)
         for k in rng.permutation(len(calls)):
@@ -77,7 +78,7 @@ def time_in_turns(
             calls[k]()
             row[k] = seconds() - begin
         times.append(row)
-    return np.array(times[2:]).reshape(-1, len(calls))
+    return np.array(times[before:]).reshape(-1, len(calls))
 
 
 def model_info(model: nn.Module, verbose: bool = False, imgsz: int | Sequence[int] = 640) -> None:
