@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.runtime import Runtime, check_img_size, load_runtime, warm_up
+from models.runtime import AnyRuntime, input_size, load_runtime, warm_up
 from utils.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
@@ -139,7 +139,7 @@ def show(title: str, picture: np.ndarray) -> None:
                         "pip install opencv-python") from e  # fmt: skip
 
 
-def save_features(runtime: Runtime, image: Tensor, folder: Path) -> None:
+def save_features(runtime: AnyRuntime, image: Tensor, folder: Path) -> None:
     """Write a picture of every layer's output for one image (1, 3, h, w)."""
     from utils.plots import plot_features  # half a second, for what is rarely asked for
 
@@ -192,7 +192,7 @@ class Seen(NamedTuple):
 
 
 def predict_all(
-    runtime: Runtime, source: str, size: list[int], out: Output, conf_thres: float, iou_thres: float, max_det: int,
+    runtime: AnyRuntime, source: str, size: list[int], out: Output, conf_thres: float, iou_thres: float, max_det: int,
     classes: list[int] | None, agnostic_nms: bool, augment: bool, visualize: bool, vid_stride: int,
 ) -> int:  # fmt: skip
     """The prediction loop; returns the number of frames looked at.
@@ -214,7 +214,7 @@ def predict_all(
                              zip(detections, frames.originals, strict=True)], seconds, share_of(threads))  # fmt: skip
 
     count, seconds, threads = 0, np.zeros(3), torch.get_num_threads()
-    dataset = open_source(source, size, runtime.stride, vid_stride=vid_stride)
+    dataset = open_source(source, size, runtime.stride, runtime.size is None, vid_stride)
     warm_up(runtime, *size)
     # a stream has a thread of its own already, and of it the newest frame is wanted
     live = dataset.mode == "stream"
@@ -291,7 +291,9 @@ def run(
     for c in classes or ():
         if c not in runtime.names:
             raise UserError(f"--classes {c}: this model knows 0 to {len(runtime.names) - 1}")
-    size = check_img_size(imgsz or runtime.imgsz, runtime.stride)
+    size = input_size(runtime, imgsz)
+    if visualize and runtime.model is None:
+        raise UserError("--visualize needs a checkpoint: an exported model shows nothing of its layers")
     LOGGER.info(f"detect: {file}, {size[0]}x{size[1]} px; {describe_device(where)}, {runtime.reason}")
     existed = (Path(project) / name).is_dir() and exist_ok
     folder = increment_path(Path(project) / name, exist_ok)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.runtime import Runtime, check_img_size, load_runtime, warm_up
+from models.runtime import AnyRuntime, input_size, load_runtime, warm_up
 from my_tools.default_set import prepare_shapes
 from utils.background import calls_at_a_time, share_of, side_by_side
 from utils.boxes import xyxy2xywh
@@ -225,7 +225,7 @@ def run(**kwargs: Any) -> Results | list[Results]:
         return study(files, runtimes, split, opt, folder)
     if opt.save_txt:
         (folder / "labels").mkdir(exist_ok=True)
-    size, names = input_size(runtimes[0], opt), names_of(runtimes[0], opt)
+    size, names = side_of(runtimes[0], opt.sizes[0] if opt.sizes else None), names_of(runtimes[0], opt)
     LOGGER.info(f"{opt.task}: {files[0]} on {config.yaml_file}, {size} px; {describe_device(device)}, "
                 f"{runtimes[0].reason}")
     results = evaluate_at(size, runtimes[0], split, opt, folder)
@@ -236,19 +236,19 @@ def run(**kwargs: Any) -> Results | list[Results]:
     return results
 
 
-def speed(files: list[Path], runtimes: list[Runtime], split: Split, opt: ValOptions) -> list[Results]:
+def speed(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValOptions) -> list[Results]:
     """Time each of the weights with the thresholds that detect.py uses."""
     opt, results = replace(opt, conf_thres=0.25, iou_thres=0.45, noplots=True), []
     where = describe_device(runtimes[0].device)
     LOGGER.info(f"speed on {split.config.yaml_file}, batches of {opt.batch_size}; {where}")
     for file, runtime in zip(files, runtimes, strict=True):
-        size = input_size(runtime, opt)
+        size = side_of(runtime, opt.sizes[0] if opt.sizes else None)
         results.append(evaluate_at(size, runtime, split, opt, None))
         LOGGER.info(f"{file}: {speed_line(results[-1])} per image at {size} px")
     return results
 
 
-def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: ValOptions, folder: Path) -> list[Results]:
+def study(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValOptions, folder: Path) -> list[Results]:
     """Evaluate each of the weights at each size: study_<data>_<weights>.txt and study.png in `folder`.
 
     A row of the text: size in pixels, P, R, mAP50, mAP50-95, then milliseconds per image of pre-process, network, NMS.
@@ -257,7 +257,7 @@ def study(files: list[Path], runtimes: list[Runtime], split: Split, opt: ValOpti
     for file, label, runtime in zip(files, labels_of(files), runtimes, strict=True):
         rows = []
         for size in opt.sizes or STUDY_SIZES:
-            size = check_img_size(size, runtime.stride)[0]
+            size = side_of(runtime, size)
             LOGGER.info(f"study: {file}, {size} px")
             results.append(evaluate_at(size, runtime, split, opt, folder))
             rows.append([size, *results[-1].summary, *results[-1].speed.values()])
@@ -279,17 +279,17 @@ def labels_of(files: list[Path]) -> list[str]:
                      for f, u in zip(files, unique, strict=True)])  # fmt: skip
 
 
-def evaluate_at(size: int, runtime: Runtime, split: Split, opt: ValOptions, folder: Path | None) -> Results:
+def evaluate_at(size: int, runtime: AnyRuntime, split: Split, opt: ValOptions, folder: Path | None) -> Results:
     """Evaluate one model at one size; files go to `folder`."""
     return evaluate(*prepared(size, runtime, split, opt, folder))
 
 
 def prepared(
-    size: int, runtime: Runtime, split: Split, opt: ValOptions, folder: Path | None
+    size: int, runtime: AnyRuntime, split: Split, opt: ValOptions, folder: Path | None
 ) -> tuple[Forward, DataLoader, Mapping[int, str], torch.device, Settings]:
     """What `evaluate` and `collect` need to run one model at one size, warmed up."""
-    dataset = DetectionDataset(split.index, size, opt.batch_size, rect=True, pad=0.5, stride=runtime.stride,
-                               single_cls=opt.single_cls)  # fmt: skip
+    dataset = DetectionDataset(split.index, size, opt.batch_size, rect=runtime.size is None, pad=0.5,
+                               stride=runtime.stride, single_cls=opt.single_cls)  # fmt: skip
     pinned = runtime.device.type == "cuda"
     loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=False, pin_memory=pinned)
     shared = ("conf_thres", "iou_thres", "max_det", "single_cls", "save_txt", "save_conf", "save_json", "save_hybrid",
@@ -316,16 +316,20 @@ def load_split(config: DataConfig, opt: ValOptions) -> Split:
     return Split(config, index, annotations)
 
 
-def input_size(runtime: Runtime, opt: ValOptions) -> int:
-    """The side of the network's input: --imgsz, or as trained."""
-    return check_img_size(opt.sizes[0] if opt.sizes else runtime.imgsz, runtime.stride)[0]
+def side_of(runtime: AnyRuntime, imgsz: int | None) -> int:
+    """The side of the network's input: --imgsz, or as trained or exported. Raises UserError if that is no square."""
+    height, width = input_size(runtime, imgsz)
+    if height != width:
+        raise UserError(f"this model was exported for {height}x{width} px and val.py looks at squares; export it with "
+                        "--dynamic or a single --imgsz")  # fmt: skip
+    return height
 
 
-def names_of(runtime: Runtime, opt: ValOptions) -> dict[int, str]:
+def names_of(runtime: AnyRuntime, opt: ValOptions) -> dict[int, str]:
     return {0: "object"} if opt.single_cls else runtime.names
 
 
-def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch.device) -> Runtime:
+def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch.device) -> AnyRuntime:
     """Load a model. Raises UserError if it and the data disagree on the number of classes; warns if on names."""
     runtime = load_runtime(weights, device, opt.half, opt.amp)
     if opt.single_cls:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
 from models.detections import Detections
+from models.engines import kind_of
+from models.exported import ExportedRuntime
 from models.runtime import DEFAULT_IMGSZ, to_input
 from models.transfer import transfer_weights
 from models.yolo import DetectionModel
@@ -111,8 +113,11 @@ class AutoShape(nn.Module):
         self._check_settings()
         start = seconds()
         pictures, files = read_pictures(ims)
-        fitting = fitting_size(self.imgsz if size is None else size, self.stride)
-        batch = torch.from_numpy(stack(pictures, fitting, self.stride))
+        only = getattr(self.model, "size", None)  # of an exported model
+        fitting = fitting_size(size if size is not None else only or self.imgsz, self.stride)
+        if only and fitting != tuple(only):
+            raise UserError(f"size={size!r}: this model was exported for {only[0]}x{only[1]} px; leave size out")
+        batch = torch.from_numpy(stack(pictures, fitting, self.stride, fill=bool(only)))
         loaded = seconds()
         prediction = self._run(batch, augment, profile)
         predicted = seconds()
@@ -183,12 +188,13 @@ def fitting_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
     return height, width
 
 
-def stack(pictures: Sequence[np.ndarray], size: tuple[int, int], stride: int) -> np.ndarray:
+def stack(pictures: Sequence[np.ndarray], size: tuple[int, int], stride: int, fill: bool = False) -> np.ndarray:
     """Letterbox pictures (h, w, 3) uint8, each as if it were alone, into one batch (b, 3, h', w') uint8.
 
-    h' and w' are the least multiples of `stride` that hold all of them at `size` (height, width); grey fills the rest.
+    h' and w' are the least multiples of `stride` that hold all of them at `size` (height, width), or with `fill` the
+    whole of it; grey fills the rest.
     """
-    fitted = [letterbox(im, size, stride=stride, auto=True)[0].transpose(2, 0, 1) for im in pictures]
+    fitted = [letterbox(im, size, stride=stride, auto=not fill)[0].transpose(2, 0, 1) for im in pictures]
     height, width = (max(f.shape[k] for f in fitted) for k in (1, 2))
     batch = np.full((len(fitted), 3, height, width), GREY, np.uint8)
     for k, f in enumerate(fitted):
@@ -273,8 +279,14 @@ def load_custom(
 ) -> AutoShape | DetectionModel:
     """Load a checkpoint of this program or of YOLOv5 as `AutoShape`, or else as the bare network, in eval mode.
 
+    An exported model has no bare network. Its engine runs on the CPU, ONNX Runtime's and TorchScript also on a GPU.
+
     device: as `--device`, None for the best there is. Raises UserError if the file is none.
     """
+    if kind_of(Path(path)):
+        if not autoshape:
+            raise UserError(f"{path}: autoshape=False needs a checkpoint; an exported model has no network inside")
+        return AutoShape(ExportedRuntime(Path(path), select_device(device)))
     content = load_checkpoint(path)
     return _finished(model_from_checkpoint(content, path), str(path), content.get("imgsz"), autoshape, verbose, device)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.engines import kind_of
+from models.exported import ExportedRuntime
 from models.packed import pack
 from models.yolo import DetectionModel
 from utils.augment import make_divisible
@@ -24,7 +26,10 @@ class Runtime:
 
     Holds `names` {index: class name}, `stride` (largest, pixels), `imgsz` (pixels it was trained at), `device`, `dtype`
     (of its maps; half: float16, on a GPU; amp: as `inference_precision` takes it) and `reason` for that, in words.
+    size: (h, w) of the only images it takes: None, as a network takes any.
     """
+
+    size: list[int] | None = None
 
     def __init__(
         self, model: DetectionModel, device: torch.device, half: bool = False, imgsz: int | None = None,
@@ -57,7 +62,10 @@ class Runtime:
         return self.model(to_input(images, self.device, self.dtype), augment=augment)
 
 
-def warm_up(runtime: Runtime, height: int, width: int) -> None:
+AnyRuntime = Runtime | ExportedRuntime
+
+
+def warm_up(runtime: AnyRuntime, height: int, width: int) -> None:
     """Run one empty image through network and NMS, so that what the first use costs is not in the times shown."""
     non_max_suppression(runtime.predict(torch.zeros(1, 3, height, width, dtype=torch.uint8)))
 
@@ -72,10 +80,26 @@ def to_input(images: Tensor, device: torch.device, dtype: torch.dtype = torch.fl
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def load_runtime(weights: str | Path, device: torch.device, half: bool = False, amp: str = "off") -> Runtime:
-    """Load a checkpoint to predict with. Raises UserError if it is none."""
+def load_runtime(weights: str | Path, device: torch.device, half: bool = False, amp: str = "off") -> AnyRuntime:
+    """Load a checkpoint or an exported model to predict with. Raises UserError if it is none."""
+    if kind_of(Path(weights)):
+        return ExportedRuntime(Path(weights), device, half, amp)
     content = load_checkpoint(weights)
     return Runtime(model_from_checkpoint(content, weights), device, half, content.get("imgsz"), amp)
+
+
+def input_size(runtime: AnyRuntime, imgsz: int | list[int] | None) -> list[int]:
+    """[height, width] to look at images in: as asked for, fitted to the stride, or as trained or exported.
+
+    Raises UserError for sizes that a model was not exported for.
+    """
+    if runtime.size is None:
+        return check_img_size(imgsz or runtime.imgsz, runtime.stride)
+    if imgsz and check_img_size(imgsz, runtime.stride) != runtime.size:
+        height, width = runtime.size
+        raise UserError(f"--imgsz: this model was exported for {height}x{width} px; leave --imgsz out, or export it "
+                        "with --dynamic")  # fmt: skip
+    return list(runtime.size)
 
 
 def check_img_size(imgsz: int | list[int], stride: int) -> list[int]:

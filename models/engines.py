@@ -1,0 +1,207 @@
+"""What runs an exported model: TorchScript, ONNX Runtime, OpenVINO, ncnn, TensorFlow Lite.
+
+An engine is a function from images (b, 3, h, w) float32 in [0, 1] to what the file's graph gives. Its package is
+imported when a file of its kind is opened, and a missing one is told with the command that installs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from utils.errors import UserError
+from utils.export_facts import ExportFacts, facts_of_yolov5, read_facts
+
+Engine = Callable[[np.ndarray], np.ndarray]
+FACTS = "metadata.yaml"  # beside the files of formats that are folders
+INSIDE = "metadata.json"  # in formats that can carry files or fields of their own
+# package to import -> what to install, and the extra of pyproject.toml that has it
+PACKAGES = MappingProxyType({
+    "onnx": ("onnx", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "onnxslim": ("onnxslim", "onnx"),
+    "openvino": ("openvino", "openvino"), "ncnn": ("ncnn", "ncnn"), "pnnx": ("pnnx", "ncnn"),
+    "litert_torch": ("litert-torch", "tflite"), "ai_edge_litert": ("ai-edge-litert", "tflite"),
+})  # fmt: skip
+
+
+class Opened(NamedTuple):
+    """An exported model, ready to run: `engine`, what it says of itself, the engine's name and number format.
+
+    shared: whether several threads may call it at once, each with its share of the cores; otherwise it takes all.
+    """
+
+    engine: Engine
+    facts: ExportFacts
+    name: str
+    dtype: torch.dtype
+    shared: bool = False
+
+
+def need(package: str, what: str) -> ModuleType:
+    """Import a package. Raises UserError that says how to install it, if it is not there or does not load."""
+    pip, extra = PACKAGES[package]
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as e:
+        if e.name != package:
+            raise UserError(f"{what} needs {pip}, which does not load here ({e})") from e
+        raise UserError(f"{what} needs {pip}: pip install {pip}, or pip install '.[{extra}]' in the folder of this "
+                        "program") from e  # fmt: skip
+    except (ImportError, OSError, AttributeError, RuntimeError) as e:
+        raise UserError(f"{what} needs {pip}, which does not load here ({str(e).splitlines()[0]})") from e
+
+
+def kind_of(path: Path) -> str:
+    """The format of an exported model by its name or, of a folder, by its files; empty for what is none."""
+    if path.is_dir():
+        found = [kind for kind, pattern in (("openvino", "*.xml"), ("ncnn", "*.ncnn.param")) if any(path.glob(pattern))]
+        return found[0] if found else ""
+    kinds = {".torchscript": "torchscript", ".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino",
+             ".param": "ncnn"}  # fmt: skip
+    return kinds.get(path.suffix.lower(), "")
+
+
+def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Opened:
+    """Open an exported model. Raises UserError if the file, or the package for it, cannot be used.
+
+    dtype: the number format to calculate in, for engines that leave a choice.
+    """
+    kind = kind_of(path)
+    path = path.parent if kind in ("openvino", "ncnn") and path.is_file() else path
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    try:
+        return OPENERS[kind](path, device, dtype)
+    except UserError:
+        raise
+    except Exception as e:  # each engine has errors of its own for a file that is none
+        reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise UserError(f"{path} cannot be opened as {kind}: {reason[:300]}") from e
+
+
+def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    extra = {INSIDE: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch has another format of its own for such files
+        network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
+    facts = read_facts(_text(extra[INSIDE]), str(path))
+    kind = {"float16": torch.float16}.get(facts.precision, torch.float32)
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(images).to(device, kind)).float().cpu().numpy()
+
+    return Opened(run, facts, f"TorchScript in torch {torch.__version__}", kind, shared=True)
+
+
+def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    onnxruntime = need("onnxruntime", "an .onnx file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    fields, (first, *_) = session.get_modelmeta().custom_metadata_map, session.get_inputs()
+    facts = (read_facts(fields[INSIDE], str(path)) if INSIDE in fields
+             else facts_of_yolov5(fields, str(path), list(first.shape)))  # fmt: skip
+    kind = np.float16 if "float16" in first.type else np.float32
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run(None, {first.name: images.astype(kind, copy=False)})[0].astype(np.float32, copy=False)
+
+    return Opened(run, facts, f"ONNX Runtime {onnxruntime.__version__}", torch.float32)
+
+
+def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    openvino = need("openvino", "an OpenVINO model")
+    facts = _facts_beside(path)
+    core = openvino.Core()
+    bf16 = dtype == torch.bfloat16
+    compiled = core.compile_model(core.read_model(_only(path, "*.xml")), "CPU", {
+        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"})  # fmt: skip
+    request = compiled.create_infer_request()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        request.infer({0: images})
+        return request.get_output_tensor(0).data.astype(np.float32)  # a copy, as the next call writes over it
+
+    return Opened(run, facts, f"OpenVINO {openvino.__version__.split('-')[0]}", dtype if bf16 else torch.float32)
+
+
+def open_ncnn(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    ncnn = need("ncnn", "an ncnn model")
+    facts = _facts_beside(path)
+    param = _only(path, "*.ncnn.param")
+    net = ncnn.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    # where a CPU has these formats they are the default, and another network than the one that was checked
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
+    if net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin"))):
+        raise UserError(f"{param} cannot be read by ncnn; export it again")
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.stack([one(image) for image in images])
+
+    def one(image: np.ndarray) -> np.ndarray:
+        extractor = net.create_extractor()
+        extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image)))
+        code, found = extractor.extract("out0")
+        if code:
+            raise UserError(f"{param}: ncnn could not run it on an image of {image.shape[1]}x{image.shape[2]} px")
+        return np.array(found)
+
+    return Opened(run, facts, f"ncnn {ncnn.__version__}", torch.float32)
+
+
+def open_tflite(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    need("ai_edge_litert", "a .tflite file")
+    interpreter_of = importlib.import_module("ai_edge_litert.interpreter").Interpreter
+    with zipfile.ZipFile(path) as z:
+        facts = read_facts(_text(z.read(INSIDE)), str(path))
+    interpreter = interpreter_of(str(path), num_threads=torch.get_num_threads())
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given, images)
+        interpreter.invoke()
+        return interpreter.get_tensor(made)
+
+    return Opened(run, facts, "TensorFlow Lite (LiteRT)", torch.float32)
+
+
+OPENERS = MappingProxyType({"torchscript": open_torchscript, "onnx": open_onnx, "openvino": open_openvino,
+                            "ncnn": open_ncnn, "tflite": open_tflite})  # fmt: skip
+
+
+def _text(content: str | bytes) -> str:
+    return content if isinstance(content, str) else content.decode("utf-8", "replace")
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise UserError(f"{folder}: {len(files)} files {pattern}; an exported model has one")
+    return files[0]
+
+
+def _facts_beside(folder: Path) -> ExportFacts:
+    file = folder / FACTS
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise UserError(f"{file} cannot be read ({type(e).__name__}): it says which classes the model knows; export "
+                        "the model again") from e  # fmt: skip
+    return read_facts(json.dumps(tree, default=str), str(folder))

@@ -1,0 +1,65 @@
+"""An exported model behind the same calls as a checkpoint's network (`models.runtime.Runtime`)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.engines import open_engine
+from utils.console import LOGGER
+from utils.errors import UserError
+from utils.precision import inference_precision
+
+
+class ExportedRuntime:
+    """An exported model, ready to predict; see `models.runtime.Runtime` for the attributes.
+
+    size: (h, w) of the only images it takes, None where it takes any. batch: how many at a time, None for any number;
+    other numbers are filled up or split. facts: all it says of itself. There is no network in `model`.
+    """
+
+    model = None
+
+    def __init__(self, path: Path, device: torch.device, half: bool = False, amp: str = "off") -> None:
+        if half:
+            LOGGER.warning("--half is for checkpoints; an exported model stays as it was exported")
+        wanted = inference_precision("off" if half else amp, device)
+        opened = open_engine(path, device, wanted.dtype)
+        self.facts, self.device, self.dtype, self._engine = opened.facts, device, opened.dtype, opened.engine
+        self.names, self.stride, self.imgsz = dict(self.facts.names), self.facts.stride, max(self.facts.imgsz)
+        self.size = None if self.facts.dynamic else list(self.facts.imgsz)
+        self.batch = None if self.facts.dynamic else self.facts.batch
+        format_ = wanted.reason if opened.dtype == wanted.dtype == torch.bfloat16 else self.facts.precision
+        self.reason = f"{format_}, {opened.name}"
+        self._turn = contextlib.nullcontext() if opened.shared else threading.Lock()
+
+    def predict(self, images: Tensor, augment: bool = False) -> Tensor:
+        """Decode a batch, as `Runtime.predict` does. Raises UserError for sizes it was not exported for."""
+        if augment:
+            raise UserError("--augment needs a checkpoint: an exported model looks at one size")
+        if self.size and list(images.shape[2:]) != self.size:
+            raise UserError(f"this model was exported for {self.size[0]}x{self.size[1]} px and got "
+                            f"{images.shape[2]}x{images.shape[3]}; export it with --dynamic")  # fmt: skip
+        x = images.cpu().numpy()
+        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+        x = np.ascontiguousarray(x)
+        batch = self.batch or len(x)
+        found = []
+        for start in range(0, len(x), batch):
+            piece = x[start : start + batch]
+            missing = batch - len(piece)
+            if missing:
+                piece = np.concatenate((piece, np.zeros((missing, *piece.shape[1:]), np.float32)))
+            with self._turn:
+                made = self._engine(piece)
+            found.append(made[: batch - missing])
+        return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0]).to(self.device)
+
+    def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, None]:
+        """What `predict` returns; there are no raw maps."""
+        return self.predict(images, augment), None

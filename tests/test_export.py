@@ -1,0 +1,303 @@
+"""export.py and what runs its files: equal boxes, sizes and batches, facts that travel, what wrong files are told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import run_script, write_yolo_set
+
+import detect
+import export
+import hubconf
+import val
+from models.checkpoint import save_checkpoint, weights_content
+from models.engines import need
+from models.export_form import ExportForm
+from models.exported import ExportedRuntime
+from models.runtime import load_runtime
+from models.yolo import DetectionModel
+from utils.errors import UserError
+from utils.export_facts import ExportFacts, facts_of_yolov5, read_facts
+
+CPU = torch.device("cpu")
+NEEDS = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",), "ncnn": ("ncnn", "pnnx"),
+         "tflite": ("litert_torch", "ai_edge_litert")}  # fmt: skip
+CONFIGS = ("yolov5_shufflenet.yaml", "yolov5_shufflenet_slimneck.yaml", "yolov5_stem_shufflenet.yaml", "yolov5n.yaml",
+           "yolov5s_slimneck_c.yaml", "yolov5lite_s.yaml")  # fmt: skip
+
+
+def missing(kind: str) -> list[str]:
+    return [package for package in NEEDS[kind] if importlib.util.find_spec(package) is None]
+
+
+def need_packages(kind: str) -> None:
+    if missing(kind):
+        pytest.skip(f"{kind}: needs {' and '.join(missing(kind))}")
+
+
+def network(cfg: str = "yolov5_shufflenet.yaml", nc: int = 2) -> DetectionModel:
+    """A detector that is sure of some boxes, with the batch norms of a trained one."""
+    torch.manual_seed(0)
+    model = DetectionModel(cfg, nc=nc).eval()
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.uniform_(-0.1, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    for conv in model.model[-1].m:
+        conv.bias.data += 5.0
+    model.names = {0: "red", 1: "blue, or 'azure'"} if nc == 2 else {k: f"class {k}" for k in range(nc)}
+    return model
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "best.pt"
+    save_checkpoint(file, weights_content(network(), 64))
+    return file
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path) -> Iterator[dict[str, Path]]:
+    """One file of each kind whose packages are here, for 64x96 px."""
+    kinds = [kind for kind in NEEDS if not missing(kind)]
+    files = export.run(weights=str(weights), include=kinds, imgsz=[64, 96])
+    yield dict(zip(kinds, files, strict=True))
+
+
+@pytest.mark.parametrize("cfg", CONFIGS)
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_exported_form_gives_what_the_network_gives(cfg: str, fixed: bool) -> None:
+    model = network(cfg)
+    height, width = (256, 128) if "stem" in cfg else (64, 96)
+    form, x = ExportForm(model, (height, width) if fixed else None), torch.rand(2, 3, height, width)
+    with torch.no_grad():
+        expected, found = model(x)[0], form(x)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
+    assert model.training is False and any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", NEEDS)
+def test_a_file_gives_what_the_network_gives(kind: str, weights: Path, request: pytest.FixtureRequest) -> None:
+    need_packages(kind)
+    file = request.getfixturevalue("exported")[kind]
+    runtime, images = load_runtime(file, CPU), torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8)
+    expected = load_runtime(weights, CPU).predict(images)
+    found = runtime.predict(images)
+    torch.testing.assert_close(found[..., :4], expected[..., :4], atol=5e-3, rtol=1e-4)
+    torch.testing.assert_close(found[..., 4:], expected[..., 4:], atol=1e-4, rtol=1e-3)
+    assert runtime.names == {0: "red", 1: "blue, or 'azure'"}
+    assert (runtime.stride, runtime.size, runtime.imgsz, runtime.batch) == (32, [64, 96], 96, 1)
+    with pytest.raises(UserError, match="exported for 64x96 px and got 64x64"):
+        runtime.predict(images[..., :64])
+
+
+@pytest.mark.parametrize("kind", export.DYNAMIC)
+def test_dynamic_files_take_any_size_and_number(kind: str, weights: Path, tmp_path: Path) -> None:
+    need_packages(kind)
+    shutil.copy(weights, tmp_path / "best.pt")
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include=[kind], dynamic=True)
+    runtime, reference = load_runtime(file, CPU), load_runtime(weights, CPU)
+    assert runtime.size is None and runtime.batch is None
+    for shape in ((1, 64, 64), (3, 96, 32), (2, 32, 160)):
+        images = torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
+        torch.testing.assert_close(runtime.predict(images), reference.predict(images), atol=5e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino", "tflite"])
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_batches_are_filled_up_and_split(kind: str, number: int, weights: Path, tmp_path: Path) -> None:
+    need_packages(kind)
+    if number != 3 and kind == "tflite":
+        pytest.skip("one number is enough for the slowest of the converters")
+    shutil.copy(weights, tmp_path / "best.pt")
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include=[kind], batch_size=2)
+    images = torch.randint(0, 256, (number, 3, 64, 64), dtype=torch.uint8)
+    found, expected = (load_runtime(f, CPU).predict(images) for f in (file, weights))
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", export.HALF)
+def test_half_the_size(kind: str, weights: Path, tmp_path: Path, exported: dict[str, Path]) -> None:
+    need_packages(kind)
+    shutil.copy(weights, tmp_path / "best.pt")
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include=[kind], half=True, imgsz=[64, 96])
+    assert export.size_of(file) < 0.7 * export.size_of(exported[kind])
+    runtime = load_runtime(file, CPU)
+    assert runtime.facts.precision == "float16"
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    found, expected = runtime.predict(images), load_runtime(weights, CPU).predict(images)
+    assert (found - expected)[..., 4:].abs().max() < 0.05 and (found - expected)[..., :4].abs().max() < 2
+
+
+def test_simplified(weights: Path, tmp_path: Path, exported: dict[str, Path]) -> None:
+    need_packages("onnx")
+    onnx, _ = need("onnx", ""), pytest.importorskip("onnxslim", reason="needs onnxslim")
+    shutil.copy(weights, tmp_path / "best.pt")
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], simplify=True, imgsz=[64, 96])
+    slim, plain = (onnx.load(str(f)) for f in (file, exported["onnx"]))
+    assert len(slim.graph.node) <= len(plain.graph.node)
+    assert load_runtime(file, CPU).names == load_runtime(exported["onnx"], CPU).names
+
+
+def test_no_shuffle_is_left_in_the_graph(exported: dict[str, Path]) -> None:
+    """Only the head's maps are turned: one transpose each."""
+    need_packages("onnx")
+    graph = need("onnx", "").load(str(exported["onnx"])).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Transpose") == 3 and kinds.count("Reshape") <= 6 and "Gather" not in kinds
+    assert all(len(v.type.tensor_type.shape.dim) <= 4 for v in graph.value_info)
+
+
+@pytest.mark.parametrize("kind", NEEDS)
+def test_val_detect_and_pictures_take_exported_models(
+    kind: str, weights: Path, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    need_packages(kind)
+    shutil.copy(weights, tmp_path / "best.pt")
+    data = write_yolo_set(tmp_path / "set", 6)
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include=[kind])
+    source = str(data.parent / "images/val")
+    flags = {"source": source, "conf_thres": 0.3, "save_txt": True, "project": str(tmp_path),
+             "device": "cpu", "amp": "off", "nosave": True, "save_conf": True}  # fmt: skip
+    folders = [detect.run(weights=str(w), name=w.suffix[1:] or kind, imgsz=64, **flags) for w in (weights, file)]
+    texts = [sorted((folder / "labels").glob("*.txt")) for folder in folders]
+    assert [f.name for f in texts[0]] == [f.name for f in texts[1]] and len(texts[0]) == 6
+    for a, b in zip(*texts, strict=True):
+        np.testing.assert_allclose(np.loadtxt(a, ndmin=2), np.loadtxt(b, ndmin=2), atol=0.02)
+    summary = val.run(weights=str(file), data=str(data), project=str(tmp_path), device="cpu", noplots=True).summary
+    assert np.isfinite(summary).all()
+    pictures = hubconf.custom(exported[kind], device="cpu", _verbose=False)
+    results = pictures([np.full((50, 60, 3), 200, np.uint8), np.zeros((90, 40, 3), np.uint8)])
+    assert results.s == (2, 3, 64, 96)
+    with pytest.raises(UserError, match="exported for 64x96 px; leave size out"):
+        pictures(np.zeros((9, 9, 3), np.uint8), size=64)
+    with pytest.raises(UserError, match="autoshape=False needs a checkpoint"):
+        hubconf.custom(exported[kind], autoshape=False)
+    for flags, message in (({"imgsz": 32}, "exported for 64x64 px; leave --imgsz out"),
+                           ({"augment": True}, "--augment needs a checkpoint"),
+                           ({"visualize": True}, "--visualize needs a checkpoint")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            detect.run(weights=str(file), source=source, project=str(tmp_path / "none"), device="cpu", **flags)
+    with pytest.raises(UserError, match="looks at squares"):
+        val.run(weights=str(exported[kind]), data=str(data), project=str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"include": ["onxx"]}, "--include onxx.*did you mean 'onnx'"),
+    ({"include": []}, "--include: one or more of torchscript, onnx"),
+    ({"include": ["ncnn"], "dynamic": True}, "--dynamic is for torchscript, onnx, openvino"),
+    ({"include": ["tflite"], "half": True}, "--half is for"),
+    ({"include": ["ncnn"], "batch_size": 2}, "one image at a time"),
+    ({"batch_size": 0}, "--batch-size 0"),
+    ({"simplify": True}, "--simplify is for onnx"),
+    ({"include": ["onnx"], "opset": 5}, "--opset 5"),
+    ({"weights": "nothing.pt"}, "nothing.pt"),
+    ({"imgsz": [64, 64, 64]}, "--imgsz 64 64 64"),
+    ({"verbose": True}, "verbose"),
+])  # fmt: skip
+def test_wrong_flags_are_one_line(flags: dict, message: str, weights: Path) -> None:
+    with pytest.raises(UserError, match=message) as e:
+        export.run(**{"weights": str(weights), **flags})
+    assert "\n" not in str(e.value)
+
+
+def test_a_file_that_differs_is_not_left(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what lay there before stays."""
+    shutil.copy(weights, tmp_path / "best.pt")
+    (tmp_path / "best.torchscript").write_text("before")
+    predict = ExportedRuntime.predict
+    for wrong, message in ((1.0, "differs from the network: boxes by"), (float("nan"), "differs from the network")):
+        monkeypatch.setattr(ExportedRuntime, "predict", lambda self, x, by=wrong: predict(self, x) + by)
+        with pytest.raises(UserError, match=message):
+            export.run(weights=str(tmp_path / "best.pt"))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["best.pt", "best.torchscript"]
+    assert (tmp_path / "best.torchscript").read_text() == "before"
+
+
+@pytest.mark.parametrize("kind", NEEDS)
+def test_a_second_export_takes_the_place_of_the_first(kind: str, weights: Path, tmp_path: Path) -> None:
+    if kind == "tflite":
+        pytest.skip("as the others, and slow")
+    need_packages(kind)
+    shutil.copy(weights, tmp_path / "best.pt")
+    for size in (64, 32):
+        (file,) = export.run(weights=str(tmp_path / "best.pt"), include=[kind], imgsz=size)
+    assert load_runtime(file, CPU).size == [32, 32] and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.torchscript", "x.tflite", "x.xml", "x_ncnn/x.ncnn.param"])
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04" + bytes(50)])
+def test_a_file_that_is_no_model_is_one_line(name: str, content: bytes, tmp_path: Path) -> None:
+    kind = {"x.xml": "openvino", "x_ncnn/x.ncnn.param": "ncnn"}.get(name, name.partition(".")[2])
+    need_packages(kind)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    with pytest.raises(UserError) as e:
+        load_runtime(file, CPU)
+    assert "\n" not in str(e.value) and str(tmp_path) in str(e.value)
+
+
+def facts(**changes: object) -> str:
+    made = json.loads(ExportFacts({0: "a", 1: "b"}, 32, (64, 96)).to_json())
+    return json.dumps({**made, **changes})
+
+
+def test_facts_come_back() -> None:
+    made = ExportFacts({0: "a", 1: "ö'\"\n"}, 64, (64, 96), 3, True, "int8", {"conf": 0.25}, "w.pt")
+    assert read_facts(made.to_json(), "x") == made
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "cannot be read"), ("[]", "cannot be read"), ("{", "cannot be read"), ("[" * 100_000, "cannot be read"),
+    (facts(version=99), "exported by another version of this program"),
+    (facts(names={}), "no usable 'names'"), (facts(names={"0": 1}), "no usable 'names'"),
+    (facts(names={"1": "a"}), "no usable 'names'"), (facts(names={"__import__": "a"}), "no usable 'names'"),
+    (facts(stride=0), "no usable 'stride'"), (facts(stride="32"), "no usable 'stride'"),
+    (facts(shape=[1, 3, 64]), "no usable 'shape'"), (facts(shape=[1, 4, 64, 64]), "no usable 'shape'"),
+    (facts(precision="float8"), "no usable 'precision'"), (facts(nms=[1]), "no usable 'nms'"),
+    (facts(source=3), "no usable 'source'"),
+])  # fmt: skip
+def test_wrong_facts_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as e:
+        read_facts(text, "best.onnx")
+    assert "\n" not in str(e.value) and "best.onnx" in str(e.value)
+
+
+def test_facts_of_yolov5s_own_files() -> None:
+    fields = {"names": "{0: 'person', 1: \"dog's\"}", "stride": "32"}
+    made = facts_of_yolov5(fields, "x", [1, 3, 320, 640])
+    assert (made.names, made.stride, made.imgsz, made.dynamic) == ({0: "person", 1: "dog's"}, 32, (320, 640), False)
+    assert facts_of_yolov5({**fields, "names": "['a', 'b']"}, "x", ["batch", 3, "h", "w"]).dynamic
+    for wrong in ({}, {**fields, "names": "__import__('os').system('x')"}, {**fields, "names": "{" * 9999}):
+        with pytest.raises(UserError, match="x has no class names and stride"):
+            facts_of_yolov5(wrong, "x", [1, 3, 64, 64])
+
+
+def test_a_folder_without_its_facts_is_told(exported: dict[str, Path], tmp_path: Path) -> None:
+    need_packages("openvino")
+    folder = shutil.copytree(exported["openvino"], tmp_path / "m_openvino")
+    (folder / "metadata.yaml").write_text(yaml.safe_dump({"format": "yolov5-light export", "version": 2}))
+    with pytest.raises(UserError, match="another version"):
+        load_runtime(folder, CPU)
+    (folder / "metadata.yaml").unlink()
+    with pytest.raises(UserError, match="metadata.yaml cannot be read"):
+        load_runtime(folder, CPU)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "ncnn", "tflite"])
+def test_a_missing_package_is_told_with_what_installs_it(kind: str, weights: Path, tmp_path: Path) -> None:
+    shutil.copy(weights, tmp_path / "best.pt")
+    code = ("import sys; sys.modules.update({name: None for name in %r}); import export; "
+            "from utils.console import run_script; run_script(lambda opt: export.run(**opt), %r)")  # fmt: skip
+    ran = run_script("-c", code % (NEEDS[kind], {"weights": str(tmp_path / "best.pt"), "include": [kind]}))
+    assert ran.returncode == 1 and f"pip install '.[{kind}]'" in ran.stderr and "Traceback" not in ran.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
