@@ -320,7 +320,7 @@ def run(
 def parse_opt() -> argparse.Namespace:
     parser = Parser(description="Detect objects. In brackets: the defaults")
     add = parser.add_argument
-    add("--weights", default="", help="checkpoint (the newest run's best.pt)")
+    add("--weights", default="", help="checkpoint or exported model (the newest run's best.pt)")
     add("--source", default=str(ROOT / "data/images"),
         help="picture, video, folder, glob, list, webcam or URL (data/images)")  # fmt: skip
     add("--imgsz", "--img", "--img-size", nargs="+", type=int, help="pixels, one or h w (as trained)")

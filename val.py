@@ -256,7 +256,7 @@ def study(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValO
     opt, results, curves = replace(opt, noplots=True), [], {}
     for file, label, runtime in zip(files, labels_of(files), runtimes, strict=True):
         rows = []
-        for size in opt.sizes or STUDY_SIZES:
+        for size in opt.sizes or ([runtime.imgsz] if runtime.size else STUDY_SIZES):
             size = side_of(runtime, size)
             LOGGER.info(f"study: {file}, {size} px")
             results.append(evaluate_at(size, runtime, split, opt, folder))
@@ -272,11 +272,13 @@ def study(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValO
 
 
 def labels_of(files: list[Path]) -> list[str]:
-    """A name for each weights file: its own, or where several are called so exp_best, then exp_best_2, ..."""
-    stems = [file.stem for file in files]
-    unique = [stems.count(stem) == 1 for stem in stems]
-    return distinct([f.stem if u else f"{f.resolve().parents[1].name}_{f.stem}"
-                     for f, u in zip(files, unique, strict=True)])  # fmt: skip
+    """A name for each weights file: its own, or where several share it best_onnx, exp_best, exp_best_2, ..."""
+    stems, names = [file.stem for file in files], [file.name for file in files]
+    labels = []
+    for f in files:
+        alike = f"{f.resolve().parents[1].name}_{f.stem}" if names.count(f.name) > 1 else f.name.replace(".", "_")
+        labels.append(f.stem if stems.count(f.stem) == 1 else alike)
+    return distinct(labels)
 
 
 def evaluate_at(size: int, runtime: AnyRuntime, split: Split, opt: ValOptions, folder: Path | None) -> Results:
@@ -332,6 +334,11 @@ def names_of(runtime: AnyRuntime, opt: ValOptions) -> dict[int, str]:
 def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch.device) -> AnyRuntime:
     """Load a model. Raises UserError if it and the data disagree on the number of classes; warns if on names."""
     runtime = load_runtime(weights, device, opt.half, opt.amp)
+    if runtime.model is None:  # what it cannot do is told now, not after the others
+        for size in opt.sizes or [None]:
+            side_of(runtime, size)
+        if opt.augment:
+            raise UserError(f"--augment needs a checkpoint: {weights} is an exported model")
     if opt.single_cls:
         return runtime
     if len(runtime.names) != data.nc:
@@ -346,7 +353,7 @@ def parse_opt() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", default=ValOptions.data, help="data yaml, also looked for in data/ (%(default)s)")
     add("--weights", nargs="+", default="", metavar="PT",
-        help="checkpoint (the newest run's best.pt); several for --task speed and study")  # fmt: skip
+        help="checkpoint or exported model (the newest run's best.pt); several for --task speed and study")  # fmt: skip
     add("--batch-size", type=int, default=ValOptions.batch_size, help="images at a time (%(default)s)")
     add("--imgsz", "--img", "--img-size", type=int, nargs="+", default=None, metavar="PX",
         help="side of the images in pixels (as trained); several for --task study (256 384 ... 1536)")  # fmt: skip

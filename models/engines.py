@@ -7,7 +7,6 @@ imported when a file of its kind is opened, and a missing one is told with the c
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -17,14 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 
 from utils.errors import UserError
-from utils.export_facts import ExportFacts, facts_of_yolov5, read_facts
+from utils.export_facts import LARGEST, ExportFacts, facts_of_yolov5, read_facts
 
 Engine = Callable[[np.ndarray], np.ndarray]
-FACTS = "metadata.yaml"  # beside the files of formats that are folders
-INSIDE = "metadata.json"  # in formats that can carry files or fields of their own
+LOWEST = 0.001  # confidence from which boxes of a graph with NMS are asked for, as val.py does
+INSIDE = "metadata.json"  # a file or field in formats that can carry one, beside the files of those that cannot
 # package to import -> what to install, and the extra of pyproject.toml that has it
 PACKAGES = MappingProxyType({
     "onnx": ("onnx", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "onnxslim": ("onnxslim", "onnx"),
@@ -57,7 +55,7 @@ def need(package: str, what: str) -> ModuleType:
         raise UserError(f"{what} needs {pip}: pip install {pip}, or pip install '.[{extra}]' in the folder of this "
                         "program") from e  # fmt: skip
     except (ImportError, OSError, AttributeError, RuntimeError) as e:
-        raise UserError(f"{what} needs {pip}, which does not load here ({str(e).splitlines()[0]})") from e
+        raise UserError(f"{what} needs {pip}, which does not load here ({first_line(e)})") from e
 
 
 def kind_of(path: Path) -> str:
@@ -84,8 +82,12 @@ def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.flo
     except UserError:
         raise
     except Exception as e:  # each engine has errors of its own for a file that is none
-        reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise UserError(f"{path} cannot be opened as {kind}: {reason[:300]}") from e
+        raise UserError(f"{path} cannot be opened as {kind}: {first_line(e)}") from e
+
+
+def first_line(error: Exception) -> str:
+    """What an engine's error says first."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
@@ -107,10 +109,9 @@ def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     onnxruntime = need("onnxruntime", "an .onnx file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
-    if device.type == "cuda":
-        providers.insert(0, "CUDAExecutionProvider")
+    options.log_severity_level = 3  # errors only
+    gpu = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    providers = [p for p in (*gpu, "CPUExecutionProvider") if p in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     fields, (first, *_) = session.get_modelmeta().custom_metadata_map, session.get_inputs()
     facts = (read_facts(fields[INSIDE], str(path)) if INSIDE in fields
@@ -118,9 +119,30 @@ def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     kind = np.float16 if "float16" in first.type else np.float32
 
     def run(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {first.name: images.astype(kind, copy=False)})[0].astype(np.float32, copy=False)
+        feed = {first.name: images.astype(kind, copy=False), **low}
+        found = session.run(None, feed)[0].astype(np.float32, copy=False)
+        return as_decoded(found, len(images), len(facts.names)) if facts.nms else found
 
-    return Opened(run, facts, f"ONNX Runtime {onnxruntime.__version__}", torch.float32)
+    # a lower threshold adds boxes and changes none of the others, and who calls has one of its own
+    low = {"conf_thres": np.array([LOWEST], np.float32)} if facts.nms else {}
+    on_cpu = " on the CPU" * (bool(gpu) and gpu[0] not in session.get_providers())
+    return Opened(run, facts, f"ONNX Runtime {onnxruntime.__version__}{on_cpu}", torch.float32)
+
+
+def as_decoded(rows: np.ndarray, batch: int, nc: int) -> np.ndarray:
+    """Detections (m, 7), as `models.onnx_nms.with_nms` gives them, in the form of decoded boxes (b, n, 5 + nc).
+
+    Each keeps its one class; what is missing to n is sure of nothing.
+    """
+    count = np.bincount(rows[:, 0].astype(int), minlength=batch)
+    made = np.zeros((batch, max(count.max(initial=0), 1), 5 + nc), np.float32)
+    for k in range(batch):
+        mine = rows[rows[:, 0] == k]
+        made[k, : len(mine), :2] = (mine[:, 1:3] + mine[:, 3:5]) / 2
+        made[k, : len(mine), 2:4] = mine[:, 3:5] - mine[:, 1:3]
+        made[k, : len(mine), 4] = mine[:, 5]
+        made[k, np.arange(len(mine)), 5 + mine[:, 6].astype(int)] = 1
+    return made
 
 
 def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
@@ -198,10 +220,11 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _facts_beside(folder: Path) -> ExportFacts:
-    file = folder / FACTS
+    file = folder / INSIDE
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"{file} cannot be read ({type(e).__name__}): it says which classes the model knows; export "
+        with open(file, "rb") as f:
+            content = f.read(LARGEST + 1)
+    except OSError as e:
+        raise UserError(f"{file} cannot be read ({e.strerror}): it says which classes the model knows; export "
                         "the model again") from e  # fmt: skip
-    return read_facts(json.dumps(tree, default=str), str(folder))
+    return read_facts(_text(content), str(folder))

@@ -29,7 +29,7 @@ class ExportForm(nn.Module):
         self.register_buffer("anchors", head.anchors.float() * head.stride.reshape(-1, 1, 1))
         self.fixed = size is not None
         if size is not None:
-            maps = [(int(size[0] / s), int(size[1] / s)) for s in self.strides]
+            maps = [torch.zeros(1, 1, int(size[0] / s), int(size[1] / s)) for s in self.strides]
             for name, value in zip(("scale", "offset", "area"), self._grid(maps), strict=True):
                 self.register_buffer(name, value)
 
@@ -57,18 +57,21 @@ class ExportForm(nn.Module):
             rows.append(y.reshape(b, self.na * cells, self.no))
         y = torch.cat(rows, 1).float().sigmoid()
         scale, offset, area = ((self.scale, self.offset, self.area) if self.fixed
-                               else self._grid([tuple(y.shape[2:]) for y in maps]))  # fmt: skip
+                               else self._grid(maps))  # fmt: skip
         xy, wh, scores = y.split((2, 2, self.no - 4), 2)
         return torch.cat((xy * scale + offset, wh * wh * area, scores), 2)
 
-    def _grid(self, maps: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """What turns sigmoids into pixels: xy * scale + offset, and wh squared * area; each (1, n, 1 or 2)."""
+    def _grid(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What turns sigmoids into pixels: xy * scale + offset, and wh squared * area; each (1, n, 1 or 2).
+
+        maps: of the head, (b, c, h, w). Cells are counted by sums along them, as a device named here would be traced.
+        """
         scales, offsets, areas = [], [], []
-        for (h, w), stride, anchors in zip(maps, self.strides, self.anchors, strict=True):
-            ys = torch.arange(h, device=anchors.device, dtype=torch.float32)
-            xs = torch.arange(w, device=anchors.device, dtype=torch.float32)
-            x, y = xs.reshape(1, -1).expand(h, w), ys.reshape(-1, 1).expand(h, w)
-            offset = ((torch.stack((x, y), -1).reshape(1, h * w, 2) - 0.5) * stride).expand(self.na, h * w, 2)
+        for one, stride, anchors in zip(maps, self.strides, self.anchors, strict=True):
+            h, w = one.shape[2:]
+            ones = torch.ones_like(one[0, 0], dtype=torch.float32)
+            cells = torch.stack((ones.cumsum(1), ones.cumsum(0)), -1).reshape(1, h * w, 2)
+            offset = ((cells - 1.5) * stride).expand(self.na, h * w, 2)
             offsets.append(offset.reshape(self.na * h * w, 2))
             scales.append(torch.full_like(offsets[-1][:, :1], 2 * stride))
             areas.append((4 * anchors).reshape(self.na, 1, 2).expand(self.na, h * w, 2).reshape(self.na * h * w, 2))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.engines import open_engine
+from models.engines import first_line, open_engine
 from utils.console import LOGGER
 from utils.errors import UserError
 from utils.precision import inference_precision
@@ -30,6 +30,7 @@ class ExportedRuntime:
             LOGGER.warning("--half is for checkpoints; an exported model stays as it was exported")
         wanted = inference_precision("off" if half else amp, device)
         opened = open_engine(path, device, wanted.dtype)
+        self.path = path
         self.facts, self.device, self.dtype, self._engine = opened.facts, device, opened.dtype, opened.engine
         self.names, self.stride, self.imgsz = dict(self.facts.names), self.facts.stride, max(self.facts.imgsz)
         self.size = None if self.facts.dynamic else list(self.facts.imgsz)
@@ -55,10 +56,25 @@ class ExportedRuntime:
             missing = batch - len(piece)
             if missing:
                 piece = np.concatenate((piece, np.zeros((missing, *piece.shape[1:]), np.float32)))
-            with self._turn:
-                made = self._engine(piece)
-            found.append(made[: batch - missing])
+            found.append(self._run(piece)[: batch - missing])
+        if len(found) > 1 and self.facts.nms:  # each with as many rows as it has found
+            most = max(made.shape[1] for made in found)
+            found = [np.pad(made, ((0, 0), (0, most - made.shape[1]), (0, 0))) for made in found]
         return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0]).to(self.device)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        """What the engine gives. Raises UserError if it fails, or if that is no output of a YOLOv5."""
+        try:
+            with self._turn:
+                made = self._engine(images)
+        except UserError:
+            raise
+        except Exception as e:  # each engine has errors of its own
+            raise UserError(f"{self.path} does not run on {images.shape}: {first_line(e)}") from e
+        if made.ndim != 3 or len(made) != len(images) or made.shape[2] != 5 + len(self.names):
+            raise UserError(f"{self.path} gives {made.shape}, which is no detector of YOLOv5's form with "
+                            f"{len(self.names)} classes: (batch, boxes, {5 + len(self.names)})")  # fmt: skip
+        return made
 
     def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, None]:
         """What `predict` returns; there are no raw maps."""

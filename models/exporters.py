@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-import yaml
 from torch import Tensor
 
-from models.engines import FACTS, INSIDE, need
+from models.engines import INSIDE, need
 from models.export_form import ExportForm
+from models.onnx_nms import with_nms
 from utils.errors import UserError
 from utils.export_facts import ExportFacts
 
@@ -39,9 +40,12 @@ def to_onnx(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, op
     buffer = io.BytesIO()
     with _quiet():
         # the newer exporter gives the same graph for this network, takes ten times as long and needs another package
-        torch.onnx.export(form, (example,), buffer, dynamo=False, opset_version=opset, input_names=["images"],
+        older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+        torch.onnx.export(form, (example,), buffer, opset_version=opset, input_names=["images"], **older,
                           output_names=["output0"], dynamic_axes=AXES if facts.dynamic else None)  # fmt: skip
     graph = onnx.load_from_string(buffer.getvalue())
+    if facts.nms:
+        graph = with_nms(graph, facts.nms)
     for key, value in (("stride", str(facts.stride)), ("names", repr(dict(facts.names))), (INSIDE, facts.to_json())):
         field = graph.metadata_props.add()
         field.key, field.value = key, value
@@ -57,7 +61,7 @@ def to_openvino(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts
     network.reshape([-1, 3, -1, -1] if facts.dynamic else list(example.shape))
     out.mkdir()
     openvino.save_model(network, out / f"{out.name}.xml", compress_to_fp16=facts.precision == "float16")
-    _write_facts(out, facts)
+    (out / INSIDE).write_text(facts.to_json(), encoding="utf-8")
 
 
 def to_ncnn(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, opset: int) -> None:
@@ -78,7 +82,7 @@ def to_ncnn(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, op
             raise UserError(f"--include ncnn: pnnx failed (exit code {done.returncode}): {last[0][:200]}")
         for file in made:
             (out / file.name).write_bytes(file.read_bytes())
-    _write_facts(out, facts)
+    (out / INSIDE).write_text(facts.to_json(), encoding="utf-8")
 
 
 def to_tflite(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, opset: int) -> None:
@@ -92,11 +96,6 @@ def to_tflite(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, 
 
 EXPORTERS = MappingProxyType({"torchscript": to_torchscript, "onnx": to_onnx, "openvino": to_openvino, "ncnn": to_ncnn,
                               "tflite": to_tflite})  # fmt: skip
-
-
-def _write_facts(folder: Path, facts: ExportFacts) -> None:
-    with open(folder / FACTS, "w", encoding="utf-8") as f:
-        yaml.safe_dump(yaml.safe_load(facts.to_json()), f, allow_unicode=True, sort_keys=False)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from helpers import run_script, write_yolo_set
 
 import detect
@@ -26,6 +25,7 @@ from models.runtime import load_runtime
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.export_facts import ExportFacts, facts_of_yolov5, read_facts
+from utils.nms import non_max_suppression
 
 CPU = torch.device("cpu")
 NEEDS = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",), "ncnn": ("ncnn", "pnnx"),
@@ -137,13 +137,54 @@ def test_half_the_size(kind: str, weights: Path, tmp_path: Path, exported: dict[
     assert (found - expected)[..., 4:].abs().max() < 0.05 and (found - expected)[..., :4].abs().max() < 2
 
 
+@pytest.mark.parametrize(("batch", "dynamic"), [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize("max_det", [5, 300])
+def test_nms_in_the_graph(batch: int, dynamic: bool, max_det: int, weights: Path, tmp_path: Path) -> None:
+    """A caller without this program gets what detect.py finds, image by image, and may set the thresholds."""
+    need_packages("onnx")
+    shutil.copy(weights, tmp_path / "best.pt")
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], nms=True, batch_size=batch,
+                         dynamic=dynamic, max_det=max_det, conf_thres=0.3)  # fmt: skip
+    session = need("onnxruntime", "").InferenceSession(str(file))
+    assert [i.name for i in session.get_inputs()] == ["images"]
+    assert [o.name for o in session.get_outputs()] == ["detections"]
+    images = torch.rand(3 if dynamic else batch, 3, 64, 64)
+    network, runtime = load_runtime(weights, CPU), load_runtime(file, CPU)
+    counts = []
+    for extra, conf, iou in (({}, 0.3, 0.45), ({"conf_thres": 0.6}, 0.6, 0.45), ({"iou_thres": 0.7}, 0.3, 0.7),
+                             ({"conf_thres": 1.0}, 1.0, 0.45)):  # fmt: skip
+        feed = {k: np.array([v], np.float32) for k, v in extra.items()}
+        (rows,) = session.run(None, {"images": images.numpy(), **feed})
+        assert rows.shape[1] == 7 and (np.diff(rows[:, 0]) >= 0).all()
+        expected = non_max_suppression(network.predict(images), conf, iou, max_det=max_det)
+        for k, found in enumerate(expected):
+            mine = rows[rows[:, 0] == k, 1:]
+            counts.append(len(mine))
+            np.testing.assert_allclose(mine, found.numpy(), atol=5e-3)
+    assert max(counts) > (3 if max_det == 5 else 9) and counts[-1] == 0
+    again = non_max_suppression(runtime.predict(images), 0.3, 0.45, max_det=max_det)
+    for a, b in zip(again, non_max_suppression(network.predict(images), 0.3, 0.45, max_det=max_det), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-4)
+    assert runtime.facts.nms == {"conf": 0.3, "iou": 0.45, "max_det": max_det}
+
+
+def test_other_boxes_are_an_error(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_packages("onnx")
+    shutil.copy(weights, tmp_path / "best.pt")
+    predict = ExportedRuntime.predict
+    monkeypatch.setattr(ExportedRuntime, "predict", lambda self, x: predict(self, x)[:, 1::2])
+    with pytest.raises(UserError, match="finds other boxes than the network"):
+        export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], nms=True)
+    assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
+
+
 def test_simplified(weights: Path, tmp_path: Path, exported: dict[str, Path]) -> None:
     need_packages("onnx")
     onnx, _ = need("onnx", ""), pytest.importorskip("onnxslim", reason="needs onnxslim")
     shutil.copy(weights, tmp_path / "best.pt")
     (file,) = export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], simplify=True, imgsz=[64, 96])
     slim, plain = (onnx.load(str(f)) for f in (file, exported["onnx"]))
-    assert len(slim.graph.node) <= len(plain.graph.node)
+    assert len(slim.graph.node) < len(plain.graph.node)
     assert load_runtime(file, CPU).names == load_runtime(exported["onnx"], CPU).names
 
 
@@ -172,8 +213,18 @@ def test_val_detect_and_pictures_take_exported_models(
     assert [f.name for f in texts[0]] == [f.name for f in texts[1]] and len(texts[0]) == 6
     for a, b in zip(*texts, strict=True):
         np.testing.assert_allclose(np.loadtxt(a, ndmin=2), np.loadtxt(b, ndmin=2), atol=0.02)
-    summary = val.run(weights=str(file), data=str(data), project=str(tmp_path), device="cpu", noplots=True).summary
-    assert np.isfinite(summary).all()
+    for text in texts[0]:  # what the network finds is right, from now on
+        rows = np.loadtxt(text, ndmin=2)
+        np.savetxt(data.parent / "labels/val" / text.name, rows[rows[:, 3:5].min(1) > 0.01, :5], "%g")
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)  # batches side by side
+        summaries = [val.run(weights=str(w), data=str(data), imgsz=64, batch_size=2, project=str(tmp_path), name="val",
+                             device="cpu", noplots=True).summary for w in (tmp_path / "best.pt", file)]  # fmt: skip
+    finally:
+        torch.set_num_threads(usual)
+    np.testing.assert_allclose(*summaries, atol=0.02)
+    assert summaries[0][2] > 0.3
     pictures = hubconf.custom(exported[kind], device="cpu", _verbose=False)
     results = pictures([np.full((50, 60, 3), 200, np.uint8), np.zeros((90, 40, 3), np.uint8)])
     assert results.s == (2, 3, 64, 96)
@@ -199,6 +250,8 @@ def test_val_detect_and_pictures_take_exported_models(
     ({"batch_size": 0}, "--batch-size 0"),
     ({"simplify": True}, "--simplify is for onnx"),
     ({"include": ["onnx"], "opset": 5}, "--opset 5"),
+    ({"nms": True}, "--nms is for onnx"),
+    ({"include": ["onnx"], "nms": True, "iou_thres": 2}, "must lie between 0 and 1"),
     ({"weights": "nothing.pt"}, "nothing.pt"),
     ({"imgsz": [64, 64, 64]}, "--imgsz 64 64 64"),
     ({"verbose": True}, "verbose"),
@@ -220,6 +273,88 @@ def test_a_file_that_differs_is_not_left(weights: Path, tmp_path: Path, monkeypa
             export.run(weights=str(tmp_path / "best.pt"))
     assert sorted(f.name for f in tmp_path.iterdir()) == ["best.pt", "best.torchscript"]
     assert (tmp_path / "best.torchscript").read_text() == "before"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("torchscript", "best.torchscript/mine.txt"),
+                                            ("openvino", "best_openvino/notes.md"), ("openvino", "best_openvino"),
+                                            ("ncnn", "best_ncnn/mine/x.bin")])  # fmt: skip
+def test_what_others_put_there_is_not_replaced(kind: str, name: str, weights: Path, tmp_path: Path) -> None:
+    need_packages(kind)
+    shutil.copy(weights, tmp_path / "best.pt")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="export.py did not make"):
+        export.run(weights=str(tmp_path / "best.pt"), include=kind)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_an_older_folder_stays_if_the_new_one_cannot_be_put_there(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_packages("openvino")
+    shutil.copy(weights, tmp_path / "best.pt")
+    (folder,) = export.run(weights=str(tmp_path / "best.pt"), include="openvino")
+    before, replace, calls = sorted(f.name for f in folder.iterdir()), export.os.replace, []
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(export.os, "replace", failing)
+    with pytest.raises(KeyboardInterrupt):
+        export.run(weights=str(tmp_path / "best.pt"), include="openvino")
+    assert sorted(f.name for f in folder.iterdir()) == before and len(calls) == 3
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["best.pt", "best_openvino"]
+
+
+def test_what_a_converter_says_is_one_line(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_args: object) -> None:
+        raise RuntimeError("\n  no such operator\nand much more")
+
+    monkeypatch.setattr(export, "EXPORTERS", {**export.EXPORTERS, "torchscript": failing})
+    shutil.copy(weights, tmp_path / "best.pt")
+    with pytest.raises(UserError, match="^--include torchscript: no such operator; not written$"):
+        export.run(weights=str(tmp_path / "best.pt"))
+    assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_other_channels_are_told(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "w.pt", weights_content(DetectionModel("yolov5_shufflenet.yaml", ch=4, nc=2), 64))
+    with pytest.raises(UserError, match="takes 4 channels"):
+        export.run(weights=str(tmp_path / "w.pt"))
+
+
+def test_no_device_is_in_a_dynamic_graph(weights: Path, tmp_path: Path) -> None:
+    """Or the file would run on that device alone."""
+    shutil.copy(weights, tmp_path / "best.pt")
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), dynamic=True)
+    assert "torch.device" not in torch.jit.load(str(file)).code
+
+
+def test_an_onnx_file_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    """With as many classes as YOLOv5's, but no objectness; and one that fails while it runs."""
+    need_packages("onnx")
+    onnx = need("onnx", "")
+    text = """<ir_version: 8, opset_import: ["" : 17], metadata_props: ["names": "{0: 'a', 1: 'b'}", "stride": "32"]>
+    g (float[1,3,64,64] images) => (float[1,N,M] y) <int64[3] shape = {%s}> { y = Reshape(images, shape) }"""
+    for shape, message in (("1, -1, 6", "which is no detector of YOLOv5's form with 2 classes"),
+                           ("1, 11, 11", "does not run on")):  # fmt: skip
+        onnx.save(onnx.parser.parse_model(text % shape), str(tmp_path / "other.onnx"))
+        runtime = load_runtime(tmp_path / "other.onnx", CPU)
+        with pytest.raises(UserError, match=message) as e:
+            runtime.predict(torch.zeros(1, 3, 64, 64))
+        assert "\n" not in str(e.value) and "other.onnx" in str(e.value)
+
+
+def test_names_of_any_kind_come_back(tmp_path: Path) -> None:
+    need_packages("openvino")
+    model = network()
+    model.names = {0: "a\x7f\x85b", 1: "ö'\"\n"}
+    save_checkpoint(tmp_path / "w.pt", weights_content(model, 64))
+    for file in export.run(weights=str(tmp_path / "w.pt"), include=["openvino", "torchscript"]):
+        assert load_runtime(file, CPU).names == model.names
 
 
 @pytest.mark.parametrize("kind", NEEDS)
@@ -285,11 +420,11 @@ def test_facts_of_yolov5s_own_files() -> None:
 def test_a_folder_without_its_facts_is_told(exported: dict[str, Path], tmp_path: Path) -> None:
     need_packages("openvino")
     folder = shutil.copytree(exported["openvino"], tmp_path / "m_openvino")
-    (folder / "metadata.yaml").write_text(yaml.safe_dump({"format": "yolov5-light export", "version": 2}))
+    (folder / "metadata.json").write_text(json.dumps({"format": "yolov5-light export", "version": 2}))
     with pytest.raises(UserError, match="another version"):
         load_runtime(folder, CPU)
-    (folder / "metadata.yaml").unlink()
-    with pytest.raises(UserError, match="metadata.yaml cannot be read"):
+    (folder / "metadata.json").unlink()
+    with pytest.raises(UserError, match="metadata.json cannot be read"):
         load_runtime(folder, CPU)
 
 

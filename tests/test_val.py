@@ -31,6 +31,7 @@ class Squares:
     def __init__(self, weights: Path, device: torch.device, half: bool, amp: str = "off") -> None:
         self.weights, self.device, self.half, self.reason = weights, device, half, f"--amp {amp}"
         self.names, self.stride, self.imgsz = {0: "red", 1: "blue"}, 32, 128
+        self.size, self.model = None, self
         self.calls: list[tuple[tuple[int, ...], bool]] = []
 
     def predict(self, images: Tensor, augment: bool = False) -> Tensor:
