@@ -86,8 +86,8 @@ class Options:
         for flag in ("simplify", "nms"):
             if getattr(self, flag) and "onnx" not in self.include:
                 raise UserError(f"--{flag} is for onnx; add it to --include")
-        if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1 or self.max_det < 1:
-            raise UserError("--conf-thres and --iou-thres must lie between 0 and 1, --max-det must be 1 or more")
+        if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1 or not 1 <= self.max_det <= 65536:
+            raise UserError("--conf-thres and --iou-thres must lie between 0 and 1, --max-det from 1 to 65536")
         if not 13 <= self.opset <= 20:
             raise UserError(f"--opset {self.opset}: from 13 to 20")
 
@@ -254,8 +254,11 @@ def alike(
 
 def samples(data: str, size: tuple[int, int]) -> np.ndarray:
     """Pictures to check an exported model on, (n, 3, h, w) float32 RGB in [0, 1]: of the data's val split, or ours."""
-    files = load_labels(load_data(data).existing("val"), load_data(data).nc, "val: ").files if data else []
-    chosen = [str(f) for f in files[:CHECKED]] or sorted(map(str, (ROOT / "data/images").glob("*.jpg")))[:CHECKED]
+    chosen = sorted((ROOT / "data/images").glob("*.jpg"))[:CHECKED]
+    if data:
+        config = load_data(data)
+        index = load_labels(config.existing("val"), config.nc, "val: ")
+        chosen = [Path(index.file(k)) for k in range(min(CHECKED, len(index)))]
     pictures = [letterbox(read_image(file), size, auto=False)[0][..., ::-1].transpose(2, 0, 1) for file in chosen]
     return np.stack(pictures).astype(np.float32) / 255
 

@@ -121,7 +121,7 @@ def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     def run(images: np.ndarray) -> np.ndarray:
         feed = {first.name: images.astype(kind, copy=False), **low}
         found = session.run(None, feed)[0].astype(np.float32, copy=False)
-        return as_decoded(found, len(images), len(facts.names)) if facts.nms else found
+        return as_decoded(found, len(images), len(facts.names), int(facts.nms["max_det"])) if facts.nms else found
 
     # a lower threshold adds boxes and changes none of the others, and who calls has one of its own
     low = {"conf_thres": np.array([LOWEST], np.float32)} if facts.nms else {}
@@ -129,13 +129,12 @@ def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     return Opened(run, facts, f"ONNX Runtime {onnxruntime.__version__}{on_cpu}", torch.float32)
 
 
-def as_decoded(rows: np.ndarray, batch: int, nc: int) -> np.ndarray:
-    """Detections (m, 7), as `models.onnx_nms.with_nms` gives them, in the form of decoded boxes (b, n, 5 + nc).
+def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
+    """Detections (m, 7), as `models.onnx_nms.with_nms` gives them, in the form of decoded boxes (b, most, 5 + nc).
 
-    Each keeps its one class; what is missing to n is sure of nothing.
+    Each keeps its one class; what is missing to `most`, that of an image, is sure of nothing.
     """
-    count = np.bincount(rows[:, 0].astype(int), minlength=batch)
-    made = np.zeros((batch, max(count.max(initial=0), 1), 5 + nc), np.float32)
+    made = np.zeros((batch, most, 5 + nc), np.float32)
     for k in range(batch):
         mine = rows[rows[:, 0] == k]
         made[k, : len(mine), :2] = (mine[:, 1:3] + mine[:, 3:5]) / 2

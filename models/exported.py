@@ -57,9 +57,6 @@ class ExportedRuntime:
             if missing:
                 piece = np.concatenate((piece, np.zeros((missing, *piece.shape[1:]), np.float32)))
             found.append(self._run(piece)[: batch - missing])
-        if len(found) > 1 and self.facts.nms:  # each with as many rows as it has found
-            most = max(made.shape[1] for made in found)
-            found = [np.pad(made, ((0, 0), (0, most - made.shape[1]), (0, 0))) for made in found]
         return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0]).to(self.device)
 
     def _run(self, images: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from models.runtime import load_runtime
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.export_facts import ExportFacts, facts_of_yolov5, read_facts
+from utils.images import read_image
 from utils.nms import non_max_suppression
 
 CPU = torch.device("cpu")
@@ -165,6 +166,9 @@ def test_nms_in_the_graph(batch: int, dynamic: bool, max_det: int, weights: Path
     again = non_max_suppression(runtime.predict(images), 0.3, 0.45, max_det=max_det)
     for a, b in zip(again, non_max_suppression(network.predict(images), 0.3, 0.45, max_det=max_det), strict=True):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-4)
+    data = write_yolo_set(tmp_path / "set", 12)
+    results = val.run(weights=str(file), data=str(data), project=str(tmp_path), device="cpu", noplots=True)
+    assert results.images == 12 and np.isfinite(results.summary).all()
     assert runtime.facts.nms == {"conf": 0.3, "iou": 0.45, "max_det": max_det}
 
 
@@ -309,6 +313,15 @@ def test_an_older_folder_stays_if_the_new_one_cannot_be_put_there(
     assert sorted(f.name for f in tmp_path.iterdir()) == ["best.pt", "best_openvino"]
 
 
+def test_checked_on_the_pictures_of_a_data_yaml(weights: Path, tmp_path: Path) -> None:
+    shutil.copy(weights, tmp_path / "best.pt")
+    data = write_yolo_set(tmp_path / "set", 2)
+    expected = [read_image(f) for f in sorted((data.parent / "images/val").iterdir())]
+    found = export.samples(str(data), expected[0].shape[:2])
+    assert (found[0] * 255).round().astype(np.uint8).transpose(1, 2, 0)[..., ::-1].tolist() == expected[0].tolist()
+    assert export.run(weights=str(tmp_path / "best.pt"), data=str(data)) == [tmp_path / "best.torchscript"]
+
+
 def test_what_a_converter_says_is_one_line(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_args: object) -> None:
         raise RuntimeError("\n  no such operator\nand much more")
@@ -387,7 +400,8 @@ def facts(**changes: object) -> str:
 
 
 def test_facts_come_back() -> None:
-    made = ExportFacts({0: "a", 1: "ö'\"\n"}, 64, (64, 96), 3, True, "int8", {"conf": 0.25}, "w.pt")
+    nms = {"conf": 0.25, "iou": 0.5, "max_det": 9}
+    made = ExportFacts({0: "a", 1: "ö'\"\n"}, 64, (64, 96), 3, True, "int8", nms, "w.pt")
     assert read_facts(made.to_json(), "x") == made
 
 
@@ -399,6 +413,8 @@ def test_facts_come_back() -> None:
     (facts(stride=0), "no usable 'stride'"), (facts(stride="32"), "no usable 'stride'"),
     (facts(shape=[1, 3, 64]), "no usable 'shape'"), (facts(shape=[1, 4, 64, 64]), "no usable 'shape'"),
     (facts(precision="float8"), "no usable 'precision'"), (facts(nms=[1]), "no usable 'nms'"),
+    (facts(nms={"conf": 0.2}), "no usable 'nms'"),
+    (facts(nms={"conf": 0.2, "iou": 0.5, "max_det": 1e12}), "no usable 'nms'"),
     (facts(source=3), "no usable 'source'"),
 ])  # fmt: skip
 def test_wrong_facts_are_one_line(text: str, message: str) -> None:

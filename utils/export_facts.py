@@ -90,7 +90,10 @@ def checked(tree: Mapping[str, Any], where: str) -> ExportFacts:
     check("shape", isinstance(shape, list) and len(shape) == 4 and all(
         is_whole(n) and 1 <= n <= 65536 for n in shape) and shape[1] == 3)  # fmt: skip
     check("precision", precision in PRECISIONS)
-    check("nms", nms is None or isinstance(nms, dict) and all(is_number(v) for v in nms.values()))
+    if nms is not None:
+        check("nms", isinstance(nms, dict) and nms.keys() == {"conf", "iou", "max_det"} and all(
+            is_number(v) for v in nms.values()))  # fmt: skip
+        check("nms", 1 <= nms["max_det"] <= 65536 and nms["max_det"] * len(names) <= 1 << 24)
     check("source", isinstance(source, str))
     return ExportFacts(dict(sorted(names.items())), stride, (shape[2], shape[3]), shape[0], tree.get("dynamic") is True,
                        precision, nms, source)  # fmt: skip
