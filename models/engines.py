@@ -6,10 +6,12 @@ imported when a file of its kind is opened, and a missing one is told with the c
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from utils.export_facts import LARGEST, ExportFacts, facts_of_yolov5, read_facts
 Engine = Callable[[np.ndarray], np.ndarray]
 LOWEST = 0.001  # confidence from which boxes of a graph with NMS are asked for, as val.py does
 INSIDE = "metadata.json"  # a file or field in formats that can carry one, beside the files of those that cannot
+REPORTER = "openvino_telemetry"
 # package to import -> what to install, and the extra of pyproject.toml that has it
 PACKAGES = MappingProxyType({
     "onnx": ("onnx", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "onnxslim": ("onnxslim", "onnx"),
@@ -48,7 +51,8 @@ def need(package: str, what: str) -> ModuleType:
     """Import a package. Raises UserError that says how to install it, if it is not there or does not load."""
     pip, extra = PACKAGES[package]
     try:
-        return importlib.import_module(package)
+        with _unreported():
+            return importlib.import_module(package)
     except ModuleNotFoundError as e:
         if e.name != package:
             raise UserError(f"{what} needs {pip}, which does not load here ({e})") from e
@@ -56,6 +60,19 @@ def need(package: str, what: str) -> ModuleType:
                         "program") from e  # fmt: skip
     except (ImportError, OSError, AttributeError, RuntimeError) as e:
         raise UserError(f"{what} needs {pip}, which does not load here ({first_line(e)})") from e
+
+
+@contextlib.contextmanager
+def _unreported() -> Iterator[None]:
+    """OpenVINO reports its import and each use to its makers, unasked, unless it finds no package to do it with."""
+    if REPORTER in sys.modules:
+        yield
+        return
+    sys.modules[REPORTER] = None
+    try:
+        yield
+    finally:
+        del sys.modules[REPORTER]
 
 
 def kind_of(path: Path) -> str:

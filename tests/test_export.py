@@ -333,6 +333,19 @@ def test_what_a_converter_says_is_one_line(weights: Path, tmp_path: Path, monkey
     assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
 
 
+@pytest.mark.parametrize("kind", NEEDS)
+def test_nothing_is_reported_to_anyone(kind: str, weights: Path, tmp_path: Path) -> None:
+    """OpenVINO's converter would: it leaves a number for the user in the home folder before it sends anything."""
+    need_packages(kind)
+    shutil.copy(weights, tmp_path / "best.pt")
+    (tmp_path / "home").mkdir()
+    code = ("import os; os.environ.pop('CI', None); os.environ['HOME'] = %r; import export; files = export.run(**%r); "
+            "from models.runtime import load_runtime; load_runtime(files[0], export.torch.device('cpu'))")  # fmt: skip
+    ran = run_script("-c", code % (str(tmp_path / "home"), {"weights": str(tmp_path / "best.pt"), "include": [kind]}))
+    assert ran.returncode == 0, ran.stderr
+    assert not (tmp_path / "home/intel").exists()
+
+
 def test_other_channels_are_told(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "w.pt", weights_content(DetectionModel("yolov5_shufflenet.yaml", ch=4, nc=2), 64))
     with pytest.raises(UserError, match="takes 4 channels"):
