@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.runtime import AnyRuntime, input_size, load_runtime, warm_up
+from models.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
 from utils.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, has_display, select_device
 from utils.draw import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
-from utils.files import ROOT, atomic_write, increment_path, newest, safe_name
+from utils.files import ROOT, atomic_write, increment_path, safe_name
 from utils.images import write_image
 from utils.nms import non_max_suppression
 from utils.precision import AMP_CHOICES
@@ -236,7 +236,7 @@ def predict_all(
                 count += 1
     if count:
         steps = zip(("pre-process", "inference", "NMS"), seconds / count * 1e3, strict=True)
-        left_out = f"; {len(dataset.skipped)} files could not be read" if not live and dataset.skipped else ""
+        left_out = f"; {len(dataset.skipped)} could not be read" if not live and dataset.skipped else ""
         together = f" with {at_a_time} images at a time" if min(at_a_time, count) > 1 else ""
         LOGGER.info(f"speed per image: {', '.join(f'{v:.1f}ms {k}' for k, v in steps)}{together}; "
                     f"{count} in {time.perf_counter() - start:.1f} s with reading and writing{left_out}")  # fmt: skip
@@ -248,6 +248,16 @@ def on_original(found: Tensor, shape: Sequence[int], im0: np.ndarray) -> Tensor:
     scale_boxes(shape, found[:, :4], im0.shape[:2])
     found[:, :4] = found[:, :4].round()
     return found
+
+
+def check_model(runtime: AnyRuntime, file: Path, classes: Sequence[int] | None, **flags: bool) -> None:
+    """Raise UserError for classes that a model does not know, and for flags that an exported one cannot follow."""
+    for c in classes or ():
+        if c not in runtime.names:
+            raise UserError(f"--classes {c}: this model knows 0 to {len(runtime.names) - 1}")
+    for flag, given in flags.items():
+        if given and runtime.model is None:
+            raise UserError(f"--{flag} needs a checkpoint, and {file} is an exported model")
 
 
 def run(
@@ -283,17 +293,11 @@ def run(
         raise UserError(f"--conf-thres {conf_thres} and --iou-thres {iou_thres} must lie between 0 and 1")
     if min(max_det, line_thickness, vid_stride) < 1:
         raise UserError("--max-det, --line-thickness and --vid-stride must be 1 or more")
-    file = Path(weights) if weights else newest("train/*/weights/best.pt")
-    if file is None:
-        raise UserError("no --weights given and no trained model in runs/train; run train.py first")
+    file = weights_file(weights)
     where = select_device(device)
     runtime = load_runtime(file, where, half, amp)
-    for c in classes or ():
-        if c not in runtime.names:
-            raise UserError(f"--classes {c}: this model knows 0 to {len(runtime.names) - 1}")
+    check_model(runtime, file, classes, visualize=visualize, augment=augment)
     size = input_size(runtime, imgsz)
-    if visualize and runtime.model is None:
-        raise UserError("--visualize needs a checkpoint: an exported model shows nothing of its layers")
     LOGGER.info(f"detect: {file}, {size[0]}x{size[1]} px; {describe_device(where)}, {runtime.reason}")
     existed = (Path(project) / name).is_dir() and exist_ok
     folder = increment_path(Path(project) / name, exist_ok)
@@ -305,7 +309,8 @@ def run(
         frames = predict_all(runtime, source, size, out, conf_thres, iou_thres, max_det, classes, agnostic_nms, augment,
                              visualize, vid_stride)  # fmt: skip
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; what was found so far is in {folder}") from None
+        kept = f"; what was found so far is in {folder}" if any(folder.iterdir()) else ""
+        raise KeyboardInterrupt(f"interrupted{kept}") from None
     finally:
         out.close()
         if not existed and not any(folder.iterdir()):

@@ -21,31 +21,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoint import find_weights, load_checkpoint, model_from_checkpoint
+from models.checkpoint import load_checkpoint, model_from_checkpoint
 from models.engines import LOWEST, first_line, kind_of, need
 from models.export_form import ExportForm
 from models.exported import ExportedRuntime
-from models.exporters import EXPORTERS
-from models.runtime import DEFAULT_IMGSZ, check_img_size
+from models.exporters import FORMATS
+from models.runtime import DEFAULT_IMGSZ, check_img_size, weights_file
 from models.yolo import DetectionModel
 from utils.augment import letterbox
 from utils.config import check_keys, load_data
 from utils.console import LOGGER, Parser, quoted, run_script, shown
 from utils.errors import UserError, did_you_mean
 from utils.export_facts import ExportFacts
-from utils.files import ROOT, newest
+from utils.files import ROOT
 from utils.images import read_image
 from utils.labels import load_labels
 from utils.nms import non_max_suppression
 
-SUFFIXES = {"torchscript": ".torchscript", "onnx": ".onnx", "openvino": "_openvino", "ncnn": "_ncnn",
-            "tflite": ".tflite"}  # fmt: skip
-HALF = ("torchscript", "onnx", "openvino", "ncnn")  # formats that --half is for
-DYNAMIC = ("torchscript", "onnx", "openvino")
-FOLDERS, OURS = ("openvino", "ncnn"), (".xml", ".bin", ".param", ".json")
+OURS = (".xml", ".bin", ".param", ".json")  # files of formats that are folders
 CHECKED = 3  # pictures that a file is checked on
-PACKAGES = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",), "ncnn": ("pnnx", "ncnn"),
-            "tflite": ("litert_torch", "ai_edge_litert")}  # fmt: skip
 # how far boxes (parts of the image's side) and scores may be from the network's
 TOLERANCES = {"float32": (2e-4, 1e-3), "float16": (1e-2, 5e-2)}
 
@@ -72,15 +66,15 @@ class Options:
         if isinstance(self.include, str):
             object.__setattr__(self, "include", (self.include,))
         for kind in self.include:
-            if kind not in EXPORTERS:
-                raise UserError(f"--include {kind}{did_you_mean(kind, EXPORTERS)}: one of {', '.join(EXPORTERS)}")
-            for flag, kinds in (("half", HALF), ("dynamic", DYNAMIC)):
-                if getattr(self, flag) and kind not in kinds:
-                    raise UserError(f"--{flag} is for {', '.join(kinds)}; leave {kind} out of --include")
-            if kind in ("ncnn",) and self.batch_size > 1:
+            if kind not in FORMATS:
+                raise UserError(f"--include {kind}{did_you_mean(kind, FORMATS)}: one of {', '.join(FORMATS)}")
+            for flag in ("half", "dynamic"):
+                if getattr(self, flag) and not getattr(FORMATS[kind], flag):
+                    raise UserError(f"--{flag} is for {', '.join(that_have(flag))}; leave {kind} out of --include")
+            if not FORMATS[kind].batches and self.batch_size > 1:
                 raise UserError(f"--batch-size {self.batch_size}: {kind} looks at one image at a time")
         if not self.include:
-            raise UserError(f"--include: one or more of {', '.join(EXPORTERS)}")
+            raise UserError(f"--include: one or more of {', '.join(FORMATS)}")
         if self.batch_size < 1:
             raise UserError(f"--batch-size {self.batch_size}: 1 or more")
         for flag in ("simplify", "nms"):
@@ -92,6 +86,11 @@ class Options:
             raise UserError(f"--opset {self.opset}: from 13 to 20")
 
 
+def that_have(what: str) -> list[str]:
+    """The formats with a property of `Format`."""
+    return [kind for kind, format_ in FORMATS.items() if getattr(format_, what)]
+
+
 def run(**kwargs: Any) -> list[Path]:
     """Export with options named as the flags, such as run(weights="best.pt", include=["onnx"]); returns the files.
 
@@ -99,9 +98,7 @@ def run(**kwargs: Any) -> list[Path]:
     """
     check_keys(kwargs, [f.name for f in fields(Options)], "export.run")
     opt = Options(**kwargs)
-    file = find_weights(opt.weights) if opt.weights else newest("train/*/weights/best.pt")
-    if file is None:
-        raise UserError("no --weights given and no trained model in runs/train; run train.py first")
+    file = weights_file(opt.weights)
     if kind_of(file):
         raise UserError(f"--weights {file} is an exported model already; give the checkpoint")
     content = load_checkpoint(file)
@@ -113,8 +110,8 @@ def run(**kwargs: Any) -> list[Path]:
     if model.yaml["ch"] != 3:
         raise UserError(f"{file} takes {model.yaml['ch']} channels; only networks for pictures of 3 are exported")
     for kind in opt.include:
-        check_target(file.with_name(f"{file.stem}{SUFFIXES[kind]}"), kind)
-        for package in (*PACKAGES[kind], *(("onnxslim",) if opt.simplify and kind == "onnx" else ())):
+        check_target(file.with_name(f"{file.stem}{FORMATS[kind].suffix}"), kind)
+        for package in (*FORMATS[kind].packages, *(("onnxslim",) if opt.simplify and kind == "onnx" else ())):
             need(package, f"--include {kind}")
     if not os.access(file.parent, os.W_OK):
         raise UserError(f"{file.parent} cannot be written: copy the weights to a folder of your own")
@@ -139,7 +136,7 @@ def export_one(
     """Write one format beside the weights, if what it gives is what the network gives. Raises UserError otherwise."""
     if opt.nms and kind == "onnx":
         facts = replace(facts, nms={"conf": opt.conf_thres, "iou": opt.iou_thres, "max_det": opt.max_det})
-    final = weights.with_name(f"{weights.stem}{SUFFIXES[kind]}")
+    final = weights.with_name(f"{weights.stem}{FORMATS[kind].suffix}")
     form = ExportForm(model, None if facts.dynamic else facts.imgsz)
     example = torch.from_numpy(pictures[:1]).repeat(facts.batch, 1, 1, 1)
     if facts.precision == "float16" and kind in ("torchscript", "onnx"):
@@ -156,7 +153,7 @@ def export_one(
 def write(kind: str, form: ExportForm, example: torch.Tensor, staged: Path, facts: ExportFacts, opt: Options) -> None:
     """Have a converter write a file. Raises UserError with the first line of what it says if it fails."""
     try:
-        EXPORTERS[kind](form, example, staged, facts, opt.opset)
+        FORMATS[kind].write(form, example, staged, facts, opt.opset)
         if opt.simplify and kind == "onnx":
             simplify(staged)
     except (UserError, OSError):
@@ -169,7 +166,7 @@ def check_target(final: Path, kind: str) -> None:
     """Raise UserError if what lies at a file's final place is not an older export, which may be replaced."""
     if not final.exists():
         return
-    if final.is_dir() != (kind in FOLDERS):
+    if final.is_dir() != FORMATS[kind].is_folder:
         what = "folder" if final.is_dir() else "file"
         raise UserError(f"{final} is in the way: a {what} that export.py did not make")
     if final.is_dir() and not all(f.suffix in OURS for f in final.iterdir()):
@@ -279,13 +276,13 @@ def parse_opt() -> argparse.Namespace:
     add = parser.add_argument
     add("--weights", default="", help="checkpoint, or a run's folder (the newest run's best.pt)")
     add("--include", nargs="+", default=["torchscript"], metavar="FORMAT",
-        help=f"{' '.join(EXPORTERS)} (torchscript)")  # fmt: skip
+        help=f"{' '.join(FORMATS)} (torchscript)")  # fmt: skip
     add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=None, metavar="PX",
         help="pixels, one or h w (as trained)")  # fmt: skip
     add("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
     add("--data", default="", help="data yaml whose val images the files are checked on (pictures of data/images)")
-    add("--half", action="store_true", help=f"weights in float16: {' '.join(HALF)}")
-    add("--dynamic", action="store_true", help=f"any batch size, height and width: {' '.join(DYNAMIC)}")
+    add("--half", action="store_true", help=f"weights in float16: {' '.join(that_have('half'))}")
+    add("--dynamic", action="store_true", help=f"any batch size, height and width: {' '.join(that_have('dynamic'))}")
     add("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
     add("--nms", action="store_true",
         help="ONNX: NMS in the graph, which then gives (m, 7): image, corners, confidence, class")  # fmt: skip

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.runtime import AnyRuntime, input_size, load_runtime, warm_up
+from models.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
 from my_tools.default_set import prepare_shapes
 from utils.background import calls_at_a_time, share_of, side_by_side
 from utils.boxes import xyxy2xywh
@@ -35,7 +35,7 @@ from utils.dataset import Batch, DetectionDataset, create_loader
 from utils.device import describe_device, select_device
 from utils.draw import draw_batch
 from utils.errors import UserError
-from utils.files import atomic_write, distinct, increment_path, newest
+from utils.files import atomic_write, distinct, increment_path
 from utils.hybrid import nms_with_labels
 from utils.images import write_image
 from utils.labels import LabelIndex, load_labels
@@ -210,9 +210,7 @@ def run(**kwargs: Any) -> Results | list[Results]:
     opt = ValOptions.from_flags(kwargs)
     if opt.protocol == "coco":
         require_package()
-    files = opt.files or [f for f in [newest("train/*/weights/best.pt")] if f]
-    if not files:
-        raise UserError("no --weights given and no trained model in runs/train; run train.py first")
+    files = [weights_file(file) for file in opt.files or [""]]
     config = load_data(opt.data)
     prepare_shapes(config.yaml_file)
     device = select_device(opt.device)
@@ -338,7 +336,7 @@ def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch
         for size in opt.sizes or [None]:
             side_of(runtime, size)
         if opt.augment:
-            raise UserError(f"--augment needs a checkpoint: {weights} is an exported model")
+            raise UserError(f"--augment needs a checkpoint, and {weights} is an exported model")
     if opt.single_cls:
         return runtime
     if len(runtime.names) != data.nc:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ Engine = Callable[[np.ndarray], np.ndarray]
 LOWEST = 0.001  # confidence from which boxes of a graph with NMS are asked for, as val.py does
 INSIDE = "metadata.json"  # a file or field in formats that can carry one, beside the files of those that cannot
 REPORTER = "openvino_telemetry"
+GPU_PROVIDER = "CUDAExecutionProvider"
 # package to import -> what to install, and the extra of pyproject.toml that has it
 PACKAGES = MappingProxyType({
     "onnx": ("onnx", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "onnxslim": ("onnxslim", "onnx"),
@@ -122,14 +123,19 @@ def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Op
     return Opened(run, facts, f"TorchScript in torch {torch.__version__}", kind, shared=True)
 
 
-def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+def onnx_session(source: str | bytes, device: torch.device) -> Any:
+    """ONNX Runtime for a file or the bytes of one, on torch's number of threads, on a GPU if it can and is asked to."""
     onnxruntime = need("onnxruntime", "an .onnx file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only
-    gpu = ["CUDAExecutionProvider"] if device.type == "cuda" else []
-    providers = [p for p in (*gpu, "CPUExecutionProvider") if p in onnxruntime.get_available_providers()]
-    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    wanted = (GPU_PROVIDER,) * (device.type == "cuda") + ("CPUExecutionProvider",)
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    return onnxruntime.InferenceSession(source, options, providers=providers)
+
+
+def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    session = onnx_session(str(path), device)
     fields, (first, *_) = session.get_modelmeta().custom_metadata_map, session.get_inputs()
     facts = (read_facts(fields[INSIDE], str(path)) if INSIDE in fields
              else facts_of_yolov5(fields, str(path), list(first.shape)))  # fmt: skip
@@ -142,8 +148,8 @@ def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
 
     # a lower threshold adds boxes and changes none of the others, and who calls has one of its own
     low = {"conf_thres": np.array([LOWEST], np.float32)} if facts.nms else {}
-    on_cpu = " on the CPU" * (bool(gpu) and gpu[0] not in session.get_providers())
-    return Opened(run, facts, f"ONNX Runtime {onnxruntime.__version__}{on_cpu}", torch.float32)
+    on_cpu = " on the CPU" * (device.type == "cuda" and GPU_PROVIDER not in session.get_providers())
+    return Opened(run, facts, f"ONNX Runtime {need('onnxruntime', '').__version__}{on_cpu}", torch.float32)
 
 
 def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
@@ -194,7 +200,7 @@ def open_ncnn(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
 
     def one(image: np.ndarray) -> np.ndarray:
         extractor = net.create_extractor()
-        extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image)))
+        extractor.input("in0", ncnn.Mat(image))
         code, found = extractor.extract("out0")
         if code:
             raise UserError(f"{param}: ncnn could not run it on an image of {image.shape[1]}x{image.shape[2]} px")

@@ -42,13 +42,13 @@ class ExportedRuntime:
     def predict(self, images: Tensor, augment: bool = False) -> Tensor:
         """Decode a batch, as `Runtime.predict` does. Raises UserError for sizes it was not exported for."""
         if augment:
-            raise UserError("--augment needs a checkpoint: an exported model looks at one size")
+            raise UserError(f"--augment needs a checkpoint, and {self.path} is an exported model")
         if self.size and list(images.shape[2:]) != self.size:
             raise UserError(f"this model was exported for {self.size[0]}x{self.size[1]} px and got "
                             f"{images.shape[2]}x{images.shape[3]}; export it with --dynamic")  # fmt: skip
-        x = images.cpu().numpy()
-        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
-        x = np.ascontiguousarray(x)
+        x = np.ascontiguousarray(images.cpu().numpy(), np.float32)
+        if images.dtype == torch.uint8:
+            x /= 255
         batch = self.batch or len(x)
         found = []
         for start in range(0, len(x), batch):

@@ -13,9 +13,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.engines import INSIDE, need
 from models.export_form import ExportForm
@@ -37,13 +38,7 @@ def to_torchscript(form: ExportForm, example: Tensor, out: Path, facts: ExportFa
 def to_onnx(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, opset: int) -> None:
     """An ONNX graph with its facts among its metadata, where YOLOv5's programs find names and stride too."""
     onnx = need("onnx", "--include onnx")
-    buffer = io.BytesIO()
-    with _quiet():
-        # the newer exporter gives the same graph for this network, takes ten times as long and needs another package
-        older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-        torch.onnx.export(form, (example,), buffer, opset_version=opset, input_names=["images"], **older,
-                          output_names=["output0"], dynamic_axes=AXES if facts.dynamic else None)  # fmt: skip
-    graph = onnx.load_from_string(buffer.getvalue())
+    graph = onnx.load_from_string(onnx_graph(form, example, opset, facts.dynamic))
     if facts.nms:
         graph = with_nms(graph, facts.nms)
     for key, value in (("stride", str(facts.stride)), ("names", repr(dict(facts.names))), (INSIDE, facts.to_json())):
@@ -51,6 +46,17 @@ def to_onnx(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, op
         field.key, field.value = key, value
     onnx.checker.check_model(graph)
     onnx.save(graph, str(out))
+
+
+def onnx_graph(network: nn.Module, example: Tensor, opset: int = 17, dynamic: bool = False) -> bytes:
+    """The graph of a network as ONNX; `images` in, `output0` out (the first of what it gives)."""
+    buffer = io.BytesIO()
+    # the newer exporter gave the same boxes in ten times the time, and needs another package
+    older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    with _quiet():
+        torch.onnx.export(network, (example,), buffer, opset_version=opset, input_names=["images"], **older,
+                          output_names=["output0"], dynamic_axes=AXES if dynamic else None)  # fmt: skip
+    return buffer.getvalue()
 
 
 def to_openvino(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, opset: int) -> None:
@@ -94,8 +100,32 @@ def to_tflite(form: ExportForm, example: Tensor, out: Path, facts: ExportFacts, 
         z.writestr(INSIDE, facts.to_json())
 
 
-EXPORTERS = MappingProxyType({"torchscript": to_torchscript, "onnx": to_onnx, "openvino": to_openvino, "ncnn": to_ncnn,
-                              "tflite": to_tflite})  # fmt: skip
+class Format(NamedTuple):
+    """A format of export.py: what writes it, what its name adds to that of the weights, what it needs and can have.
+
+    A suffix without a dot is that of a folder. half: weights in float16; dynamic: any size and number of images;
+    batches: more than one image.
+    """
+
+    write: Exporter
+    suffix: str
+    packages: tuple[str, ...]
+    half: bool = True
+    dynamic: bool = True
+    batches: bool = True
+
+    @property
+    def is_folder(self) -> bool:
+        return not self.suffix.startswith(".")
+
+
+FORMATS = MappingProxyType({
+    "torchscript": Format(to_torchscript, ".torchscript", ()),
+    "onnx": Format(to_onnx, ".onnx", ("onnx", "onnxruntime")),
+    "openvino": Format(to_openvino, "_openvino", ("openvino",)),
+    "ncnn": Format(to_ncnn, "_ncnn", ("pnnx", "ncnn"), dynamic=False, batches=False),
+    "tflite": Format(to_tflite, ".tflite", ("litert_torch", "ai_edge_litert"), half=False, dynamic=False),
+})  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.checkpoint import find_weights, load_checkpoint, model_from_checkpoint
 from models.engines import kind_of
 from models.exported import ExportedRuntime
 from models.packed import pack
@@ -15,6 +15,7 @@ from models.yolo import DetectionModel
 from utils.augment import make_divisible
 from utils.console import LOGGER
 from utils.errors import UserError
+from utils.files import newest
 from utils.nms import non_max_suppression
 from utils.precision import inference_precision
 
@@ -86,6 +87,19 @@ def load_runtime(weights: str | Path, device: torch.device, half: bool = False, 
         return ExportedRuntime(Path(weights), device, half, amp)
     content = load_checkpoint(weights)
     return Runtime(model_from_checkpoint(content, weights), device, half, content.get("imgsz"), amp)
+
+
+def weights_file(weights: str | Path) -> Path:
+    """The checkpoint or exported model that `--weights` names, or a run's folder; the newest run's best.pt if none.
+
+    Raises UserError if there is none.
+    """
+    if weights:
+        return Path(weights) if kind_of(Path(weights)) else find_weights(weights)
+    file = newest("train/*/weights/best.pt")
+    if file is None:
+        raise UserError("no --weights given and no trained model in runs/train; run train.py first")
+    return file
 
 
 def input_size(runtime: AnyRuntime, imgsz: int | list[int] | None) -> list[int]:

@@ -125,12 +125,10 @@ def run(
     config = load_data(data)
     prepare_shapes(config.yaml_file)
     file = find_weights(weights) if weights else None
-    if file:
-        load_checkpoint(file)
     conditions = Conditions(config, [str(find_file(c, ("models",), "--cfg")) for c in cfg], file, imgsz, batch_size,
                             rounds, where, workers, amp)  # fmt: skip
-    if file and "val" in cases:
-        load_trained(conditions)  # what is wrong with it is told now, not after minutes
+    if file:  # what is wrong with it is told now, not after minutes
+        load_trained(conditions) if "val" in cases else load_checkpoint(file)
     title = f"{describe_device(where)}; {config.yaml_file.stem}, {imgsz} px, training in batches of {batch_size}"
     title += f"; infer and detect at {INFERRED} px" * any(case in cases for case in ("infer", "detect"))
     LOGGER.info(title)

@@ -9,7 +9,6 @@ import itertools
 import logging
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint
+from models.engines import onnx_session
+from models.exporters import onnx_graph
 from models.runtime import Runtime
 from models.training import Run, setup
 from models.transfer import with_classes
@@ -355,17 +356,10 @@ def onnx_calls(model: DetectionModel, x: Tensor) -> dict[str, Callable[[], objec
     """The fused and the shuffle-free network as ONNX Runtime runs it; nothing where its packages are not installed."""
     if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxruntime")):
         return {}
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     calls = {}
     for name, form in FORMS.items():
         twin = getattr(copy.deepcopy(model).cpu(), form)()
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that are the same for every image, and of another exporter
-            file = str(Path(folder) / "model.onnx")
-            torch.onnx.export(twin, (x,), file, dynamo=False, input_names=["images"])
-            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        with torch.no_grad():
+            session = onnx_session(onnx_graph(twin, x), torch.device("cpu"))
         calls[f"{name}, ONNX Runtime"] = partial(session.run, None, {"images": x.numpy()})
     return calls

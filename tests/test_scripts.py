@@ -18,6 +18,7 @@ import train
 import val
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from models.yolo import Model
+from utils import console
 from utils.errors import UserError
 from utils.files import safe_name
 from utils.logs import COLUMNS
@@ -114,6 +115,44 @@ def test_bad_files_in_a_set_are_skipped_and_named(tmp_path: Path) -> None:
                       "--project", tmp_path, "--noplots")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "001.txt: line 1: class 9" in done.stdout and "000.png" in done.stdout and "2 left out" in done.stdout
+
+
+def interrupted(*_args: object, **_flags: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_script_says_so(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as e:
+        console.run_script(interrupted, None)
+    assert e.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interrupted_detection_says_where_its_results_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And an undisturbed one what it left out; both take a run's folder for its best.pt."""
+    (tmp_path / "run/weights").mkdir(parents=True)
+    save_checkpoint(tmp_path / "run/weights/best.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
+    pictures = write_yolo_set(tmp_path / "set", 3).parent / "images/val"
+    (pictures / "bad.jpg").write_bytes(b"junk")
+    flags = {"weights": str(tmp_path / "run"), "source": str(pictures), "project": str(tmp_path), "device": "cpu"}
+    with caplog.at_level("INFO", "yolov5"):
+        detect.run(**flags)
+    assert "1 could not be read" in caplog.text
+    real, calls = detect.Output.add, []
+
+    def second(*args: object) -> None:
+        calls.append(args)
+        interrupted() if len(calls) == 2 else real(*args)
+
+    monkeypatch.setattr(detect.Output, "add", second)
+    with pytest.raises(KeyboardInterrupt, match="what was found so far is in .*exp2"):
+        detect.run(**flags)
+    assert len(list((tmp_path / "exp2").iterdir())) >= 1
+    monkeypatch.setattr(detect, "predict_all", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="^interrupted$"):
+        detect.run(**flags)
+    assert not (tmp_path / "exp3").exists()
 
 
 def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_batches_do_not_change_the_figures(loaded, flags) -> None:
     np.testing.assert_array_equal(one.ap, other.ap)
 
 
+def test_labels_of_weights() -> None:
+    named = {"a/x.pt": "x", "b/exp/weights/best.pt": "exp_best", "b/exp2/weights/best.pt": "exp2_best",
+             "b/exp2/weights/best.onnx": "best_onnx"}  # fmt: skip
+    assert val.labels_of(list(map(Path, named))) == list(named.values())
+    again = ["b/exp/weights/best.pt", "c/exp/weights/best.pt"]
+    assert val.labels_of(list(map(Path, again))) == ["exp_best", "exp_best_2"]
+
+
 def test_interrupted_without_waiting_for_whole_batches(yolo_set: Path) -> None:
     index = load_labels([yolo_set.parent / "images/val"], 2, "val: ")
     dataset = DetectionDataset(index, 64, 12, rect=True, stride=32)

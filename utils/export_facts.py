@@ -20,7 +20,7 @@ LARGEST = 1 << 20  # characters of the JSON
 class ExportFacts:
     """names: {index: class name}; stride: the largest, pixels; imgsz: (h, w) it was exported for, the usual ones if
     `dynamic` (in batch, height and width); precision: of the weights; nms: its settings if the graph does it, else
-    None; source: name of the weights file; made_by: versions {package: version}.
+    None; source: name of the weights file; made_by: versions {package: version}, for people, not read back.
     """  # fmt: skip
 
     names: Mapping[int, str]

@@ -63,6 +63,11 @@ def test_find_file(name: str) -> None:
     assert find_file(name, ("models",), "--cfg").name == "yolov5n.yaml"
 
 
+def test_a_folder_is_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; give a yaml file"):
+        find_file(tmp_path, ("data",), "--data")
+
+
 def test_newest(tmp_path: Path) -> None:
     assert newest("*/best.pt", tmp_path) is None
     for k, name in enumerate(("b", "a")):
