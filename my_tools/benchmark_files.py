@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -88,41 +91,33 @@ def look(runtime: detect.Runtime, frames: detect.Frames) -> torch.Tensor:
 
 
 def scaling(c: Conditions) -> list[Row]:
-    """An image's cost in a set of 10^4 and 10^5 images against that in one of 10^3; start-up and memory in words.
+    """An image's cost in a set of 10^4 and 10^5 images against that in one of 10^3; start-up and memory in words."""
+    with contextlib.ExitStack() as stack:
+        calls = [linked_set(Path(stack.enter_context(tempfile.TemporaryDirectory())), size, c) for size in SIZES]
+        seconds = time_in_turns(calls, 60, budget=1e9, each=turns("an image of each"))
+    what = [f"an image of a set of {size}" for size in SIZES]
+    return [compared("scale", what[k], what[0], seconds[:, [k, 0]], (c.batch_size,) * 2, target=1.1)
+            for k in range(1, len(SIZES))]  # fmt: skip
 
-    The sets are links to one small picture with a label file each.
-    """
-    rows, first = [], None
-    for size in SIZES:
-        with tempfile.TemporaryDirectory() as folder:
-            make_links(Path(folder), size)
-            start = time.perf_counter()
-            load_labels((Path(folder) / "images",), 1, f"{size}: ")
-            scanned, start = time.perf_counter() - start, time.perf_counter()
-            index = load_labels((Path(folder) / "images",), 1, f"{size}: ")
-            cached = time.perf_counter() - start
-            arrays = sum(a.nbytes for a in (index.files, index.shapes, index.values, index.offsets))
-            dataset = DetectionDataset(index, 64, c.batch_size, load_hyp("hyp.scratch-low"))
-            sampler = create_loader(dataset, c.batch_size, 0, shuffle=True).batch_sampler
-            start = time.perf_counter()
-            order = iter(sampler)
-            next(order)
-            begun = time.perf_counter() - start
-            times = []
-            for keys, _ in zip(order, range(80), strict=False):
-                start = time.perf_counter()
-                collate(dataset.__getitems__(keys))
-                times.append(time.perf_counter() - start)
-            times = times[len(times) // 4 :]  # the first ones warm up
-        LOGGER.info(f"{size} images: first scan {scanned:.1f} s, from its cache {cached:.2f} s, {arrays / 2**20:.1f} "
-                    f"MiB shared by all workers, {begun * 1e3:.0f} ms to begin an epoch")  # fmt: skip
-        first = first if first is not None else np.array(times)
-        count = min(len(first), len(times))
-        pair = np.stack((times[:count], first[:count]), 1)
-        if size != SIZES[0]:
-            rows.append(compared("scale", f"an image of a set of {size}", f"an image of a set of {SIZES[0]}", pair,
-                                 (c.batch_size,) * 2, target=1.1))  # fmt: skip
-    return rows
+
+def linked_set(folder: Path, size: int, c: Conditions) -> Callable[[], object]:
+    """What makes one batch after the other of a set of so many links to one picture; logs what its start takes."""
+    make_links(folder, size)
+    start = time.perf_counter()
+    load_labels((folder / "images",), 1, f"{size}: ")
+    scanned, start = time.perf_counter() - start, time.perf_counter()
+    index = load_labels((folder / "images",), 1, f"{size}: ")
+    cached = time.perf_counter() - start
+    arrays = sum(a.nbytes for a in (index.files, index.shapes, index.values, index.offsets))
+    dataset = DetectionDataset(index, 64, c.batch_size, load_hyp("hyp.scratch-low"))
+    sampler = create_loader(dataset, c.batch_size, 0, shuffle=True).batch_sampler
+    start = time.perf_counter()
+    next(iter(sampler))
+    begun = time.perf_counter() - start
+    LOGGER.info(f"{size} images: first scan {scanned:.1f} s, from its cache {cached:.2f} s, {arrays / 2**20:.1f} "
+                f"MiB shared by all workers, {begun * 1e3:.0f} ms to begin an epoch")  # fmt: skip
+    batches = itertools.chain.from_iterable(iter(sampler) for _ in itertools.count())
+    return lambda: collate(dataset.__getitems__(next(batches)))
 
 
 def make_links(folder: Path, count: int) -> None:
