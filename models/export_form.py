@@ -26,12 +26,13 @@ class ExportForm(nn.Module):
         self.froms = [f % head.i for f in head.f]
         self.na, self.no = head.na, head.no
         self.strides = [float(s) for s in head.stride]
-        self.register_buffer("anchors", head.anchors.float() * head.stride.reshape(-1, 1, 1))
+        for name, value in self._factors(head.anchors.float(), head.stride.reshape(-1, 1, 1)).items():
+            self.register_buffer(name, value)
         self.fixed = size is not None
-        if size is not None:
-            maps = [torch.zeros(1, 1, int(size[0] / s), int(size[1] / s)) for s in self.strides]
-            for name, value in zip(("scale", "offset", "area"), self._grid(maps), strict=True):
-                self.register_buffer(name, value)
+        for k, stride in enumerate(self.strides if size is not None else ()):
+            across, down = self._offsets(k, torch.zeros(1, int(size[0] / stride), int(size[1] / stride), 1))
+            self.register_buffer(f"across{k}", across)
+            self.register_buffer(f"down{k}", down)
 
     def half_weights(self) -> ExportForm:
         """The layers in float16, in place; boxes are still worked out in float32. Returns self."""
@@ -48,31 +49,38 @@ class ExportForm(nn.Module):
             x = m(x)
             outputs.append(x if m.i in self.save else None)
         outputs[-1] = x
-        maps = [conv(outputs[f]) for conv, f in zip(self.convs, self.froms, strict=True)]
-        rows = []
-        for y in maps:  # with four axes at most, as not every engine has five
-            b, _, h, w = y.shape
-            cells = int(h) * int(w) if self.fixed else h * w
-            y = y.reshape(b, self.na, self.no, cells).permute(0, 1, 3, 2)
-            rows.append(y.reshape(b, self.na * cells, self.no))
-        y = torch.cat(rows, 1).float().sigmoid()
-        scale, offset, area = ((self.scale, self.offset, self.area) if self.fixed
-                               else self._grid(maps))  # fmt: skip
-        xy, wh, scores = y.split((2, 2, self.no - 4), 2)
-        return torch.cat((xy * scale + offset, wh * wh * area, scores), 2)
+        return torch.cat([self._decode(k, conv(outputs[f])) for k, (conv, f) in
+                          enumerate(zip(self.convs, self.froms, strict=True))], 1)  # fmt: skip
 
-    def _grid(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """What turns sigmoids into pixels: xy * scale + offset, and wh squared * area; each (1, n, 1 or 2).
+    def _decode(self, k: int, y: Tensor) -> Tensor:
+        """Boxes (b, na * h * w, no) of the head's map k, (b, na * no, h, w).
 
-        maps: of the head, (b, c, h, w). Cells are counted by sums along them, as a device named here would be traced.
+        Each number is y * (y * square + once) + offset of its sigmoid y: engines make one pass over memory of that,
+        where numbers are last, as their convolutions have them. With four axes at most, as not every engine has five.
         """
-        scales, offsets, areas = [], [], []
-        for one, stride, anchors in zip(maps, self.strides, self.anchors, strict=True):
-            h, w = one.shape[2:]
-            ones = torch.ones_like(one[0, 0], dtype=torch.float32)
-            cells = torch.stack((ones.cumsum(1), ones.cumsum(0)), -1).reshape(1, h * w, 2)
-            offset = ((cells - 1.5) * stride).expand(self.na, h * w, 2)
-            offsets.append(offset.reshape(self.na * h * w, 2))
-            scales.append(torch.full_like(offsets[-1][:, :1], 2 * stride))
-            areas.append((4 * anchors).reshape(self.na, 1, 2).expand(self.na, h * w, 2).reshape(self.na * h * w, 2))
-        return torch.cat(scales)[None], torch.cat(offsets)[None], torch.cat(areas)[None]
+        y = y.permute(0, 2, 3, 1).float().sigmoid()
+        b, h, w, _ = y.shape
+        cells = int(h) * int(w) if self.fixed else h * w
+        across, down = ((getattr(self, f"across{k}"), getattr(self, f"down{k}")) if self.fixed
+                        else self._offsets(k, y))  # fmt: skip
+        y = y * (y * self.square[k] + self.once[k]) + across + down
+        return y.reshape(b, cells, self.na, self.no).permute(0, 2, 1, 3).reshape(b, self.na * cells, self.no)
+
+    def _factors(self, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
+        """What numbers of a cell are multiplied by, each (maps, na * no): `square` of the sigmoid, `once`, and for its
+        column and row in the map `is_x`, `is_y`. anchors: (maps, na, 2) cells; strides: (maps, 1, 1) pixels.
+        """  # fmt: skip
+        square, once, is_x, is_y = torch.zeros(4, len(anchors), self.na, self.no).unbind()
+        square[..., 2:4] = 4 * anchors * strides
+        once[..., :2] = 2 * strides
+        once[..., 4:] = 1
+        is_x[..., :1], is_y[..., 1:2] = strides, strides
+        return {"square": square.flatten(1), "once": once.flatten(1), "is_x": is_x.flatten(1), "is_y": is_y.flatten(1)}
+
+    def _offsets(self, k: int, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to x and to y of boxes of map k, (1, 1, w, na * no) and (1, h, 1, na * no); y: (b, h, w, any).
+
+        Cells are counted by sums along them, as a device named here would be traced.
+        """
+        columns, rows = torch.ones_like(y[:1, :1, :, :1]), torch.ones_like(y[:1, :, :1, :1])
+        return (columns.cumsum(2) - 1.5) * self.is_x[k], (rows.cumsum(1) - 1.5) * self.is_y[k]
