@@ -3,8 +3,10 @@
     python export.py --weights runs/train/exp/weights/best.pt --include onnx openvino
     python val.py --weights runs/train/exp/weights/best.onnx --data VOC.yaml       # the exported model's own mAP
     python export.py --include ncnn --imgsz 320                                    # the newest run's best.pt
+    python export.py --include openvino onnx --int8 --data VOC.yaml                # 8-bit integers
 
-Files go beside the weights: best.torchscript, best.onnx, best_openvino/, best_ncnn/, best.tflite.
+Files go beside the weights: best.torchscript, best.onnx, best_openvino/, best_ncnn/, best.tflite, with --int8
+best_int8.onnx and best_int8_openvino/.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import numpy as np
 import torch
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
-from models.engines import LOWEST, first_line, kind_of, need
+from models.engines import first_line, kind_of, need
+from models.export_check import check
 from models.export_form import ExportForm
-from models.exported import ExportedRuntime
-from models.exporters import FORMATS
-from models.runtime import DEFAULT_IMGSZ, check_img_size, weights_file
+from models.exporters import FORMATS, Job
+from models.quantize import Calibration, sensitive_first, with_sensitive_left
+from models.runtime import DEFAULT_IMGSZ, check_img_size, load_runtime, weights_file
 from models.yolo import DetectionModel
 from utils.augment import letterbox
 from utils.config import check_keys, load_data
@@ -36,12 +39,14 @@ from utils.export_facts import ExportFacts
 from utils.files import ROOT
 from utils.images import read_image
 from utils.labels import load_labels
-from utils.nms import non_max_suppression
+from utils.options import ValOptions
+from val import Split, check_classes, evaluate_at, load_split
 
 OURS = (".xml", ".bin", ".param", ".json")  # files of formats that are folders
 CHECKED = 3  # pictures that a file is checked on
-# how far boxes (parts of the image's side) and scores may be from the network's
-TOLERANCES = {"float32": (2e-4, 1e-3), "float16": (1e-2, 5e-2)}
+CALIBRATED = 128  # images of the train split from which engines learn how large numbers get in 8 bits
+JUDGED = 500  # images of the val split on which 8 bits are compared with float
+MOST_LOST = 0.01  # mAP50 that 8 bits may cost
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Options:
     batch_size: int = 1
     data: str = ""
     half: bool = False
+    int8: bool = False
     dynamic: bool = False
     simplify: bool = False
     nms: bool = False
@@ -68,7 +74,7 @@ class Options:
         for kind in self.include:
             if kind not in FORMATS:
                 raise UserError(f"--include {kind}{did_you_mean(kind, FORMATS)}: one of {', '.join(FORMATS)}")
-            for flag in ("half", "dynamic"):
+            for flag in ("half", "int8", "dynamic"):
                 if getattr(self, flag) and not getattr(FORMATS[kind], flag):
                     raise UserError(f"--{flag} is for {', '.join(that_have(flag))}; leave {kind} out of --include")
             if not FORMATS[kind].batches and self.batch_size > 1:
@@ -80,6 +86,12 @@ class Options:
         for flag in ("simplify", "nms"):
             if getattr(self, flag) and "onnx" not in self.include:
                 raise UserError(f"--{flag} is for onnx; add it to --include")
+        if self.int8 and self.half:
+            raise UserError("--half and --int8: give one of them")
+        if self.int8 and not self.data:
+            raise UserError("--int8 needs --data: it is calibrated on its training images and judged on its val images")
+        if self.int8 and self.simplify:
+            raise UserError("--simplify: leave it out, with --int8 the graph is simplified anyway")
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1 or not 1 <= self.max_det <= 65536:
             raise UserError("--conf-thres and --iou-thres must lie between 0 and 1, --max-det from 1 to 65536")
         if not 13 <= self.opset <= 20:
@@ -110,19 +122,22 @@ def run(**kwargs: Any) -> list[Path]:
     if model.yaml["ch"] != 3:
         raise UserError(f"{file} takes {model.yaml['ch']} channels; only networks for pictures of 3 are exported")
     for kind in opt.include:
-        check_target(file.with_name(f"{file.stem}{FORMATS[kind].suffix}"), kind)
-        for package in (*FORMATS[kind].packages, *(("onnxslim",) if opt.simplify and kind == "onnx" else ())):
+        check_target(final_of(file, kind, opt), kind)
+        more = ["onnxslim"] * (opt.simplify and kind == "onnx") + ["nncf"] * (opt.int8 and kind == "openvino")
+        for package in (*FORMATS[kind].packages, *more):
             need(package, f"--include {kind}")
     if not os.access(file.parent, os.W_OK):
         raise UserError(f"{file.parent} cannot be written: copy the weights to a folder of your own")
     facts = ExportFacts(dict(model.names), stride, (height, width), opt.batch_size, opt.dynamic, precision,
                         source=file.name, made_by={"torch": torch.__version__})  # fmt: skip
+    judge = Judge(file, opt, facts) if opt.int8 else None
     pictures = samples(opt.data, (height, width))
-    LOGGER.info(f"export: {file}, {height}x{width} px, {facts.precision}; checked on {len(pictures)} pictures")
+    LOGGER.info(f"export: {file}, {height}x{width} px, {'int8' if opt.int8 else precision}; checked on {len(pictures)} "
+                "pictures")  # fmt: skip
     made = []
     for kind in opt.include:
         start = time.perf_counter()
-        made.append(export_one(kind, model, facts, pictures, file, opt))
+        made.append(export_one(kind, model, facts, pictures, file, opt, judge))
         LOGGER.info(f"{kind}: {shown(made[-1])} ({size_of(made[-1]) / 2**20:.1f} MiB) in "
                     f"{time.perf_counter() - start:.1f} s")  # fmt: skip
     word = quoted(shown(made[-1]))
@@ -130,32 +145,80 @@ def run(**kwargs: Any) -> list[Path]:
     return made
 
 
+def final_of(weights: Path, kind: str, opt: Options) -> Path:
+    """Where a format goes: beside the weights."""
+    return weights.with_name(f"{weights.stem}{'_int8' * opt.int8}{FORMATS[kind].suffix}")
+
+
 def export_one(
-    kind: str, model: DetectionModel, facts: ExportFacts, pictures: np.ndarray, weights: Path, opt: Options
-) -> Path:
+    kind: str, model: DetectionModel, facts: ExportFacts, pictures: np.ndarray, weights: Path, opt: Options,
+    judge: Judge | None,
+) -> Path:  # fmt: skip
     """Write one format beside the weights, if what it gives is what the network gives. Raises UserError otherwise."""
     if opt.nms and kind == "onnx":
         facts = replace(facts, nms={"conf": opt.conf_thres, "iou": opt.iou_thres, "max_det": opt.max_det})
-    final = weights.with_name(f"{weights.stem}{FORMATS[kind].suffix}")
+    final = final_of(weights, kind, opt)
     form = ExportForm(model, None if facts.dynamic else facts.imgsz)
     example = torch.from_numpy(pictures[:1]).repeat(facts.batch, 1, 1, 1)
     if facts.precision == "float16" and kind in ("torchscript", "onnx"):
         form, example = form.half_weights(), example.half()
     with tempfile.TemporaryDirectory(prefix=".export-", dir=final.parent) as folder:
-        staged = Path(folder) / final.name
-        write(kind, form, example, staged, facts, opt)
-        off = check(staged, model, facts, pictures)
+        job = Job(form, example, Path(folder) / final.name, facts, opt.opset)
+        write(kind, job, opt)
+        off = check(job.out, model, facts, pictures)
         LOGGER.info(f"{kind}: boxes within {off[0]:.3g} px of the network's, scores within {off[1]:.2g}")
-        put_in_place(staged, final, Path(folder) / "old")
+        made = in_8_bits(kind, job, opt, judge) if judge else job.out
+        put_in_place(made, final, Path(folder) / "old")
     return final
 
 
-def write(kind: str, form: ExportForm, example: torch.Tensor, staged: Path, facts: ExportFacts, opt: Options) -> None:
+class Judge:
+    """Images of --data for 8 bits: `images` (n, 3, h, w) uint8 of the train split, and the mAP50 of files on the val
+    split. Raises UserError for data that has no such images."""  # fmt: skip
+
+    def __init__(self, file: Path, opt: Options, facts: ExportFacts) -> None:
+        self.config, self.opt, (height, self.size) = load_data(opt.data), ValOptions(noplots=True), facts.imgsz
+        if height != self.size:
+            raise UserError(f"--imgsz {height} {self.size}: --int8 is judged as val.py does, on squares; give one side")
+        check_classes(file, facts.names, self.config)
+        train = load_labels(self.config.existing("train"), self.config.nc, "train: ")
+        self.images = np.stack([as_input(train.file(k), facts.imgsz) for k in spread(len(train), CALIBRATED)])
+        split = load_split(self.config, self.opt)
+        self.split = Split(self.config, split.index.take(spread(len(split.index), JUDGED)), split.annotations)
+
+    def map50(self, file: Path) -> float:
+        """The mAP50 of an exported model."""
+        return evaluate_at(self.size, load_runtime(file, torch.device("cpu")), self.split, self.opt, None).summary[2]
+
+
+def in_8_bits(kind: str, job: Job, opt: Options, judge: Judge) -> Path:
+    """Write a format in 8 bits beside the one in float; layers stay in float until enough of the mAP50 is kept.
+
+    Raises UserError if it is not to be kept so.
+    """
+    exact, facts = judge.map50(job.out), replace(job.facts, precision="int8")
+
+    def build(left: Sequence[str]) -> Path:
+        out = job.out.parent / f"but-{len(left)}" / job.out.name
+        out.parent.mkdir()
+        calibration = Calibration(judge.images, facts.batch, left)
+        write(kind, job._replace(out=out, facts=facts, calibration=calibration), opt)
+        return out
+
+    LOGGER.info(f"{kind}: calibrated on {len(judge.images)} training images")
+    made, found, left = with_sensitive_left(build, judge.map50, exact - MOST_LOST,
+                                            lambda: sensitive_first(job.form, judge.images[::16]))  # fmt: skip
+    LOGGER.info(f"{kind}: mAP50 {found:.3f} in 8 bits, {exact:.3f} in float, on {len(judge.split.index)} val images; "
+                f"layers left in float: {', '.join(left) or 'none'}")  # fmt: skip
+    return made
+
+
+def write(kind: str, job: Job, opt: Options) -> None:
     """Have a converter write a file. Raises UserError with the first line of what it says if it fails."""
     try:
-        FORMATS[kind].write(form, example, staged, facts, opt.opset)
+        FORMATS[kind].write(job)
         if opt.simplify and kind == "onnx":
-            simplify(staged)
+            simplify(job.out)
     except (UserError, OSError):
         raise
     except Exception as e:  # each converter has errors of its own
@@ -187,68 +250,6 @@ def put_in_place(staged: Path, final: Path, old: Path) -> None:
         raise
 
 
-def check(path: Path, model: DetectionModel, facts: ExportFacts, pictures: np.ndarray) -> tuple[float, float]:
-    """The largest differences of boxes (pixels) and scores between an exported model and its network.
-
-    Dynamic ones are looked at in a second size and number too. Raises UserError if they differ by too much.
-    """
-    exported = ExportedRuntime(path, torch.device("cpu"))
-    batches = [np.concatenate((pictures, pictures[..., ::-1]))]  # mirrored too, so that there are two at least
-    if facts.dynamic:
-        batches += [np.pad(pictures, ((0, 0), (0, 0), (0, facts.stride), (0, 0))),
-                    np.pad(pictures[:1], ((0, 0), (0, 0), (0, 0), (0, facts.stride)))]  # fmt: skip
-    worst = np.zeros(2)
-    boxes_off, scores_off = tolerances(facts)
-    for batch in batches:
-        with torch.inference_mode():
-            expected = model(torch.from_numpy(batch))[0].numpy()
-        found = exported.predict(torch.from_numpy(batch)).numpy()
-        if facts.nms:
-            found, expected = alike(found, expected, facts, path.name)
-        if found.shape != expected.shape:
-            raise UserError(f"{path.name} gives {found.shape}, the network {expected.shape}: not written")
-        off = np.abs(found - expected)
-        worst = np.maximum(worst, (off[..., :4].max(initial=0), off[..., 4:].max(initial=0)))
-    if not worst[0] <= boxes_off or not worst[1] <= scores_off:  # NaN too
-        raise UserError(f"{path.name} differs from the network: boxes by {worst[0]:.3g} px, scores by {worst[1]:.2g}; "
-                        "not written")  # fmt: skip
-    return float(worst[0]), float(worst[1])
-
-
-def tolerances(facts: ExportFacts) -> tuple[float, float]:
-    """How far boxes (pixels) and scores may be from the network's."""
-    boxes, scores = TOLERANCES[facts.precision]
-    return boxes * max(facts.imgsz), scores
-
-
-def alike(
-    found: np.ndarray, expected: np.ndarray, facts: ExportFacts, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Detections of both, (m, 6) each, in pairs. Raises UserError if more than a tenth have no partner.
-
-    Of two boxes with next to the same score one may be kept here and the other there: on plain ground, by the thousand.
-    """
-    pairs, alone = [np.zeros((0, 2, 6), np.float32)], 0
-    most, iou = int(facts.nms["max_det"]), facts.nms["iou"]
-    boxes_off, scores_off = tolerances(facts)
-    for a, b in zip(*(non_max_suppression(torch.from_numpy(x), LOWEST, iou, max_det=most)
-                      for x in (found, expected)), strict=True):  # fmt: skip
-        a, b = a.numpy(), b.numpy()
-        if not len(a) or not len(b):
-            alone += len(a) + len(b)
-            continue
-        off = (np.abs(a[:, None] - b[None]) / (*[boxes_off] * 4, scores_off, 0.5)).max(2)
-        near = off <= 1
-        known = near.any(1)
-        pairs.append(np.stack((a[known], b[off.argmin(1)[known]]), 1))
-        alone += int((~known).sum() + (~near.any(0)).sum())
-    both = np.concatenate(pairs)
-    if alone > max(4, 0.2 * len(both)):
-        raise UserError(f"{name} finds other boxes than the network, {alone} of {2 * len(both) + alone} have no "
-                        "partner; not written")  # fmt: skip
-    return both[:, 0], both[:, 1]
-
-
 def samples(data: str, size: tuple[int, int]) -> np.ndarray:
     """Pictures to check an exported model on, (n, 3, h, w) float32 RGB in [0, 1]: of the data's val split, or ours."""
     chosen = sorted((ROOT / "data/images").glob("*.jpg"))[:CHECKED]
@@ -256,8 +257,17 @@ def samples(data: str, size: tuple[int, int]) -> np.ndarray:
         config = load_data(data)
         index = load_labels(config.existing("val"), config.nc, "val: ")
         chosen = [Path(index.file(k)) for k in range(min(CHECKED, len(index)))]
-    pictures = [letterbox(read_image(file), size, auto=False)[0][..., ::-1].transpose(2, 0, 1) for file in chosen]
-    return np.stack(pictures).astype(np.float32) / 255
+    return np.stack([as_input(file, size) for file in chosen]).astype(np.float32) / 255
+
+
+def as_input(file: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture file as an exported network looks at it, (3, h, w) uint8 RGB."""
+    return letterbox(read_image(file), size, auto=False)[0][..., ::-1].transpose(2, 0, 1)
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """Numbers of so many of `count` things at most, evenly spread over them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def simplify(file: Path) -> None:
@@ -282,6 +292,8 @@ def parse_opt() -> argparse.Namespace:
     add("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
     add("--data", default="", help="data yaml whose val images the files are checked on (pictures of data/images)")
     add("--half", action="store_true", help=f"weights in float16: {' '.join(that_have('half'))}")
+    add("--int8", action="store_true", help=f"8-bit integers, at most {MOST_LOST * 100:g} point of mAP50 lost; takes "
+        f"--data: {' '.join(that_have('int8'))}")  # fmt: skip
     add("--dynamic", action="store_true", help=f"any batch size, height and width: {' '.join(that_have('dynamic'))}")
     add("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
     add("--nms", action="store_true",

@@ -337,13 +337,17 @@ def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch
             side_of(runtime, size)
         if opt.augment:
             raise UserError(f"--augment needs a checkpoint, and {weights} is an exported model")
-    if opt.single_cls:
-        return runtime
-    if len(runtime.names) != data.nc:
-        raise UserError(f"{weights} knows {len(runtime.names)} classes, {data.yaml_file} lists {data.nc}: give the "
-                        "--data it was trained on; my_tools/compare.py measures classes by their names")  # fmt: skip
-    warn_of_names(weights, runtime.names, data)
+    if not opt.single_cls:
+        check_classes(weights, runtime.names, data)
     return runtime
+
+
+def check_classes(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:
+    """Raise UserError if a model and the data disagree on the number of classes; warn if on names."""
+    if len(names) != data.nc:
+        raise UserError(f"{weights} knows {len(names)} classes, {data.yaml_file} lists {data.nc}: give the "
+                        "--data it was trained on; my_tools/compare.py measures classes by their names")  # fmt: skip
+    warn_of_names(weights, names, data)
 
 
 def parse_opt() -> argparse.Namespace:

@@ -1,12 +1,13 @@
 """What runs an exported model: TorchScript, ONNX Runtime, OpenVINO, ncnn, TensorFlow Lite.
 
-An engine is a function from images (b, 3, h, w) float32 in [0, 1] to what the file's graph gives. Its package is
-imported when a file of its kind is opened, and a missing one is told with the command that installs it.
+An engine is a function from images (b, 3, h, w) RGB, float32 in [0, 1] or uint8, to what the file's graph gives. Its
+package is imported when a file of its kind is opened, and a missing one is told with the command that installs it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 import warnings
@@ -30,8 +31,9 @@ GPU_PROVIDER = "CUDAExecutionProvider"
 # package to import -> what to install, and the extra of pyproject.toml that has it
 PACKAGES = MappingProxyType({
     "onnx": ("onnx", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "onnxslim": ("onnxslim", "onnx"),
-    "openvino": ("openvino", "openvino"), "ncnn": ("ncnn", "ncnn"), "pnnx": ("pnnx", "ncnn"),
-    "litert_torch": ("litert-torch", "tflite"), "ai_edge_litert": ("ai-edge-litert", "tflite"),
+    "openvino": ("openvino", "openvino"), "nncf": ("nncf", "openvino"), "ncnn": ("ncnn", "ncnn"),
+    "pnnx": ("pnnx", "ncnn"), "litert_torch": ("litert-torch", "tflite"),
+    "ai_edge_litert": ("ai-edge-litert", "tflite"),
 })  # fmt: skip
 
 
@@ -103,6 +105,13 @@ def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.flo
         raise UserError(f"{path} cannot be opened as {kind}: {first_line(e)}") from e
 
 
+def in_unit(images: np.ndarray) -> np.ndarray:
+    """Images of uint8 or float32 as float32 in [0, 1]."""
+    if images.dtype != np.uint8:
+        return images
+    return torch.from_numpy(images).to(torch.float32).div_(255).numpy()  # on several cores
+
+
 def first_line(error: Exception) -> str:
     """What an engine's error says first."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
@@ -118,7 +127,7 @@ def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Op
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(images).to(device, kind)).float().cpu().numpy()
+        return network(torch.from_numpy(in_unit(images)).to(device, kind)).float().cpu().numpy()
 
     return Opened(run, facts, f"TorchScript in torch {torch.__version__}", kind, shared=True)
 
@@ -142,7 +151,7 @@ def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     kind = np.float16 if "float16" in first.type else np.float32
 
     def run(images: np.ndarray) -> np.ndarray:
-        feed = {first.name: images.astype(kind, copy=False), **low}
+        feed = {first.name: in_unit(images).astype(kind, copy=False), **low}
         found = session.run(None, feed)[0].astype(np.float32, copy=False)
         return as_decoded(found, len(images), len(facts.names), int(facts.nms["max_det"])) if facts.nms else found
 
@@ -170,17 +179,28 @@ def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
 def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     openvino = need("openvino", "an OpenVINO model")
     facts = _facts_beside(path)
-    core = openvino.Core()
-    bf16 = dtype == torch.bfloat16
-    compiled = core.compile_model(core.read_model(_only(path, "*.xml")), "CPU", {
-        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"})  # fmt: skip
-    request = compiled.create_infer_request()
+    core, bf16 = openvino.Core(), dtype == torch.bfloat16
+    network = core.read_model(_only(path, "*.xml"))
+
+    @functools.cache
+    def request_for(element: np.dtype) -> Any:
+        """Images come as uint8 from detect.py and val.py: that is a quarter of the memory to read."""
+        asked = network
+        if element == np.uint8:
+            steps = openvino.preprocess.PrePostProcessor(network.clone())
+            steps.input().tensor().set_element_type(openvino.Type.u8)
+            steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
+            asked = steps.build()
+        return core.compile_model(asked, "CPU", {
+            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}).create_infer_request()  # fmt: skip
 
     def run(images: np.ndarray) -> np.ndarray:
+        request = request_for(images.dtype)
         request.infer({0: images})
         return request.get_output_tensor(0).data.astype(np.float32)  # a copy, as the next call writes over it
 
+    request_for(np.dtype(np.uint8))  # what cannot be run is told now
     return Opened(run, facts, f"OpenVINO {openvino.__version__.split('-')[0]}", dtype if bf16 else torch.float32)
 
 
@@ -196,7 +216,7 @@ def open_ncnn(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
         raise UserError(f"{param} cannot be read by ncnn; export it again")
 
     def run(images: np.ndarray) -> np.ndarray:
-        return np.stack([one(image) for image in images])
+        return np.stack([one(image) for image in in_unit(images)])
 
     def one(image: np.ndarray) -> np.ndarray:
         extractor = net.create_extractor()
@@ -219,7 +239,7 @@ def open_tflite(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
     def run(images: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(given, images)
+        interpreter.set_tensor(given, in_unit(images))
         interpreter.invoke()
         return interpreter.get_tensor(made)
 

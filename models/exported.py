@@ -46,16 +46,14 @@ class ExportedRuntime:
         if self.size and list(images.shape[2:]) != self.size:
             raise UserError(f"this model was exported for {self.size[0]}x{self.size[1]} px and got "
                             f"{images.shape[2]}x{images.shape[3]}; export it with --dynamic")  # fmt: skip
-        x = np.ascontiguousarray(images.cpu().numpy(), np.float32)
-        if images.dtype == torch.uint8:
-            x /= 255
+        x = np.ascontiguousarray(images.cpu().numpy(), None if images.dtype == torch.uint8 else np.float32)
         batch = self.batch or len(x)
         found = []
         for start in range(0, len(x), batch):
             piece = x[start : start + batch]
             missing = batch - len(piece)
             if missing:
-                piece = np.concatenate((piece, np.zeros((missing, *piece.shape[1:]), np.float32)))
+                piece = np.concatenate((piece, np.zeros((missing, *piece.shape[1:]), x.dtype)))
             found.append(self._run(piece)[: batch - missing])
         return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0]).to(self.device)
 

@@ -127,18 +127,10 @@ def training_run(c: Conditions, cfg: str, folder: str) -> Run:
         "epochs": 1000})  # fmt: skip
     run = setup(opt, effective_hyp(opt), prepare(opt), folder=Path(folder))
     old = run.loader.dataset
-    index = subset(old.index, STEPS * opt.batch_size)
+    index = old.index.take(np.arange(STEPS * opt.batch_size) % len(old.index))  # from its beginning where it has fewer
     dataset = DetectionDataset(index, opt.imgsz, opt.batch_size, run.hyp, stride=int(run.model.stride.max()))
     run.loader = create_loader(dataset, opt.batch_size, opt.workers, True, c.device.type == "cuda", whole=False)
     return run
-
-
-def subset(index: LabelIndex, count: int) -> LabelIndex:
-    """So many images of a set, again from its beginning where it has fewer."""
-    chosen = list(itertools.islice(itertools.cycle(range(len(index))), count))
-    labels = [index.labels(i) for i in chosen]
-    offsets = np.cumsum([0, *map(len, labels)]).astype(np.int64)
-    return LabelIndex(index.files[chosen], index.shapes[chosen], np.concatenate(labels), offsets)
 
 
 def training(c: Conditions) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exports import NEEDS, missing, need_packages, network
 from helpers import run_script, write_yolo_set
 
 import detect
@@ -30,32 +30,8 @@ from utils.images import read_image
 from utils.nms import non_max_suppression
 
 CPU = torch.device("cpu")
-NEEDS = {kind: format_.packages for kind, format_ in FORMATS.items()}
 CONFIGS = ("yolov5_shufflenet.yaml", "yolov5_shufflenet_slimneck.yaml", "yolov5_stem_shufflenet.yaml", "yolov5n.yaml",
            "yolov5s_slimneck_c.yaml", "yolov5lite_s.yaml")  # fmt: skip
-
-
-def missing(kind: str) -> list[str]:
-    return [package for package in NEEDS[kind] if importlib.util.find_spec(package) is None]
-
-
-def need_packages(kind: str) -> None:
-    if missing(kind):
-        pytest.skip(f"{kind}: needs {' and '.join(missing(kind))}")
-
-
-def network(cfg: str = "yolov5_shufflenet.yaml", nc: int = 2) -> DetectionModel:
-    """A detector that is sure of some boxes, with the batch norms of a trained one."""
-    torch.manual_seed(0)
-    model = DetectionModel(cfg, nc=nc).eval()
-    for m in model.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.uniform_(-0.1, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-    for conv in model.model[-1].m:
-        conv.bias.data += 5.0
-    model.names = {0: "red", 1: "blue, or 'azure'"} if nc == 2 else {k: f"class {k}" for k in range(nc)}
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ class LabelIndex:
 
     def labels(self, i: int) -> np.ndarray:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def take(self, chosen: Sequence[int] | np.ndarray) -> LabelIndex:
+        """The index of these images, in this order; one may be there more than once."""
+        labels = [np.zeros((0, 5), np.float32), *(self.labels(i) for i in chosen)]
+        offsets = np.cumsum([0, *map(len, labels[1:])]).astype(np.int64)
+        return LabelIndex(self.files[chosen], self.shapes[chosen], np.concatenate(labels), offsets)
 
 
 def label_path(image: str | Path) -> Path:

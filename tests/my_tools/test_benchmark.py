@@ -15,9 +15,8 @@ from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools import benchmark, benchmark_cases, benchmark_files
 from my_tools.benchmark import aim, by_model, draw_chart, table
-from my_tools.benchmark_cases import Conditions, Row, compared, fire_everywhere, subset
+from my_tools.benchmark_cases import Conditions, Row, compared, fire_everywhere
 from utils.config import load_data
-from utils.labels import load_labels
 
 
 @pytest.mark.parametrize(
@@ -43,15 +42,6 @@ def test_a_ratio_is_the_median_of_the_rounds_own(
 )  # fmt: skip
 def test_targets(ratio: float, fast: bool, target: float | None, said: str) -> None:
     assert aim(Row("case", "this", "that", 1, 1, ratio, ratio, ratio, fast, target)) == said
-
-
-def test_a_subset_starts_again_where_the_set_is_too_small(tmp_path: Path) -> None:
-    write_yolo_set(tmp_path, 3)
-    index = load_labels((tmp_path / "images/train",), 2)
-    more = subset(index, 7)
-    assert len(more) == 7
-    for k in range(7):
-        assert more.file(k) == index.file(k % 3) and np.array_equal(more.labels(k), index.labels(k % 3))
 
 
 def test_an_untrained_head_fires_everywhere() -> None:

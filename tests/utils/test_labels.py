@@ -131,3 +131,13 @@ def test_nothing_there(tmp_path: Path) -> None:
         list_images((tmp_path / "nowhere",))
     with pytest.raises(UserError, match="no images"):
         list_images((tmp_path,))
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 0, 1, 2, 0], [2], [1, 0], []])
+def test_some_images_of_an_index(chosen: list[int], tmp_path: Path) -> None:
+    write_yolo_set(tmp_path, 3)
+    index = load_labels((tmp_path / "images/train",), 2)
+    some = index.take(np.array(chosen, int))
+    assert len(some) == len(chosen)
+    for k, i in enumerate(chosen):
+        assert some.file(k) == index.file(i) and np.array_equal(some.labels(k), index.labels(i))
