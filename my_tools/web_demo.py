@@ -1,0 +1,192 @@
+"""Show an exported detector in a browser: pictures, samples and the camera, with nothing sent anywhere.
+
+    python my_tools/web_demo.py --install                   # once: fetches ONNX Runtime Web through npm
+    python my_tools/web_demo.py --weights best.onnx         # then open the address that it prints
+    python my_tools/web_demo.py --weights best.onnx --out site
+
+--out writes the page for any static web host. Browsers let a page use the camera on localhost and over https only: a
+phone gets it from an https host, or over a cable with `adb reverse tcp:8000 tcp:8000` as its own localhost. After the
+first visit the page works without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import socketserver
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from my_tools.web_demo_files import Item, build_site, install, write_site
+from utils.config import check_keys
+from utils.console import LOGGER, Parser, run_script, shown
+from utils.errors import UserError
+from utils.files import ROOT
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+HEADERS = {
+    # these three let WASM use threads
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; "
+                               "media-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+                               "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags by their names in code. Raises UserError for values out of range."""
+
+    weights: str = ""
+    source: str = str(ROOT / "data/images")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    out: str = ""
+    exist_ok: bool = False
+    install: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port {self.port}: from 1 to 65535, or 0 for any that is free")
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a site from memory: addresses that are not in it do not exist."""
+
+    daemon_threads = True
+    allow_reuse_address = os.name != "nt"  # where it would let two servers have one port
+
+    def __init__(self, site: Mapping[str, Item], host: str, port: int) -> None:
+        self.site = {f"/{name}": item for name, item in site.items()} | {"/": site["index.html"]}
+        self.is_local = host in LOCAL
+        super().__init__((host, port), Handler)
+
+    def server_bind(self) -> None:
+        """As HTTPServer does it, without asking the network for the machine's name."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that hangs up is no error of ours."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):
+            LOGGER.warning(f"a request failed: {error}")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+    server: Server
+
+    def do_GET(self) -> None:
+        self.answer(with_content=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(with_content=False)
+
+    def answer(self, with_content: bool) -> None:
+        """Send a file of the site, or say that there is none or that the browser's copy is still good."""
+        item = self.server.site.get(self.path.partition("?")[0])
+        host = self.headers.get("Host", "").rpartition(":")[0].strip("[]") or self.headers.get("Host", "")
+        if self.server.is_local and host not in LOCAL:  # a page elsewhere whose name leads here
+            status, item = HTTPStatus.FORBIDDEN, None
+        elif item is None:
+            status = HTTPStatus.NOT_FOUND
+        else:
+            known = self.headers.get("If-None-Match") == f'"{item.digest}"'
+            status = HTTPStatus.NOT_MODIFIED if known else HTTPStatus.OK
+        content = item.content if item else f"{status.value} {status.phrase}\n".encode()
+        self.send_response(status)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        if item:
+            self.send_header("ETag", f'"{item.digest}"')
+        if status != HTTPStatus.NOT_MODIFIED:
+            self.send_header("Content-Type", item.kind if item else "text/plain")
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_content and status != HTTPStatus.NOT_MODIFIED:
+            self.wfile.write(content)
+
+    def version_string(self) -> str:
+        return "web_demo"
+
+    def log_message(self, *_args: Any) -> None:
+        """Requests are not worth a line."""
+
+
+def make_server(site: Mapping[str, Item], host: str, port: int) -> Server:
+    """A server that listens. Raises UserError if it cannot."""
+    try:
+        return Server(site, host, port)
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE:
+            raise UserError(f"--port {port} is in use; choose another, such as --port {port + 1}") from e
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({e.strerror or e})") from e
+
+
+def run(**kwargs: Any) -> Path | None:
+    """Serve the page until Ctrl-C, or with `out` write it; options are named as the flags. Returns the folder written.
+
+    Raises UserError for bad input.
+    """
+    check_keys(kwargs, [f.name for f in fields(Options)], "web_demo.run")
+    opt = Options(**kwargs)
+    if opt.install:
+        install()
+        if not opt.weights and not opt.out:
+            return None
+    site = build_site(opt.weights, opt.source)
+    if opt.out:
+        out = Path(opt.out)
+        write_site(site, out, opt.exist_ok)
+        size = sum(len(item.content) for item in site.values())
+        LOGGER.info(f"{len(site)} files, {size / 1e6:.0f} MB, in {shown(out)}; put them on any web host with https")
+        return out
+    with make_server(site, opt.host, opt.port) as server:
+        name = "localhost" if server.is_local else opt.host
+        LOGGER.info(f"open http://{name}:{server.server_port}/ in a browser; Ctrl-C ends this")
+        if not server.is_local:
+            LOGGER.warning("whoever reaches this machine can fetch the model; and threads, camera and offline use "
+                           "need https or localhost")  # fmt: skip
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            LOGGER.info("ended")
+    return None
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", default="", help=".onnx file of export.py, or a run's folder (the newest run's best.onnx)")
+    add("--source", default=Options.source, help="folder of pictures to offer as samples (data/images)")
+    add("--host", default=Options.host, help="address to listen on (%(default)s: this machine only)")
+    add("--port", type=int, default=Options.port, help="(%(default)s; 0: any that is free)")
+    add("--out", default="", metavar="FOLDER", help="write the whole page there instead of serving it")
+    add("--exist-ok", action="store_true", help="write into --out even if there is something in it")
+    add("--install", action="store_true", help="first fetch ONNX Runtime Web through npm (33 MB)")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    run(**vars(opt))
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())
