@@ -44,8 +44,10 @@ async function load() {
   if (!answer.ok) throw new Error('This folder holds no model: site.json is missing.');
   site = await answer.json();
   const { model } = site;
-  byId('fact-model').textContent = `${model.file}, ${inMB(model.bytes)}, ${model.precision}${model.nms ? ', with NMS' : ''}`;
-  byId('fact-classes').textContent = `${model.names.length}: ${model.names.slice(0, 5).join(', ')}${model.names.length > 5 ? ' …' : ''}`;
+  const kind = model.precision + (model.nms ? ', with NMS' : '');
+  byId('fact-model').textContent = `${model.file}, ${inMB(model.bytes)}, ${kind}`;
+  const first = model.names.slice(0, 5).join(', ') + (model.names.length > 5 ? ' …' : '');
+  byId('fact-classes').textContent = `${model.names.length}: ${first}`;
   byId('fact-input').textContent = `${model.dynamic ? 'up to ' : ''}${model.imgsz[1]} × ${model.imgsz[0]} px`;
   byId('runtime').textContent = `ONNX Runtime Web ${site.runtime}`;
   byId('samples').replaceChildren(...site.samples.map(sampleButton));

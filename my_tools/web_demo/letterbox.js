@@ -17,7 +17,8 @@ export function roundHalfEven(x) {
 // auto: only as much bar as makes the sides multiples of stride; otherwise bars up to the whole target.
 export function plan(width, height, target, auto, stride) {
   const ratio = Math.min(target[0] / height, target[1] / width);
-  const inner = { width: Math.max(roundHalfEven(width * ratio), 1), height: Math.max(roundHalfEven(height * ratio), 1) };
+  const [innerWidth, innerHeight] = [width, height].map((side) => Math.max(roundHalfEven(side * ratio), 1));
+  const inner = { width: innerWidth, height: innerHeight };
   let across = target[1] - inner.width;
   let down = target[0] - inner.height;
   if (auto) {

@@ -7,8 +7,10 @@ export async function startServiceWorker() {
   try {
     const registration = await container.register('sw.js', { updateViaCache: 'none' });
     if (container.controller || registration.active) return; // active without control: a forced reload
-    await Promise.race([new Promise((resolve) => container.addEventListener('controllerchange', resolve, { once: true })),
-      new Promise((resolve) => setTimeout(resolve, 5000))]);
+    await new Promise((resolve) => {
+      container.addEventListener('controllerchange', resolve, { once: true });
+      setTimeout(resolve, 5000);
+    });
   } catch {
     return; // private windows of some browsers have none
   }

@@ -48,7 +48,8 @@ function item(detection, index) {
   button.type = 'button';
   button.setAttribute('aria-pressed', 'false');
   Object.assign(button.dataset, { box: detection.box.join(' '), sure: detection.sure, cls: detection.cls });
-  button.append(swatch(detection.cls), span('name', detection.name), span('sure', `${Math.round(detection.sure * 100)} %`));
+  const sure = `${Math.round(detection.sure * 100)} %`;
+  button.append(swatch(detection.cls), span('name', detection.name), span('sure', sure));
   button.addEventListener('click', () => choose(chosen === index ? -1 : index));
   const line = document.createElement('li');
   line.append(button);
