@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -202,7 +203,7 @@ def unpack(archive: Path) -> None:
     if base64.b64encode(digest.digest()).decode() != SHA512:
         raise UserError(f"what npm fetched is not the {RUNTIME} {VERSION} that is known here; nothing was installed")
     wanted = {f"package/dist/{name}": name for name in VENDOR_FILES} | {f"package/{ABOUT}": ABOUT}
-    VENDOR.mkdir(exist_ok=True)
+    make_folder(VENDOR)
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.name in wanted and (content := tar.extractfile(member)):
@@ -215,6 +216,16 @@ def write_site(site: Mapping[str, Item], out: Path, exist_ok: bool) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not exist_ok):
         raise UserError(f"--out {out} is there already; choose another, or --exist-ok to write into it")
     for name, item in site.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        make_folder((out / name).parent)
         with atomic_write(out / name) as f:
             f.write(item.content)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there. Raises UserError if nothing can be written in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make the folder {path}: {e.strerror}") from e
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path} cannot be written")

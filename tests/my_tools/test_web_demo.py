@@ -146,6 +146,8 @@ def test_out_holds_the_whole_site(folder: Path, vendor: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="is there already"):
         web_demo.run(weights=str(folder / "best.onnx"), out=str(out))
     assert web_demo.run(weights=str(folder / "best.onnx"), out=str(out), exist_ok=True) == out
+    with pytest.raises(UserError, match="cannot make the folder .*index.html"):
+        web_demo.run(weights=str(folder / "best.onnx"), out=str(out / "index.html/below"))
 
 
 def test_the_page_is_complete_and_asks_nobody_else() -> None:

@@ -28,7 +28,7 @@ pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 pytestmark = pytest.mark.slow
 
 STATE = "document.body.dataset.state"
-GRAPHS = {"fixed": {}, "fixed, NMS": {"nms": True}, "dynamic": {"dynamic": True},
+GRAPHS = {"fixed": {}, "float16": {"half": True}, "fixed, NMS": {"nms": True}, "dynamic": {"dynamic": True},
           "dynamic, NMS": {"dynamic": True, "nms": True}}  # fmt: skip
 ROWS = """return [...document.querySelectorAll('#found button')].map(
     ({dataset}) => [...dataset.box.split(' '), dataset.sure, dataset.cls].map(Number))"""
