@@ -36,7 +36,7 @@ from utils.config import check_keys, load_data
 from utils.console import LOGGER, Parser, quoted, run_script, shown
 from utils.errors import UserError, did_you_mean
 from utils.export_facts import ExportFacts
-from utils.files import ROOT
+from utils.files import ROOT, size_of
 from utils.images import read_image
 from utils.labels import load_labels
 from utils.options import ValOptions
@@ -274,11 +274,6 @@ def simplify(file: Path) -> None:
     """Fold what is constant in an ONNX graph, and the like."""
     onnxslim, onnx = need("onnxslim", "--simplify"), need("onnx", "--simplify")
     onnx.save(onnxslim.slim(str(file)), str(file))
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of the files of a folder."""
-    return sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def parse_opt() -> argparse.Namespace:

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
+from models.engines import kind_of
+from models.exported import ExportedRuntime
 from models.runtime import to_input
 from models.yolo import DetectionModel
 from utils.device import select_device
 from utils.errors import UserError
 
 Device = torch.device | str | int | None
+# format -> its name in YOLOv5's scripts
+FLAGS = MappingProxyType({"": "pt", "torchscript": "jit", "onnx": "onnx", "openvino": "xml", "ncnn": "ncnn",
+                          "tflite": "tflite"})  # fmt: skip
 
 
 class DetectMultiBackend(nn.Module):
-    """A checkpoint, ready to predict; `model` is the network.
+    """A checkpoint or an exported model, ready to predict; `model` is the network, None for an exported model.
 
     Holds `names` {index: class name}, `stride` (largest, pixels), `device`, `fp16` (whether it runs in half precision),
-    `pt` True, and False for each format that is not offered. dnn, data and fuse are taken for the sake of YOLOv5's
+    and which of the formats it is: `pt` (a checkpoint, which takes any size), `jit` (TorchScript), `onnx`, `xml`
+    (OpenVINO), `ncnn`, `tflite`; the others are not offered. dnn, data and fuse are taken for the sake of YOLOv5's
     scripts and have no effect: the names come with the weights, and the network is always fused.
-    Raises UserError if weights are no checkpoint, or several.
+    Raises UserError if weights are no model, or several.
     """
 
-    pt = True
-    jit = onnx = xml = engine = coreml = saved_model = pb = tflite = edgetpu = tfjs = paddle = triton = False
+    pt = jit = onnx = xml = ncnn = tflite = False
+    engine = coreml = saved_model = pb = edgetpu = tfjs = paddle = triton = False
 
     def __init__(
         self, weights: str | Path | Sequence[str | Path] = "best.pt", device: Device = "cpu", dnn: bool = False,
@@ -36,6 +43,13 @@ class DetectMultiBackend(nn.Module):
         super().__init__()
         file = _one_file(weights)
         self.device = select_device(device)
+        kind = kind_of(Path(file))
+        setattr(self, FLAGS[kind], True)
+        self.model, self.exported = None, None
+        if kind:
+            self.exported, self.fp16 = ExportedRuntime(Path(file), self.device), False
+            self.names, self.stride = self.exported.names, self.exported.stride
+            return
         self.fp16 = fp16 and self.device.type != "cpu"
         model = model_from_checkpoint(load_checkpoint(file), file).fuse()
         self.model = model.to(self.device, torch.half if self.fp16 else torch.float, memory_format=torch.channels_last)
@@ -46,17 +60,22 @@ class DetectMultiBackend(nn.Module):
         """Decode a batch: (b, 3, h, w) float in [0, 1], or uint8, RGB, sides multiples of `stride`.
 
         Returns a list of one: (b, n, 5 + nc), cx, cy, w, h in pixels, objectness, class scores.
-        Raises UserError for `visualize`.
+        Raises UserError for `visualize`, and for sizes that a model was not exported for.
         """
         if visualize:
             raise UserError("visualize: detect.py --visualize writes these pictures, a model alone does not")
+        if self.exported:
+            return [self.exported.predict(im, augment)]
         # the network's own precision, as some scripts change it by model.model.half()
         x = to_input(im, self.device).to(next(self.model.parameters()).dtype)
         return [self.model(x, augment=augment)[0]]
 
     def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
         """Run an empty batch of this shape, so that what the first use costs is not in the times measured later."""
-        self(torch.zeros(*imgsz))
+        batch, channels, height, width = imgsz
+        if self.exported and self.exported.size:
+            height, width = self.exported.size
+        self(torch.zeros(batch, channels, height, width))
 
 
 def attempt_load(

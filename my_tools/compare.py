@@ -230,6 +230,7 @@ def facts_of(
             facts.append(("intervals", f"95 %, bootstrap over images, {opt.draws} draws, seed {SEED}"))
     if rounds := ", ".join(f"{len(t)} rounds of batch {b}" for b, t in entries[0].latency.items()):
         precision = "float16" if opt.half and device.type != "cpu" else "float32"
+        precision += " (exported models as noted)" * any(e.parameters is None for e in entries)
         facts += [("device", describe_device(device)),
                   ("latency", f"{precision}, batch norm folded in; from uint8 images in main memory to decoded boxes, "
                               f"without NMS; per image; all models in turns, {rounds}")]  # fmt: skip
@@ -243,7 +244,7 @@ def notes_of(entries: Sequence[Entry]) -> list[str]:
     sizes = {e.imgsz for e in entries}
     if len(sizes) > 1:
         each = ", ".join(f"{e.label} {e.imgsz}" for e in entries)
-        step = max(max(e.strides) for e in entries)
+        step = max((max(e.strides) for e in entries if e.strides), default=32)
         notes.append(f"Tested at different sizes (px): {each}. --imgsz with a multiple of {step} sets one for all.")
     images = {e.results.images for e in entries if e.results}
     if images and min(images) < LEAST_IMAGES:
@@ -253,7 +254,7 @@ def notes_of(entries: Sequence[Entry]) -> list[str]:
     if rising:
         notes.append(f"Best in their last epoch, so that more of them may help: {', '.join(rising)}.")
     notes += [f"{e.label} detects at strides {'/'.join(map(str, e.strides))}: objects under about {min(e.strides)} px "
-              "are out of its reach." for e in entries if min(e.strides) >= 32]  # fmt: skip
+              "are out of its reach." for e in entries if e.strides and min(e.strides) >= 32]  # fmt: skip
     return notes
 
 
@@ -292,7 +293,8 @@ def command_of(flags: Mapping[str, Any]) -> str:
 def parse_opt() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--weights", nargs="+", default=(), metavar="PT", help="checkpoints, or run folders (their best.pt)")
+    add("--weights", nargs="+", default=(), metavar="PT",
+        help="checkpoints, exported models, or run folders (their best.pt)")  # fmt: skip
     add("--cfg", nargs="+", default=(), metavar="YAML", help="model yaml files, untrained: everything but accuracy")
     add("--labels", nargs="+", default=(), metavar="NAME", help="what to call the models, first --weights, then --cfg")
     add("--data", default=None,

@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 import torch
 
-from models.checkpoint import find_weights, load_checkpoint, model_from_checkpoint, weights_size
+from models.checkpoint import load_checkpoint, model_from_checkpoint, weights_size
+from models.engines import kind_of
+from models.exported import ExportedRuntime
 from models.hub import AutoShape
-from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
+from models.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
 from models.transfer import with_classes
 from models.yolo import DetectionModel, coarse_stride_warning
 from utils.bootstrap import LEAST_IMAGES, Interval, by_class, interval_of, resample
@@ -26,14 +28,14 @@ from utils.comparison import Difference, Entry, PictureRow, TrainingRecord
 from utils.config import DataConfig, is_whole, load_model_cfg
 from utils.console import LOGGER, progress
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, distinct
+from utils.files import IMAGE_SUFFIXES, distinct, size_of
 from utils.images import ImageError, read_image
 from utils.labels import label_path, parse_labels
 from utils.options import ValOptions
 from utils.profiling import count_gflops, time_in_turns
 from utils.scoring import results_of
 from utils.sources import list_media
-from val import Split, collect, prepared
+from val import Split, check_classes, collect, prepared, side_of
 
 BATCHES = (1, 32)  # what the latency is measured with
 METRICS = ("mAP50", "mAP50-95")
@@ -45,7 +47,7 @@ class Candidate:
     """A model to be compared, with what is known of it."""
 
     entry: Entry
-    runtime: Runtime
+    runtime: AnyRuntime
     trained: bool
 
     @property
@@ -59,10 +61,16 @@ def speakable(path: object) -> str:
 
 
 def labels_for(files: Sequence[Path], cfgs: Sequence[str]) -> list[str]:
-    """What the models are called: a run's best.pt by the run, other files by their names, all different."""
+    """What the models are called: a run's best.pt by the run, other files by their names, all different.
+
+    Exported ones have the name of their file, with the run's before it.
+    """
     names = []
     for file in files:
         runs = file.resolve().parents
+        if kind_of(file):
+            names.append(f"{runs[1].name} {file.name}" if runs[0].name == "weights" else file.name)
+            continue
         in_run = file.stem in ("best", "last") and len(runs) > 1
         run = runs[1 if runs[0].name == "weights" else 0].name if in_run else ""
         names.append((run if file.stem == "best" else f"{run} {file.stem}") if in_run else file.stem)
@@ -73,12 +81,12 @@ def load_candidates(
     weights: Sequence[str], cfgs: Sequence[str], labels: Sequence[str], data: DataConfig | None, imgsz: int | None,
     device: torch.device, half: bool,
 ) -> list[Candidate]:  # fmt: skip
-    """Load checkpoints and untrained model yaml files. Raises UserError for what cannot be compared.
+    """Load checkpoints, exported models and untrained model yaml files. Raises UserError for what cannot be compared.
 
     labels: names in the order of weights, then cfgs; none to name them by their files. data: the set they will be
     evaluated on. imgsz: pixels, None for the size each was trained at.
     """
-    files = [find_weights(w) for w in weights]
+    files = [weights_file(w) for w in weights]
     names = list(labels) or labels_for(files, cfgs)
     if len(names) != len(files) + len(cfgs):
         raise UserError(f"--labels: {len(names)} for {len(files) + len(cfgs)} models; give one each")
@@ -86,6 +94,9 @@ def load_candidates(
         raise UserError("--labels: two are the same")
     candidates = []
     for label, file in zip(names, files, strict=False):
+        if kind_of(file):
+            candidates.append(_exported(label, file, data, imgsz, device, half))
+            continue
         content = load_checkpoint(file)
         model = (with_classes(content, file, data.names, data.yaml_file.name) if data
                  else model_from_checkpoint(content, file))  # fmt: skip
@@ -103,6 +114,17 @@ def load_candidates(
         if nc and (own := load_model_cfg(cfg)["nc"]) != nc:
             candidates[-1].entry.remark = f"with {nc} classes here, as the others, where its yaml has {own}"
     return candidates
+
+
+def _exported(
+    label: str, file: Path, data: DataConfig | None, imgsz: int | None, device: torch.device, half: bool
+) -> Candidate:
+    runtime = ExportedRuntime(file, device, half)
+    if data:
+        check_classes(file, runtime.names, data)
+    entry = Entry(label, speakable(file), "", None, size_of(file), None, side_of(runtime, imgsz), ())
+    entry.remark = runtime.reason + ("; looks at whole squares, where others spare the bars" if runtime.size else "")
+    return Candidate(entry, runtime, trained=True)
 
 
 def _candidate(

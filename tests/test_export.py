@@ -19,6 +19,7 @@ import hubconf
 import val
 from models.checkpoint import save_checkpoint, weights_content
 from models.engines import need
+from models.export_check import seen
 from models.export_form import ExportForm
 from models.exported import ExportedRuntime
 from models.exporters import FORMATS
@@ -26,6 +27,7 @@ from models.runtime import load_runtime
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.export_facts import ExportFacts, facts_of_yolov5, read_facts
+from utils.files import size_of
 from utils.images import read_image
 from utils.nms import non_max_suppression
 
@@ -106,12 +108,19 @@ def test_half_the_size(kind: str, weights: Path, tmp_path: Path, exported: dict[
     need_packages(kind)
     shutil.copy(weights, tmp_path / "best.pt")
     (file,) = export.run(weights=str(tmp_path / "best.pt"), include=[kind], half=True, imgsz=[64, 96])
-    assert export.size_of(file) < 0.7 * export.size_of(exported[kind])
+    assert size_of(file) < 0.7 * size_of(exported[kind])
     runtime = load_runtime(file, CPU)
     assert runtime.facts.precision == "float16"
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     found, expected = runtime.predict(images), load_runtime(weights, CPU).predict(images)
     assert (found - expected)[..., 4:].abs().max() < 0.05 and (found - expected)[..., :4].abs().max() < 2
+
+
+def test_float16_may_be_off_where_nobody_looks() -> None:
+    """Rows of confidence 0.0005, 0.001 and 0.5; of rows that are all too unsure each counts."""
+    rows = np.array([[[9, 9, 9, 9, 0.1, 0.005], [9, 9, 9, 9, 0.1, 0.01], [9, 9, 9, 9, 1.0, 0.5]]], np.float32)
+    facts = ExportFacts({0: "a"}, 32, (64, 64))
+    assert seen(rows, facts).tolist() == [[False, True, True]] and seen(rows[:, :1], facts).tolist() == [[True]]
 
 
 @pytest.mark.parametrize(("batch", "dynamic"), [(1, False), (2, False), (1, True)])

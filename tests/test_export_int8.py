@@ -23,6 +23,7 @@ from models.quantize import Calibration, change, in_8_bits, layers_of, sensitive
 from models.runtime import load_runtime
 from utils.errors import UserError
 from utils.export_facts import ExportFacts
+from utils.files import size_of
 
 CPU = torch.device("cpu")
 MORE = {"onnx": (), "openvino": ("nncf",)}
@@ -114,7 +115,7 @@ def test_a_file_in_8_bits(
     (exact,) = export.run(weights=str(weights), include=[kind], data=str(data), **how)
     (file,) = export.run(weights=str(weights), include=[kind], data=str(data), int8=True, **how)
     assert file.name == {"onnx": "best_int8.onnx", "openvino": "best_int8_openvino"}[kind] and exact.exists()
-    assert export.size_of(file) < 0.45 * export.size_of(exact)
+    assert size_of(file) < 0.45 * size_of(exact)
     assert re.search(rf"{kind}: mAP50 0.0\d\d in 8 bits, 0.0\d\d in float, on 6 val images; layers left in float: none",
                      capsys.readouterr().out)  # fmt: skip
     runtime = load_runtime(file, CPU)

@@ -25,6 +25,7 @@ import pytest
 import torch
 from helpers import ROOT
 
+import export
 from models.backend import DetectMultiBackend, attempt_load
 from models.checkpoint import save_checkpoint, weights_content
 from models.runtime import load_runtime
@@ -448,6 +449,22 @@ def test_backend_agrees_with_the_runtime(weights: Path) -> None:
     assert torch.equal(model.half().model(x.half())[0].float(), model(x)[0].float())
     with pytest.raises(UserError, match="visualize"):
         model(x, visualize=Path("features"))
+
+
+def test_multi_backend_of_an_exported_model(weights: Path) -> None:
+    (file,) = export.run(weights=str(weights), include="torchscript", imgsz=[64, 96])
+    model = DetectMultiBackend(file, data="coco128.yaml", fp16=True)
+    assert (model.stride, model.names, model.fp16) == (32, {0: "red", 1: "blue"}, False)
+    assert model.jit and not (model.pt or model.onnx or model.xml) and model.model is None
+    model.warmup((1, 3, 640, 640))  # of the size it has
+    x = torch.rand(2, 3, 64, 96)
+    out = model(x)[0]
+    torch.testing.assert_close(out, DetectMultiBackend(weights)(x)[0], rtol=1e-4, atol=1e-3)
+    out[..., :4] += 1
+    with pytest.raises(UserError, match="exported for 64x96 px and got 64x64"):
+        model(x[..., :64])
+    with pytest.raises(UserError, match="--augment needs a checkpoint"):
+        model(x, augment=True)
 
 
 @pytest.mark.parametrize("options", [{"map_location": "cpu"}, {"device": torch.device("cpu"), "fuse": False}])

@@ -33,7 +33,7 @@ NARROW = 1.1  # ratio of the largest to the smallest that fills an axis at least
 TAIL = 25  # letters of a label in a legend
 SERIES = 10
 MAP, LOSSES = "metrics/mAP_0.5:0.95", ("train/box_loss", "train/obj_loss", "train/cls_loss")
-COSTS = {"size_mib": "file size, MiB in half precision", "gflops": "GFLOPs per image",
+COSTS = {"size_mib": "file size, MiB (checkpoints in half precision)", "gflops": "GFLOPs per image",
          "ms_1": "latency of one image, ms (median)"}  # fmt: skip
 
 Point = tuple[float, float]

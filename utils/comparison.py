@@ -33,8 +33,9 @@ class TrainingRecord:
 class Entry:
     """One model of a comparison.
 
-    source: the checkpoint or yaml it was read from. cfg: file name of its model yaml. bytes: size of the weights file
-    in half precision. gflops: of one image at imgsz. latency: batch size -> seconds of each timed pass (rounds,).
+    source: the checkpoint, exported file or yaml it was read from. cfg: file name of its model yaml. bytes: size of the
+    weights file in half precision, or of what was exported. gflops: of one image at imgsz. Of an exported model cfg,
+    parameters, gflops and strides are not known. latency: batch size -> seconds of each timed pass (rounds,).
     results, records: of the evaluation, one record per image in the order of the paths; None for an untrained model.
     remark: what about the model is not as its file has it.
     """
@@ -42,9 +43,9 @@ class Entry:
     label: str
     source: str
     cfg: str
-    parameters: int
+    parameters: int | None
     bytes: int
-    gflops: float
+    gflops: float | None
     imgsz: int
     strides: tuple[int, ...]
     latency: Mapping[int, np.ndarray] = field(default_factory=dict)
@@ -130,11 +131,12 @@ def _latency(batch: int, quantile: float, least: int = 1) -> Callable[[Entry], V
 COLUMNS = (
     Column("model", "model", lambda e: e.label),
     Column("parameters", "parameters", lambda e: e.parameters, number(0)),
-    Column("size_mib", "file, MiB", lambda e: e.bytes / 2**20, number(2), "weights in half precision"),
+    Column("size_mib", "file, MiB", lambda e: e.bytes / 2**20, number(2), "weights in half precision; of exported "
+           "models all that belongs to them"),
     Column("gflops", "GFLOPs", lambda e: e.gflops, lambda v: number(2 if v >= 1 else 3)(v),
            "2 per multiply-add, one image of the size tested"),
     Column("imgsz", "size, px", lambda e: e.imgsz, number(0), "side of the images tested"),
-    Column("strides", "strides", lambda e: "/".join(map(str, e.strides))),
+    Column("strides", "strides", lambda e: "/".join(map(str, e.strides)) or None),
     Column("precision", "P", _summary(0), number(3), "precision at the confidence of the best mean F1"),
     Column("recall", "R", _summary(1), number(3), "recall there"),
     Column("map50", "mAP50", _summary(2), number(3), "the interval of a value near 0 may lie above it: an image with a "

@@ -162,3 +162,8 @@ def git_commit() -> str:
         return next((line.split()[0] for line in packed if line.endswith(head.removeprefix("ref: "))), "")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files of a folder."""
+    return sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else path.stat().st_size

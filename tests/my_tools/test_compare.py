@@ -13,12 +13,13 @@ import torch
 import yaml
 from helpers import ROOT, run_main, write_yolo_set
 
+import export
 import train
 import val
-from models.checkpoint import load_checkpoint, save_checkpoint, weights_content
+from models.checkpoint import find_weights, load_checkpoint, save_checkpoint, weights_content
 from models.yolo import Model
 from my_tools import compare, reproduce
-from my_tools.compare_models import find_weights, labels_beside, labels_for, score_of, training_record
+from my_tools.compare_models import labels_beside, labels_for, score_of, training_record
 from utils.comparison import COLUMNS, Entry
 from utils.config import load_data
 from utils.errors import UserError
@@ -401,3 +402,23 @@ def test_score_of_an_image(hits: int, false: int, labels: int, expected: float) 
 def test_the_command_of_the_report_repeats_it() -> None:
     flags = {"weights": ["a b.pt", "c.pt"], "data": "VOC.yaml", "half": True, "imgsz": None, "draws": 1000, "cfg": ()}
     assert compare.command_of(flags) == "python my_tools/compare.py --weights 'a b.pt' c.pt --data VOC.yaml --half"
+
+
+def test_exported_models(runs: list[Path], data: Path, tmp_path: Path) -> None:
+    """What is not known of them is left blank; what they are is said."""
+    (file,) = export.run(weights=str(runs[0]), include="torchscript", imgsz=64)
+    report = compare.run(weights=[str(runs[0]), str(file)], data=str(data), project=str(tmp_path), **QUICK)
+    file.unlink()
+    trained, exported = rows_of(report)
+    assert exported["model"] == "yolov5_shufflenet best.torchscript" and float(exported["size_mib"]) > 2
+    assert (exported["parameters"], exported["gflops"], exported["strides"], exported["epochs"]) == ("", "", "", "")
+    assert exported["map50"] == trained["map50"] and float(exported["ms_1"]) > 0
+    text = report.with_name("report.md").read_text(encoding="utf-8")
+    assert "best.torchscript: float32, TorchScript in torch" in text and "looks at whole squares" in text
+
+
+def test_exported_models_of_other_classes_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    (file,) = export.run(weights=str(runs[0]), include="torchscript", imgsz=64)
+    with pytest.raises(UserError, match="knows 2 classes, .* lists 20"):
+        compare.run(weights=[str(file)], data="VOC.yaml", project=str(tmp_path), **QUICK)
+    file.unlink()

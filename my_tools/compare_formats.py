@@ -1,0 +1,235 @@
+"""Compare what a trained model becomes in other engines and number formats: size, time of one image, accuracy.
+
+    python my_tools/compare_formats.py --weights runs/train/exp --data VOC.yaml
+    python my_tools/compare_formats.py --weights best.pt --data VOC.yaml --engines onnx openvino --imgsz 320
+
+Writes table.csv, table.md and chart.png to runs/formats/exp, and the exported files beside them. All models look at the
+same whole squares and take turns while they are timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import export
+from models.checkpoint import load_checkpoint, weights_size
+from models.exported import ExportedRuntime
+from models.exporters import FORMATS
+from models.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
+from models.transfer import with_classes
+from utils.config import check_keys, load_data
+from utils.console import LOGGER, Parser, progress, run_script, shown
+from utils.device import describe_device, select_device
+from utils.errors import UserError
+from utils.files import ROOT, atomic_write, increment_path, size_of
+from utils.options import ValOptions
+from utils.precision import inference_precision
+from utils.profiling import time_in_turns
+from val import evaluate_at, load_split
+
+CHECKPOINT = "pytorch"
+ENGINES = (CHECKPOINT, *FORMATS)
+NAMES = {CHECKPOINT: "PyTorch", "torchscript": "TorchScript", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
+         "ncnn": "ncnn", "tflite": "TensorFlow Lite"}  # fmt: skip
+WITHOUT_FLOAT16 = ("torchscript",)  # on a CPU torch takes seconds for an image in it
+WITH_BF16 = (CHECKPOINT, "openvino")  # engines that calculate in bfloat16 with the weights that they have
+COLORS = {"float32": "#005094", "bf16": "#1fab7c", "float16": "#d18700", "int8": "#b66eaf"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags by their names in code. Raises UserError for values that cannot be. seconds: of timing."""
+
+    weights: str = ""
+    data: str = ""
+    imgsz: int | None = None
+    engines: Sequence[str] = (CHECKPOINT, "onnx", "openvino", "ncnn")
+    seconds: float = 60.0
+    project: str = str(ROOT / "runs/formats")
+    name: str = "exp"
+    exist_ok: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UserError("--data: the set that the model was trained on, such as VOC.yaml")
+        for engine in self.engines:
+            if engine not in ENGINES:
+                raise UserError(f"--engines {engine}: one of {', '.join(ENGINES)}")
+        if self.seconds <= 0:
+            raise UserError(f"--seconds {self.seconds:g} must be more than 0")
+
+
+@dataclass
+class Row:
+    """One engine with one number format. mib: of the file; ms: median of one image; ratio: to the first row's, median
+    of the rounds' own; map50, map: on the val split."""  # fmt: skip
+
+    engine: str
+    precision: str
+    mib: float
+    ms: float = 0.0
+    ratio: float = 1.0
+    map50: float = 0.0
+    map: float = 0.0
+
+    @property
+    def label(self) -> str:
+        return f"{NAMES[self.engine]} {self.precision}"
+
+
+def run(**kwargs: Any) -> list[Row]:
+    """Compare with options named as the flags, such as run(weights="best.pt", data="VOC.yaml").
+
+    Raises UserError for bad input.
+    """
+    check_keys(kwargs, [f.name for f in fields(Options)], "compare_formats.run")
+    opt = Options(**kwargs)
+    file, config, device = weights_file(opt.weights), load_data(opt.data), select_device("cpu")
+    content = load_checkpoint(file)
+    model = with_classes(content, file, config.names, config.yaml_file.name)
+    size = check_img_size(opt.imgsz or content.get("imgsz") or DEFAULT_IMGSZ, int(model.stride.max()))[0]
+    split = load_split(config, ValOptions(data=opt.data))
+    folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok)
+    candidates: list[tuple[Row, AnyRuntime]] = []
+    for precision in ("float32", "bf16"):
+        amp = "bf16" if precision == "bf16" else "off"
+        if CHECKPOINT in opt.engines and (amp == "off" or has_bf16()):
+            runtime = Runtime(with_classes(content, file, config.names, ""), device, imgsz=size, amp=amp)
+            runtime.size = [size, size]  # whole squares, as the others look at
+            candidates.append((Row(CHECKPOINT, precision, weights_size(model, size) / 2**20), runtime))
+    for engine in opt.engines:
+        if engine != CHECKPOINT:
+            candidates += exported(engine, file, size, opt, folder)
+    if not candidates:
+        raise UserError("--engines: none of these is installed")
+    for row, runtime in candidates:
+        LOGGER.info(f"\n{row.label}")
+        row.map50, row.map = map(float, evaluate_at(size, runtime, split, ValOptions(noplots=True), None).summary[2:4])
+    measure(candidates, size, opt.seconds)
+    rows = [row for row, _ in candidates]
+    title = f"{file.name}, {size} px; {config.yaml_file.stem}, {len(split.index)} val images; {describe_device(device)}"
+    write(rows, title, folder)
+    LOGGER.info(f"\n{title}\n{markdown(rows)}\nresults in {shown(folder)}")
+    return rows
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16, so that it is worth showing."""
+    return inference_precision("auto", torch.device("cpu")).dtype == torch.bfloat16
+
+
+def exported(engine: str, file: Path, size: int, opt: Options, folder: Path) -> list[tuple[Row, AnyRuntime]]:
+    """A format in all number formats that it has and this machine can run; a line on each that is left out."""
+    kind, made = FORMATS[engine], []
+    if missing := [p for p in kind.packages if importlib.util.find_spec(p) is None]:
+        LOGGER.warning(f"{NAMES[engine]} is left out: {' and '.join(missing)} not installed")
+        return []
+    half = kind.half and engine not in WITHOUT_FLOAT16
+    for precision in ("float32", *("float16",) * half, *("int8",) * kind.int8):
+        place = folder / precision / file.name
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
+        flags = {"half": precision == "float16", "int8": precision == "int8"}
+        try:
+            (path,) = export.run(weights=str(place), include=engine, imgsz=size, data=opt.data, **flags)
+        except UserError as e:
+            LOGGER.warning(f"{NAMES[engine]} {precision} is left out: {e}")
+            continue
+        finally:
+            place.unlink()
+        shares = ("off", "bf16") if engine in WITH_BF16 and precision != "float16" and has_bf16() else ("off",)
+        for amp in shares:
+            name = {"off": precision, "bf16": "bf16" if precision == "float32" else f"{precision}+bf16"}[amp]
+            made.append((Row(engine, name, size_of(path) / 2**20), ExportedRuntime(path, torch.device("cpu"), amp=amp)))
+    return made
+
+
+def measure(candidates: Sequence[tuple[Row, AnyRuntime]], size: int, seconds: float) -> None:
+    """Note the time of one image, from uint8 pixels to decoded boxes, all taking turns."""
+    image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    calls = [partial(runtime.predict, image) for _, runtime in candidates]
+    times = time_in_turns(calls, rounds=200, budget=seconds, each=partial(progress, desc="timing in turns"))
+    for (row, _), ms, ratio in zip(candidates, np.median(times, 0) * 1e3, np.median(times / times[:, :1], 0),
+                                   strict=True):  # fmt: skip
+        row.ms, row.ratio = float(ms), float(ratio)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    lines = [f"| engine | numbers | MiB | one image, ms | part of {rows[0].label} | mAP50 | mAP50-95 |",
+             f"| --- | --- {'| ---: ' * 5}|"]  # fmt: skip
+    lines += [f"| {NAMES[r.engine]} | {r.precision} | {r.mib:.1f} | {r.ms:.1f} | {r.ratio:.2f} | {r.map50:.3f} | "
+              f"{r.map:.3f} |" for r in rows]  # fmt: skip
+    return "\n".join(lines)
+
+
+def write(rows: Sequence[Row], title: str, folder: Path) -> None:
+    """Write table.csv, table.md and chart.png."""
+    with atomic_write(folder / "table.csv", "w") as f:
+        writer = csv.DictWriter(f, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(r) for r in rows)
+    with atomic_write(folder / "table.md", "w") as f:
+        f.write(f"{title}\n\n{markdown(rows)}\n")
+    draw_chart(rows, title, folder / "chart.png")
+
+
+def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
+    """A line of bars for each row: time, size, accuracy."""
+    panels = [("one image, ms (less is better)", "ms", "{:.1f}"), ("file, MiB (less is better)", "mib", "{:.1f}"),
+              ("mAP50 (more is better)", "map50", "{:.3f}")]  # fmt: skip
+    figure = Figure(figsize=(11, 1.3 + 0.36 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (heading, key, form) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+        values = [getattr(r, key) for r in rows]
+        axis.barh(range(len(rows)), values, 0.66, color=[COLORS[r.precision.partition("+")[0]] for r in rows])
+        for y, value in enumerate(values):
+            axis.text(value, y, f" {form.format(value)}", va="center", fontsize=8)
+        axis.set_xlim(0, 1.2 * max(max(values), 1e-9))
+        axis.set_xlabel(heading, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axis.set_yticks(range(len(rows)), [r.label for r in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    figure.suptitle(title, fontsize=9)
+    with atomic_write(file) as f:
+        figure.savefig(f, dpi=130, format="png")
+
+
+def parse_opt() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", default="", help="checkpoint, or a run's folder (the newest run's best.pt)")
+    add("--data", default="", help="data yaml that the model was trained on: calibration and accuracy")
+    add("--imgsz", "--img", "--img-size", type=int, default=None, help="side in pixels (as trained)")
+    add("--engines", nargs="+", default=Options.engines, metavar="ENGINE",
+        help=f"of {' '.join(ENGINES)} (pytorch onnx openvino ncnn)")  # fmt: skip
+    add("--seconds", type=float, default=Options.seconds, help="of timing (%(default)s)")
+    add("--project", default=Options.project, help="results go to project/name (runs/formats)")
+    add("--name", default=Options.name, help="(%(default)s)")
+    add("--exist-ok", action="store_true", help="use project/name even if it exists")
+    return parser.parse_args()
+
+
+def main(opt: argparse.Namespace) -> None:
+    run(**vars(opt))
+
+
+if __name__ == "__main__":
+    run_script(main, parse_opt())
