@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import itertools
 import logging
 import tempfile
@@ -21,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint
-from models.engines import onnx_session
-from models.exporters import onnx_graph
 from models.runtime import Runtime
 from models.training import Run, setup
 from models.transfer import with_classes
 from models.yolo import DetectionModel
+from my_tools.benchmark_engines import TARGETS, engine_calls
 from train import prepare, train_batch, train_epoch
 from utils.augment import augment_hsv, flip_left_right, letterbox, random_perspective
 from utils.background import calls_at_a_time, side_by_side
@@ -332,26 +330,11 @@ def infer_one(c: Conditions, cfg: str) -> list[Row]:
         twin = getattr(copy.deepcopy(model), form)()
         calls[f"{name}, NCHW"] = partial(twin, x)
         calls[f"{name}, channels-last"] = partial(copy.deepcopy(twin).to(memory_format=torch.channels_last), last)
-    calls |= onnx_calls(model, x.cpu())
-    rows, name = [], Path(cfg).stem
-    with torch.inference_mode():
+    name = Path(cfg).stem
+    with engine_calls(copy.deepcopy(model), image) as engines, torch.inference_mode():
+        calls |= engines
         seconds = time_in_turns([*calls.values(), partial(model, x)], max(c.rounds * 5, 20), budget=120,
                                 each=turns(name))  # fmt: skip
-    for k, what in enumerate(calls):
-        target = 0.45 if k == 0 and name == "yolov5_shufflenet" else None
-        rows.append(compared("infer", f"{name}, {what}", "eager float32 NCHW", seconds[:, [k, -1]], (1, 1),
-                             target=target))  # fmt: skip
-    return rows
-
-
-def onnx_calls(model: DetectionModel, x: Tensor) -> dict[str, Callable[[], object]]:
-    """The fused and the shuffle-free network as ONNX Runtime runs it; nothing where its packages are not installed."""
-    if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxruntime")):
-        return {}
-    calls = {}
-    for name, form in FORMS.items():
-        twin = getattr(copy.deepcopy(model).cpu(), form)()
-        with torch.no_grad():
-            session = onnx_session(onnx_graph(twin, x), torch.device("cpu"))
-        calls[f"{name}, ONNX Runtime"] = partial(session.run, None, {"images": x.numpy()})
-    return calls
+    targets = {("yolov5_shufflenet", AS_DETECTED): 0.45, **TARGETS}
+    return [compared("infer", f"{name}, {what}", "eager float32 NCHW", seconds[:, [k, -1]], (1, 1),
+                     target=targets.get((name, what))) for k, what in enumerate(calls)]  # fmt: skip
