@@ -36,7 +36,7 @@ from utils.images import read_image
 from utils.labels import LabelIndex, load_labels
 from utils.mosaic import lay_out
 from utils.options import TrainOptions, effective_hyp
-from utils.profiling import time_in_turns
+from utils.profiling import REST, time_in_turns
 from utils.scoring import Settings, results_of
 from val import collect, in_pieces
 
@@ -334,7 +334,7 @@ def infer_one(c: Conditions, cfg: str) -> list[Row]:
     with engine_calls(copy.deepcopy(model), image) as engines, torch.inference_mode():
         calls |= engines
         seconds = time_in_turns([*calls.values(), partial(model, x)], max(c.rounds * 5, 20), budget=120,
-                                each=turns(name))  # fmt: skip
+                                each=turns(name), rest=REST)  # fmt: skip
     targets = {("yolov5_shufflenet", AS_DETECTED): 0.45, **TARGETS}
     return [compared("infer", f"{name}, {what}", "eager float32 NCHW", seconds[:, [k, -1]], (1, 1),
                      target=targets.get((name, what))) for k, what in enumerate(calls)]  # fmt: skip

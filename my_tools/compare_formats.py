@@ -40,7 +40,7 @@ from utils.errors import UserError
 from utils.files import ROOT, atomic_write, increment_path, size_of
 from utils.options import ValOptions
 from utils.precision import inference_precision
-from utils.profiling import time_in_turns
+from utils.profiling import REST, time_in_turns
 from val import evaluate_at, load_split
 
 CHECKPOINT = "pytorch"
@@ -164,7 +164,7 @@ def measure(candidates: Sequence[tuple[Row, AnyRuntime]], size: int, seconds: fl
     """Note the time of one image, from uint8 pixels to decoded boxes, all taking turns."""
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     calls = [partial(runtime.predict, image) for _, runtime in candidates]
-    times = time_in_turns(calls, rounds=200, budget=seconds, each=partial(progress, desc="timing in turns"))
+    times = time_in_turns(calls, rounds=200, budget=seconds, each=partial(progress, desc="timing in turns"), rest=REST)
     for (row, _), ms, ratio in zip(candidates, np.median(times, 0) * 1e3, np.median(times / times[:, :1], 0),
                                    strict=True):  # fmt: skip
         row.ms, row.ratio = float(ms), float(ratio)

@@ -32,7 +32,7 @@ from utils.files import IMAGE_SUFFIXES, distinct, size_of
 from utils.images import ImageError, read_image
 from utils.labels import label_path, parse_labels
 from utils.options import ValOptions
-from utils.profiling import count_gflops, time_in_turns
+from utils.profiling import REST, count_gflops, time_in_turns
 from utils.scoring import results_of
 from utils.sources import list_media
 from val import Split, check_classes, collect, prepared, side_of
@@ -189,7 +189,7 @@ def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
                                 generator=generator) for c in candidates]  # fmt: skip
         calls = [lambda c=c, x=x: c.runtime.predict(x) for c, x in zip(candidates, images, strict=True)]
         try:
-            times = time_in_turns(calls, rounds=200, budget=budget, each=partial(rounds_shown, batch=batch))
+            times = time_in_turns(calls, rounds=200, budget=budget, each=partial(rounds_shown, batch=batch), rest=REST)
         except (RuntimeError, MemoryError) as e:
             if isinstance(e, RuntimeError) and "memory" not in str(e):
                 raise

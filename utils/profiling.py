@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils.console import LOGGER
 
+REST = 0.03  # seconds after which an engine's threads have stopped looking for work
+
 
 def time_sync() -> float:
     """The time in seconds since 1970, once the GPU has done what it was given."""
@@ -57,12 +59,14 @@ class Profile(ContextDecorator):
 
 def time_in_turns(
     calls: Sequence[Callable[[], object]], rounds: int = 50, budget: float = 60.0, least: int = 5,
-    each: Callable[[range], Iterable[int]] = iter, before: int = 2,
+    each: Callable[[range], Iterable[int]] = iter, before: int = 2, rest: float = 0.0,
 ) -> np.ndarray:  # fmt: skip
     """Time several things so that a busy machine cannot favour one: they take turns, each round in another order.
 
     `before` rounds go first, to warm up. It ends after `rounds` rounds, or sooner when `budget` seconds have passed,
-    but not before `least` rounds. each: wraps the range of rounds, to show progress.
+    but not before `least` rounds. each: wraps the range of rounds, to show progress. rest: seconds to wait before each
+    call, until the threads of the one before have stopped looking for work; then a first call, of which only the second
+    is timed, finds caches and processor as in a row of them.
     Returns seconds (rounds done, calls).
     """
     rng, start = np.random.default_rng(0), None
@@ -74,6 +78,9 @@ def time_in_turns(
             break
         row = [0.0] * len(calls)
         for k in rng.permutation(len(calls)):
+            if rest:
+                time.sleep(rest)
+                calls[k]()
             begin = seconds()
             calls[k]()
             row[k] = seconds() - begin

@@ -46,3 +46,17 @@ def test_the_budget_ends_it_but_not_before_the_least_rounds(
 ) -> None:
     times = time_in_turns([work(clock, "a", cost, [])], rounds=50, budget=budget, least=5)
     assert len(times) == expected and np.isfinite(times).all()
+
+
+def test_after_a_rest_only_the_second_call_counts(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, slow as nothing is in the caches any more, is not timed; nor is the rest."""
+    rests, last = [], []
+    monkeypatch.setattr(profiling.time, "sleep", lambda s: (rests.append(s), last.clear()))
+
+    def call() -> None:
+        clock[0] += 0.5 if last else 7.0
+        last.append(1)
+
+    times = time_in_turns([call, call], rounds=3, budget=1000, before=1, rest=0.03)
+    assert (times == 0.5).all() and times.shape == (3, 2)
+    assert rests == [0.03] * 8
