@@ -23,7 +23,8 @@ from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import Model
 from utils.config import load_data
 
-PAIRS = [("README.md", "README.zh-CN.md"), ("docs/from-the-articles.md", "docs/from-the-articles.zh-CN.md")]
+PAIRS = [("README.md", "README.zh-CN.md"), ("docs/from-the-articles.md", "docs/from-the-articles.zh-CN.md"),
+         ("docs/deploy.md", "docs/deploy.zh-CN.md")]  # fmt: skip
 PAGES = [page for pair in PAIRS for page in pair]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 YAML_FOLDERS = ("", "models", "data", "data/hyps")
