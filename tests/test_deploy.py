@@ -13,15 +13,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, shared
 from test_docs import FENCED, page
 from test_export import CPU, need_packages, network
 
+import detect
 import export
 from models.checkpoint import save_checkpoint, weights_content
 from models.runtime import load_runtime
 from utils.augment import letterbox
-from utils.boxes import scale_boxes
+from utils.boxes import scale_boxes, xywh2xyxy
 from utils.images import read_image
 from utils.nms import non_max_suppression
 
@@ -150,8 +151,10 @@ def test_a_picture_that_is_none_is_one_line(program: str, kind: str, best: Path,
 def test_ncnn_in_python_tells_of_a_model_that_is_none(best: Path, user: Path) -> None:
     model = exported("ncnn", best, user)
     (user / model / "model.ncnn.param").write_text("no model")
-    ran = run(user, sys.executable, "run_ncnn.py", model, "street.jpg")
-    assert ran.returncode == 1 and ran.stderr.endswith(f"{model} is no model that ncnn can read\n")
+    for name in (model, "missing_ncnn"):
+        ran = run(user, sys.executable, "run_ncnn.py", name, "street.jpg")
+        assert ran.returncode == 1 and ran.stderr.endswith(f"{name} is no model that ncnn can read\n")
+        assert "Traceback" not in ran.stderr
 
 
 def test_float16_and_threads_change_little(best: Path, expected: np.ndarray, user: Path) -> None:
@@ -162,12 +165,30 @@ def test_float16_and_threads_change_little(best: Path, expected: np.ndarray, use
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nms", "plain", "ncnn"])
+def test_a_trained_network_on_a_photograph(kind: str, user: Path) -> None:
+    """What detect.py writes for the same file, for a photograph."""
+    model = exported(kind, shared("weights/v5lite-s.pt"), user)
+    shutil.copy(shared("images/bus.jpg"), user / "bus.jpg")
+    program = "run_ncnn.py" if kind == "ncnn" else "run_onnx.py"
+    ran = run(user, sys.executable, program, model, "bus.jpg")
+    assert ran.returncode == 0 and not ran.stderr, ran.stderr
+    flags = {"save_txt": True, "save_conf": True, "nosave": True, "amp": "off", "device": "cpu"}
+    folder = detect.run(weights=str(user / model), source=str(user / "bus.jpg"), project=str(user), **flags)
+    rows = np.loadtxt(folder / "labels/bus.txt")
+    height, width = read_image(user / "bus.jpg").shape[:2]
+    expected = np.column_stack((xywh2xyxy(rows[:, 1:5]) * [width, height, width, height], rows[:, 5], rows[:, 0]))
+    assert len(rows) > 4
+    check_equal(ran.stdout, expected, user / model, 0.5)  # detect.py rounds to whole pixels
+
+
+@pytest.mark.slow
 def test_ncnn_in_cpp_finds_what_we_find(best: Path, expected: np.ndarray, user: Path) -> None:
     missing = [tool for tool in ("cmake", "c++") if not shutil.which(tool)]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)}")
     model = exported("ncnn", best, user)
-    ran = run(user, "cmake", "-S", ".", "-B", "build")
+    ran = run(user, "cmake", "-S", ".", "-B", "build", "-DCMAKE_CXX_FLAGS=-Wall -Wextra")
     if package := re.search(r'provided by "(\w+)"', ran.stderr):
         pytest.skip(f"needs {package[1]} for C++, in CMAKE_PREFIX_PATH if it is not where CMake looks")
     assert ran.returncode == 0, ran.stderr
@@ -192,10 +213,13 @@ def test_ncnn_in_cpp_finds_what_we_find(best: Path, expected: np.ndarray, user: 
 
 @pytest.mark.slow
 def test_the_measuring_program_measures(user: Path) -> None:
-    """In the project's folder, as the page says; here with its modules in the path."""
+    """In the project's folder, as the page says; here with its modules in the path, and not for long."""
     need_packages("onnx")
     need_packages("ncnn")
     shutil.copytree(ROOT / "data", user / "data")
+    code = PROGRAMS["measure.py"]
+    assert "rounds, repeat = sys.argv[1:] or CONFIGS, 5, 20" in code
+    (user / "measure.py").write_text(code.replace("CONFIGS, 5, 20", "CONFIGS, 1, 2"), encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "measure.py", "yolov5_shufflenet"]
     ran = subprocess.run(command, cwd=user, env=env, capture_output=True, text=True, timeout=300, check=False)
