@@ -134,12 +134,18 @@ def run(**kwargs: Any) -> list[Path]:
     pictures = samples(opt.data, (height, width))
     LOGGER.info(f"export: {file}, {height}x{width} px, {'int8' if opt.int8 else precision}; checked on {len(pictures)} "
                 "pictures")  # fmt: skip
-    made = []
+    made, failed = [], []
     for kind in opt.include:
         start = time.perf_counter()
-        made.append(export_one(kind, model, facts, pictures, file, opt, judge))
+        try:
+            made.append(export_one(kind, model, facts, pictures, file, opt, judge))
+        except UserError as e:  # the others may be had
+            failed.append(str(e))
+            continue
         LOGGER.info(f"{kind}: {shown(made[-1])} ({size_of(made[-1]) / 2**20:.1f} MiB) in "
                     f"{time.perf_counter() - start:.1f} s")  # fmt: skip
+    if failed:
+        raise UserError("; ".join(failed))
     word = quoted(shown(made[-1]))
     LOGGER.info(f"next: python detect.py --weights {word}\n      python val.py --weights {word} --data ...")
     return made
@@ -163,8 +169,8 @@ def export_one(
     if facts.precision == "float16" and kind in ("torchscript", "onnx"):
         form, example = form.half_weights(), example.half()
     with tempfile.TemporaryDirectory(prefix=".export-", dir=final.parent) as folder:
-        job = Job(form, example, Path(folder) / final.name, facts, opt.opset)
-        write(kind, job, opt)
+        job = Job(form, example, Path(folder) / final.name, facts, opt.opset, opt.simplify)
+        write(kind, job)
         off = check(job.out, model, facts, pictures)
         LOGGER.info(f"{kind}: boxes within {off[0]:.3g} px of the network's, scores within {off[1]:.2g}")
         made = in_8_bits(kind, job, opt, judge) if judge else job.out
@@ -202,7 +208,7 @@ def in_8_bits(kind: str, job: Job, opt: Options, judge: Judge) -> Path:
         out = job.out.parent / f"but-{len(left)}" / job.out.name
         out.parent.mkdir()
         calibration = Calibration(judge.images, facts.batch, left)
-        write(kind, job._replace(out=out, facts=facts, calibration=calibration), opt)
+        write(kind, job._replace(out=out, facts=facts, calibration=calibration))
         return out
 
     LOGGER.info(f"{kind}: calibrated on {len(judge.images)} training images")
@@ -213,12 +219,10 @@ def in_8_bits(kind: str, job: Job, opt: Options, judge: Judge) -> Path:
     return made
 
 
-def write(kind: str, job: Job, opt: Options) -> None:
+def write(kind: str, job: Job) -> None:
     """Have a converter write a file. Raises UserError with the first line of what it says if it fails."""
     try:
         FORMATS[kind].write(job)
-        if opt.simplify and kind == "onnx":
-            simplify(job.out)
     except (UserError, OSError):
         raise
     except Exception as e:  # each converter has errors of its own
@@ -268,12 +272,6 @@ def as_input(file: str | Path, size: tuple[int, int]) -> np.ndarray:
 def spread(count: int, most: int) -> np.ndarray:
     """Numbers of so many of `count` things at most, evenly spread over them."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
-
-
-def simplify(file: Path) -> None:
-    """Fold what is constant in an ONNX graph, and the like."""
-    onnxslim, onnx = need("onnxslim", "--simplify"), need("onnx", "--simplify")
-    onnx.save(onnxslim.slim(str(file)), str(file))
 
 
 def parse_opt() -> argparse.Namespace:

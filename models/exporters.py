@@ -31,7 +31,7 @@ AXES = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch",
 class Job(NamedTuple):
     """What is to be written where: a network, images it can take, a place that is not yet the final one.
 
-    opset: of ONNX; calibration: for 8-bit integers, None for floating point.
+    opset, simplify: of ONNX; calibration: for 8-bit integers, None for floating point.
     """
 
     form: ExportForm
@@ -39,6 +39,7 @@ class Job(NamedTuple):
     out: Path
     facts: ExportFacts
     opset: int = 17
+    simplify: bool = False
     calibration: Calibration | None = None
 
 
@@ -53,6 +54,8 @@ def to_onnx(job: Job) -> None:
     """An ONNX graph with its facts among its metadata, where YOLOv5's programs find names and stride too."""
     onnx, facts = need("onnx", "--include onnx"), job.facts
     graph = onnx.load_from_string(onnx_graph(job.form, job.example, job.opset, facts.dynamic))
+    if job.simplify:  # before NMS, whose settings onnxslim would make constants
+        graph = need("onnxslim", "--simplify").slim(graph)
     if job.calibration:
         graph = quantize_onnx(graph, job.calibration)
     if facts.nms:

@@ -35,6 +35,7 @@ from my_tools.benchmark_cases import (
     loading,
     training,
 )
+from my_tools.benchmark_engines import RUN_AS
 from my_tools.benchmark_files import detecting, scaling
 from my_tools.default_set import prepare_shapes
 from utils.config import load_data
@@ -47,7 +48,8 @@ from utils.precision import AMP_CHOICES
 CASES: Mapping[str, Callable[[Conditions], list[Row]]] = MappingProxyType(
     {"train": training, "loader": loading, "val": evaluation, "infer": inference, "detect": detecting,
      "scale": scaling})  # fmt: skip
-HEADER = "%-8s %-44s %9s   %-34s %9s   %-22s %s"
+LOOKED_AT = (AS_DETECTED, *RUN_AS)  # ways to look at one image that are in the table of models
+HEADER = "%-8s %-48s %9s   %-34s %9s   %-22s %s"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -67,21 +69,25 @@ def aim(row: Row) -> str:
 
 
 def by_model(rows: Sequence[Row]) -> str:
-    """A line for each model as a markdown table: the time of one image, and the images a second of a training."""
+    """A line for each model as markdown tables: the time of one image, and the images a second of a training."""
     measured: dict[str, dict[str, Row]] = {}
     for row in rows:
         name, _, what = row.what.partition(", ")
-        if what in (AS_DETECTED, END_TO_END):
+        if what in (END_TO_END, *LOOKED_AT):
             measured.setdefault(name, {})[what] = row
-    lines = ["| model | one image, eager float32, ms | as detect.py runs it, ms | part of the time "
-             "| training, plain step, images/s | train.py, images/s | times as fast |",
-             f"| --- {'| ---: ' * 6}|"]  # fmt: skip
+    columns = [what for what in LOOKED_AT if any(what in of for of in measured.values())]
+    one = ["| model | eager float32, ms | " + " | ".join(f"{what}, ms (part)" for what in columns) + " |",
+           f"| --- {'| ---: ' * (1 + len(columns))}|"]  # fmt: skip
+    many = ["| model | training, plain step, images/s | train.py, images/s | times as fast |",
+            f"| --- {'| ---: ' * 3}|"]  # fmt: skip
     for name, of in measured.items():
-        one, many = of.get(AS_DETECTED), of.get(END_TO_END)
-        cells = [f"{one.yardstick_ms:.1f}", f"{one.ms:.1f}", f"{one.ratio:.2f}"] if one else ["-"] * 3
-        cells += [f"{1e3 / many.yardstick_ms:.1f}", f"{1e3 / many.ms:.1f}", f"{many.ratio:.2f}"] if many else ["-"] * 3
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) if measured else ""
+        if AS_DETECTED in of:
+            cells = [f"{of[what].ms:.1f} ({of[what].ratio:.2f})" if what in of else "-" for what in columns]
+            one.append(f"| {name} | {of[AS_DETECTED].yardstick_ms:.1f} | {' | '.join(cells)} |")
+        if END_TO_END in of:
+            r = of[END_TO_END]
+            many.append(f"| {name} | {1e3 / r.yardstick_ms:.1f} | {1e3 / r.ms:.1f} | {r.ratio:.2f} |")
+    return "\n\n".join("\n".join(lines) for lines in (one, many) if len(lines) > 2)
 
 
 def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from exports import need_packages, network
 from helpers import ROOT, shared
 from test_docs import FENCED, page
-from test_export import CPU, need_packages, network
 
 import detect
 import export
@@ -26,6 +26,7 @@ from utils.boxes import scale_boxes, xywh2xyxy
 from utils.images import read_image
 from utils.nms import non_max_suppression
 
+CPU = torch.device("cpu")
 PICTURE = ROOT / "data/images/shapes1.jpg"
 SIZE = (160, 192)  # not the proportions of the picture, so that there are bars
 PROGRAMS = {  # by the name in the first line

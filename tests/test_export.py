@@ -167,6 +167,18 @@ def test_other_boxes_are_an_error(weights: Path, tmp_path: Path, monkeypatch: py
     assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
 
 
+def test_simplified_with_nms(weights: Path, tmp_path: Path) -> None:
+    """Its settings are still there to be changed."""
+    need_packages("onnx")
+    pytest.importorskip("onnxslim")
+    shutil.copy(weights, tmp_path / "best.pt")
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], simplify=True, nms=True, imgsz=[64, 96])
+    session = need("onnxruntime", "").InferenceSession(str(file))
+    x = np.random.default_rng(0).random((1, 3, 64, 96), np.float32)
+    counts = [len(session.run(None, {"images": x, "max_det": np.array([most])})[0]) for most in (3, 50)]
+    assert counts == [3, 50]
+
+
 def test_simplified(weights: Path, tmp_path: Path, exported: dict[str, Path]) -> None:
     need_packages("onnx")
     onnx, _ = need("onnx", ""), pytest.importorskip("onnxslim", reason="needs onnxslim")
@@ -317,6 +329,24 @@ def test_what_a_converter_says_is_one_line(weights: Path, tmp_path: Path, monkey
     with pytest.raises(UserError, match="^--include torchscript: no such operator; not written$"):
         export.run(weights=str(tmp_path / "best.pt"))
     assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_one_format_that_fails_does_not_keep_the_others_away(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_packages("onnx")
+    real = export.export_one
+
+    def failing(kind: str, *args: object) -> Path:
+        if kind == "torchscript":
+            raise UserError("best.torchscript differs from the network")
+        return real(kind, *args)
+
+    monkeypatch.setattr(export, "export_one", failing)
+    shutil.copy(weights, tmp_path / "best.pt")
+    with pytest.raises(UserError, match="^best.torchscript differs from the network$"):
+        export.run(weights=str(tmp_path / "best.pt"), include=["torchscript", "onnx"])
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
 
 
 def test_nothing_is_reported_to_anyone(weights: Path, tmp_path: Path) -> None:

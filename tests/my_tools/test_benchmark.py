@@ -13,7 +13,7 @@ from helpers import run_main, write_yolo_set
 
 from models.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
-from my_tools import benchmark, benchmark_cases, benchmark_files
+from my_tools import benchmark, benchmark_cases, benchmark_engines, benchmark_files
 from my_tools.benchmark import aim, by_model, draw_chart, table
 from my_tools.benchmark_cases import Conditions, Row, compared, fire_everywhere
 from utils.config import load_data
@@ -59,6 +59,9 @@ def test_every_case_on_a_tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(benchmark_cases, "STEPS", 2)
     monkeypatch.setattr(benchmark_files, "PICTURES", 3)
     monkeypatch.setattr(benchmark_files, "SIZES", (40, 80))
+    monkeypatch.setattr(benchmark_cases, "INFERRED", 64)
+    engines = {what: how for what, how in benchmark_engines.RUN_AS.items() if what != "OpenVINO int8"}  # it takes long
+    monkeypatch.setattr(benchmark_engines, "RUN_AS", engines)
     turns = benchmark_cases.time_in_turns
     for module in (benchmark_cases, benchmark_files):
         monkeypatch.setattr(module, "time_in_turns", lambda calls, *_, **__: turns(calls, 1, least=1))
@@ -77,8 +80,8 @@ def test_every_case_on_a_tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     picture = cv2.imread(str(tmp_path / "out/exp/chart.png"))
     assert picture is not None and picture.std() > 10
     assert all(r.what in table(rows) for r in rows)
-    (line,) = [x for x in (tmp_path / "out/exp/models.md").read_text().splitlines() if "shufflenet" in x]
-    assert all(float(cell) > 0 for cell in line.split("|")[2:-1])
+    lines = [x for x in (tmp_path / "out/exp/models.md").read_text().splitlines() if "shufflenet" in x]
+    assert len(lines) == 2 and all(float(cell.split()[0]) > 0 for x in lines for cell in x.split("|")[2:-1])
 
 
 def test_steps_with_one_batch_do_not_spare_the_next_epoch_its_updates(
@@ -110,12 +113,17 @@ def test_steps_with_one_batch_do_not_spare_the_next_epoch_its_updates(
 def test_a_line_for_each_model() -> None:
     rows = [Row("infer", "a, as detect.py runs it", "x", 10, 40, 0.25, 0.2, 0.3, False),
             Row("infer", "a, as val.py runs it", "x", 20, 40, 0.5, 0.2, 0.3, False),
+            Row("infer", "a, OpenVINO", "x", 8, 40, 0.2, 0.2, 0.3, False),
+            Row("infer", "c, as detect.py runs it", "x", 30, 40, 0.75, 0.2, 0.3, False),
             Row("train", "a, end to end", "x", 20, 50, 2.4, 2, 3, True),
             Row("train", "b, end to end", "x", 100, 200, 1.9, 2, 3, True),
             Row("loader", "320 px, one process", "x", 1, 3, 3, 3, 3, True)]  # fmt: skip
-    assert by_model(rows).splitlines()[2:] == [
-        "| a | 40.0 | 10.0 | 0.25 | 20.0 | 50.0 | 2.40 |", "| b | - | - | - | 5.0 | 10.0 | 1.90 |"]  # fmt: skip
-    assert by_model(rows[4:]) == ""
+    assert by_model(rows).splitlines() == [
+        "| model | eager float32, ms | as detect.py runs it, ms (part) | OpenVINO, ms (part) |",
+        "| --- | ---: | ---: | ---: |", "| a | 40.0 | 10.0 (0.25) | 8.0 (0.20) |", "| c | 40.0 | 30.0 (0.75) | - |", "",
+        "| model | training, plain step, images/s | train.py, images/s | times as fast |",
+        "| --- | ---: | ---: | ---: |", "| a | 20.0 | 50.0 | 2.40 |", "| b | 5.0 | 10.0 | 1.90 |"]  # fmt: skip
+    assert by_model(rows[6:]) == ""
 
 
 def test_a_chart_of_one_kind_alone(tmp_path: Path) -> None:
