@@ -192,16 +192,21 @@ def write(rows: Sequence[Row], title: str, folder: Path) -> None:
 
 def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
     """A line of bars for each row: time, size, accuracy."""
-    panels = [("one image, ms (less is better)", "ms", "{:.1f}"), ("file, MiB (less is better)", "mib", "{:.1f}"),
-              ("mAP50 (more is better)", "map50", "{:.3f}")]  # fmt: skip
+    lost = [f"{rows[0].map50:.3f}"]
+    for r in rows[1:]:
+        points = round((r.map50 - rows[0].map50) * 100, 1) + 0.0  # no -0.0
+        lost.append(f"{r.map50:.3f} ({points:+.1f} points)")
+    panels = [("one image, ms (less is better)", "ms", [f"{r.ms:.1f}" for r in rows]),
+              ("file, MiB (less is better)", "mib", [f"{r.mib:.1f}" for r in rows]),
+              ("mAP50 (more is better)", "map50", lost)]  # fmt: skip
     figure = Figure(figsize=(11, 1.3 + 0.36 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (heading, key, form) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+    for axis, (heading, key, texts) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
         values = [getattr(r, key) for r in rows]
         axis.barh(range(len(rows)), values, 0.66, color=[COLORS[r.precision.partition("+")[0]] for r in rows])
-        for y, value in enumerate(values):
-            axis.text(value, y, f" {form.format(value)}", va="center", fontsize=8)
-        axis.set_xlim(0, 1.2 * max(max(values), 1e-9))
+        for y, (value, text) in enumerate(zip(values, texts, strict=True)):
+            axis.text(value, y, f" {text}", va="center", fontsize=8)
+        axis.set_xlim(0, 1.7 * max(max(values), 1e-9) if key == "map50" else 1.2 * max(values))
         axis.set_xlabel(heading, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
