@@ -177,10 +177,20 @@ def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
     return made
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO, once for the whole process.
+
+    Each that ends gives the stack for signals back to the one before it, even if that has ended too: the next signal,
+    be it Ctrl-C or the end of a child, would then crash Python.
+    """
+    return need("openvino", "an OpenVINO model").Core()
+
+
 def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     openvino = need("openvino", "an OpenVINO model")
     facts = _facts_beside(path)
-    core, bf16 = openvino.Core(), dtype == torch.bfloat16
+    core, bf16 = openvino_core(), dtype == torch.bfloat16
     network = core.read_model(_only(path, "*.xml"))
 
     @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -347,6 +348,18 @@ def test_one_format_that_fails_does_not_keep_the_others_away(
     with pytest.raises(UserError, match="^best.torchscript differs from the network$"):
         export.run(weights=str(tmp_path / "best.pt"), include=["torchscript", "onnx"])
     assert sorted(f.name for f in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs signals")
+def test_signals_after_openvino_models_that_are_gone(exported: dict[str, Path]) -> None:
+    """The stack for signals is not one that went with the first of them."""
+    need_packages("openvino")
+    code = ("import gc, os, signal, torch; from models.runtime import load_runtime\n"
+            "a, b = (load_runtime(%r, torch.device('cpu')) for _ in range(2))\n"
+            "del a; gc.collect(); del b; gc.collect(); signal.signal(signal.SIGUSR1, lambda *_: print('told'))\n"
+            "os.kill(os.getpid(), signal.SIGUSR1); print('alive')")  # fmt: skip
+    ran = run_script("-c", code % str(exported["openvino"]))
+    assert ran.returncode == 0 and ran.stdout.split() == ["told", "alive"], ran.returncode
 
 
 def test_nothing_is_reported_to_anyone(weights: Path, tmp_path: Path) -> None:
