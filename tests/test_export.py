@@ -177,7 +177,7 @@ def test_simplified_with_nms(weights: Path, tmp_path: Path) -> None:
     session = need("onnxruntime", "").InferenceSession(str(file))
     x = np.random.default_rng(0).random((1, 3, 64, 96), np.float32)
     counts = [len(session.run(None, {"images": x, "max_det": np.array([most])})[0]) for most in (3, 50)]
-    assert counts == [3, 50]
+    assert counts[0] == 3 < counts[1] <= 50
 
 
 def test_simplified(weights: Path, tmp_path: Path, exported: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, browser
-from helpers import shared
+from helpers import shared, write_yolo_set
 from PIL import Image
 from web_models import draw_picture, to_onnx, untrained
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 STATE = "document.body.dataset.state"
 GRAPHS = {"fixed": {}, "float16": {"half": True}, "fixed, NMS": {"nms": True}, "dynamic": {"dynamic": True},
-          "dynamic, NMS": {"dynamic": True, "nms": True}}  # fmt: skip
+          "dynamic, NMS": {"dynamic": True, "nms": True}, "int8": {"int8": True}}  # fmt: skip
 ROWS = """return [...document.querySelectorAll('#found button')].map(
     ({dataset}) => [...dataset.box.split(' '), dataset.sure, dataset.cls].map(Number))"""
 
@@ -100,7 +100,10 @@ def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
 def check_graph(page: Browser, checkpoint: Path, graph: str, source: Path, tmp_path: Path) -> None:
     """Compare the page with detect.py on each picture of a folder."""
     shutil.copy(checkpoint, tmp_path / "best.pt")
-    file = to_onnx(tmp_path / "best.pt", **GRAPHS[graph])
+    flags = dict(GRAPHS[graph])
+    if "int8" in flags:
+        flags["data"] = str(write_yolo_set(tmp_path / "set", 6))
+    file = to_onnx(tmp_path / "best.pt", **flags)
     with serving(file, source) as address:
         page.open(address)
         page.wait(f"{STATE} == 'ready'")
