@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import socketserver
 import sys
 from collections.abc import Mapping
@@ -102,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, with_content: bool) -> None:
         """Send a file of the site, or say that there is none or that the browser's copy is still good."""
         item = self.server.site.get(self.path.partition("?")[0])
-        host = self.headers.get("Host", "").rpartition(":")[0].strip("[]") or self.headers.get("Host", "")
+        host = re.sub(r":\d*$", "", self.headers.get("Host", "")).strip("[]")
         if self.server.is_local and host not in LOCAL:  # a page elsewhere whose name leads here
             status, item = HTTPStatus.FORBIDDEN, None
         elif item is None:

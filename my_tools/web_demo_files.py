@@ -78,6 +78,7 @@ def build_site(weights: str | Path, source: str | Path) -> dict[str, Item]:
         listed.append({"url": with_hash(name, site), "name": path.stem})
     content = json.dumps(description(runtime, file, site, listed), ensure_ascii=False, indent=1)
     site["site.json"] = Item.of(content.encode(), ".json")
+    LOGGER.info(f"{shown(file)}: {len(runtime.names)} classes, {len(samples)} sample pictures")
     return site
 
 

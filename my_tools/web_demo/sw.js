@@ -8,31 +8,51 @@ const HEADERS = {
   'Cross-Origin-Embedder-Policy': 'require-corp',
   'Cross-Origin-Resource-Policy': 'same-origin',
 };
+// what this worker answers for; other programs may come to have the same host
+const OWN = new Set(['', 'index.html', 'style.css', 'app.js', 'results.js', 'draw.js', 'camera.js', 'offline.js',
+  'worker.js', 'detector.js', 'letterbox.js', 'boxes.js', 'manifest.webmanifest', 'icon.svg', 'site.json', 'model.onnx']);
+const FOLDERS = ['vendor/', 'samples/'];
+const MARK = '<meta name="application-name" content="Light detector">';
 
 self.addEventListener('install', () => self.skipWaiting());
 self.addEventListener('activate', (event) => event.waitUntil(self.clients.claim()));
 self.addEventListener('fetch', (event) => {
   const { method, url } = event.request;
-  if (method === 'GET' && url.startsWith(self.registration.scope)) event.respondWith(answer(event));
+  const path = pathOf(url);
+  if (method === 'GET' && (OWN.has(path) || FOLDERS.some((folder) => path?.startsWith(folder)))) {
+    event.respondWith(answer(event, path));
+  }
 });
 
+// An address below the page's folder, without what is behind ? and #; null for others.
+function pathOf(url) {
+  const { scope } = self.registration;
+  return url.startsWith(scope) ? url.slice(scope.length).split(/[?#]/)[0] : null;
+}
+
 // Files whose address has their hash (?v=...) never change. Of the others the newest is wanted, if it can be had.
-async function answer(event) {
+async function answer(event, path) {
   const { request } = event;
-  const key = request.mode === 'navigate' ? self.registration.scope : request.url;
+  const isPage = path === '' || path === 'index.html';
+  const key = isPage ? self.registration.scope : request.url;
   const cache = await caches.open(CACHE);
   const stored = await cache.match(key);
   if (stored && new URL(key).searchParams.has('v')) return withHeaders(stored);
-  const fetched = fetch(request, { cache: 'no-cache' }).then((response) => {
+  const fetched = fetch(request, { cache: 'no-cache' }).then(async (response) => {
+    if (isPage && response.ok && !(await response.clone().text()).includes(MARK)) {
+      await self.registration.unregister(); // another program has this address now
+      return response;
+    }
     if (response.ok) event.waitUntil(cache.put(key, response.clone()).catch(() => {})); // there may be no room
-    return response;
+    return withHeaders(response);
   });
-  if (!stored) return withHeaders(await fetched);
-  const late = new Promise((resolve) => setTimeout(resolve, PATIENCE, stored));
-  return withHeaders(await Promise.race([fetched, late]).catch(() => stored));
+  if (!stored) return fetched;
+  const late = new Promise((resolve) => setTimeout(() => resolve(withHeaders(stored)), PATIENCE));
+  return Promise.race([fetched, late]).catch(() => withHeaders(stored));
 }
 
 function withHeaders(response) {
+  if (!response.status) return response; // where a host sends on to another address
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(HEADERS)) headers.set(name, value);
   const { status, statusText } = response;

@@ -104,8 +104,13 @@ def test_only_get_and_head_are_answered_and_only_to_this_machine(server: Server)
     etag = ask(server, "/")[0].headers["ETag"]
     assert [ask(server, "/", **{"If-None-Match": tag})[0].status for tag in (etag, '"old"')] == [304, 200]
     for host, status in (("evil.example:80", 403), ("localhost", 200), (f"127.0.0.1:{server.server_port}", 200),
-                         ("[::1]:8000", 200), ("", 403)):  # fmt: skip
+                         ("[::1]:8000", 200), ("[::1]", 200), ("", 403), ("localhost:80:80", 403)):  # fmt: skip
         assert ask(server, "/model.onnx", Host=host)[0].status == status, host
+
+
+def test_the_service_worker_answers_for_the_files_of_the_page() -> None:
+    own = re.search(r"const OWN = new Set\(\[(.*?)\]\)", (web_demo_files.FOLDER / "sw.js").read_text(), re.S)[1]
+    assert {*re.findall("'(.*?)'", own), "sw.js"} == {"", "site.json", "model.onnx", *web_demo_files.PAGE}
 
 
 def test_site_json_says_what_the_model_says(folder: Path, vendor: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import http.server
 import shutil
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from PIL import Image
 from web_models import draw_picture, to_onnx, untrained
 
 import detect
+import export
 from my_tools.web_demo import make_server
-from my_tools.web_demo_files import build_site, check_installed, write_site
+from my_tools.web_demo_files import Item, build_site, check_installed, write_site
 from utils.errors import UserError
 from utils.images import read_image
 
@@ -66,10 +69,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(file: Path, source: Path) -> Iterator[str]:
     """The address of the page with a model."""
-    with make_server(build_site(file, source), "127.0.0.1", 0) as server:
+    with started(build_site(file, source)) as address:
+        yield address
+
+
+@contextmanager
+def started(site: Mapping[str, Item], port: int = 0) -> Iterator[str]:
+    """The address of a server; at the end its connections are closed too, as when its process ends."""
+    with make_server(site, "127.0.0.1", port) as server:
+        connections, process = [], server.process_request
+
+        def note(connection: socket.socket, client: Any) -> None:
+            connections.append(connection)
+            process(connection, client)
+
+        server.process_request = note
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://localhost:{server.server_port}/"
         server.shutdown()
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def found_on_sample(page: Browser, number: int) -> np.ndarray:
@@ -101,9 +121,11 @@ def check_graph(page: Browser, checkpoint: Path, graph: str, source: Path, tmp_p
     """Compare the page with detect.py on each picture of a folder."""
     shutil.copy(checkpoint, tmp_path / "best.pt")
     flags = dict(GRAPHS[graph])
-    if "int8" in flags:
-        flags["data"] = str(write_yolo_set(tmp_path / "set", 6))
-    file = to_onnx(tmp_path / "best.pt", **flags)
+    with pytest.MonkeyPatch.context() as patched:
+        if "int8" in flags:
+            flags["data"] = str(write_yolo_set(tmp_path / "set", 6))
+            patched.setattr(export.Judge, "map50", lambda self, file: 0.5)  # it is not trained
+        file = to_onnx(tmp_path / "best.pt", **flags)
     with serving(file, source) as address:
         page.open(address)
         page.wait(f"{STATE} == 'ready'")
@@ -143,6 +165,30 @@ def test_it_works_offline(chromium: Browser, weights: Path, pictures: Path, tmp_
     chromium.type_into("#file", str(pictures / "2.jpg"))
     chromium.wait(f"{STATE} == 'done'")
     assert_alike(np.array(chromium.js(ROWS)), found_by_detect(file, pictures / "2.jpg", tmp_path))
+
+
+def test_only_the_page_itself_is_kept_as_the_page(
+    chromium: Browser, weights: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """A picture opened in a tab does not take its place, and another program at the address is seen."""
+    shutil.copy(weights, tmp_path / "best.pt")
+    file = to_onnx(tmp_path / "best.pt")
+    with serving(file, pictures) as address:
+        chromium.open(address)
+        chromium.wait("document.querySelector('#offline').innerText == 'Works offline'")
+        chromium.open(f"{address}samples/1.png")
+        assert chromium.js("return document.contentType") == "image/png"
+        chromium.open(f"{address}other.html")
+        assert "404" in chromium.text()
+    chromium.open(address)
+    chromium.wait(f"{STATE} == 'ready'")
+
+    other = Item(b"<title>other</title>another program", "text/html", "")
+    with started({"index.html": other}, int(address.rstrip("/").rpartition(":")[2])):
+        for _ in range(2):
+            chromium.open(address)
+            assert chromium.text() == "another program"
+        assert chromium.js("return navigator.serviceWorker.controller") is None
 
 
 def test_a_static_host_without_headers_gets_threads_too(
