@@ -63,7 +63,8 @@ def tolerances(facts: ExportFacts) -> tuple[float, float]:
 def alike(
     found: np.ndarray, expected: np.ndarray, facts: ExportFacts, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Detections of both, (m, 6) each, in pairs. Raises UserError if more than a tenth have no partner.
+    """Detections of both, (m, 6) each, in pairs. Raises UserError if more than a tenth of both, and more than
+    4, have no partner.
 
     Of two boxes with next to the same score one may be kept here and the other there: on plain ground, by the thousand.
     """

@@ -36,6 +36,8 @@ class ExportedRuntime:
         self.size = None if self.facts.dynamic else list(self.facts.imgsz)
         self.batch = None if self.facts.dynamic else self.facts.batch
         format_ = wanted.reason if opened.dtype == wanted.dtype == torch.bfloat16 else self.facts.precision
+        if self.facts.precision == "int8" != format_:
+            format_ = f"int8, the rest in {format_}"
         self.reason = f"{format_}, {opened.name}"
         self._turn = contextlib.nullcontext() if opened.shared else threading.Lock()
 
@@ -43,6 +45,8 @@ class ExportedRuntime:
         """Decode a batch, as `Runtime.predict` does. Raises UserError for sizes it was not exported for."""
         if augment:
             raise UserError(f"--augment needs a checkpoint, and {self.path} is an exported model")
+        if images.ndim != 4:
+            raise UserError(f"images of the shape {tuple(images.shape)}: (batch, 3, height, width) is needed")
         if self.size and list(images.shape[2:]) != self.size:
             raise UserError(f"this model was exported for {self.size[0]}x{self.size[1]} px and got "
                             f"{images.shape[2]}x{images.shape[3]}; export it with --dynamic")  # fmt: skip
@@ -62,9 +66,11 @@ class ExportedRuntime:
         try:
             with self._turn:
                 made = self._engine(images)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as e:  # each engine has errors of its own
+            if any(word in str(e).lower() for word in ("bad_alloc", "out of memory", "allocate memory")):
+                raise MemoryError(f"{self.path} on {images.shape}: {first_line(e)}") from e
             raise UserError(f"{self.path} does not run on {images.shape}: {first_line(e)}") from e
         if made.ndim != 3 or len(made) != len(images) or made.shape[2] != 5 + len(self.names):
             raise UserError(f"{self.path} gives {made.shape}, which is no detector of YOLOv5's form with "

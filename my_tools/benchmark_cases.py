@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,7 @@ from utils.augment import augment_hsv, flip_left_right, letterbox, random_perspe
 from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import xywhn2xyxy
 from utils.config import DataConfig, load_hyp
-from utils.console import LOGGER, progress
+from utils.console import progress, quiet
 from utils.dataset import DetectionDataset, close_loader, collate, create_loader
 from utils.images import read_image
 from utils.labels import LabelIndex, load_labels
@@ -104,17 +102,6 @@ def compared(
 def turns(what: str) -> Callable[[range], Iterable[int]]:
     """Shows how many rounds of a measurement are done."""
     return partial(progress, desc=what)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what is logged of each thing that is timed."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 def training_run(c: Conditions, cfg: str, folder: str) -> Run:

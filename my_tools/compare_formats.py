@@ -14,6 +14,7 @@ import csv
 import importlib.util
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -29,12 +30,13 @@ from matplotlib.figure import Figure
 
 import export
 from models.checkpoint import load_checkpoint, weights_size
+from models.engines import kind_of
 from models.exported import ExportedRuntime
 from models.exporters import FORMATS
 from models.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
 from models.transfer import with_classes
 from utils.config import check_keys, load_data
-from utils.console import LOGGER, Parser, progress, run_script, shown
+from utils.console import LOGGER, Parser, progress, quiet, run_script, shown
 from utils.device import describe_device, select_device
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write, increment_path, size_of
@@ -49,6 +51,7 @@ NAMES = {CHECKPOINT: "PyTorch", "torchscript": "TorchScript", "onnx": "ONNX Runt
          "ncnn": "ncnn", "tflite": "TensorFlow Lite"}  # fmt: skip
 WITHOUT_FLOAT16 = ("torchscript",)  # on a CPU torch takes seconds for an image in it
 WITH_BF16 = (CHECKPOINT, "openvino")  # engines that calculate in bfloat16 with the weights that they have
+FEW = 20  # rounds of timing, below which medians mean little
 COLORS = {"float32": "#005094", "bf16": "#1fab7c", "float16": "#d18700", "int8": "#b66eaf"}
 
 
@@ -71,8 +74,10 @@ class Options:
         for engine in self.engines:
             if engine not in ENGINES:
                 raise UserError(f"--engines {engine}: one of {', '.join(ENGINES)}")
-        if self.seconds <= 0:
-            raise UserError(f"--seconds {self.seconds:g} must be more than 0")
+        if not 0 < self.seconds < float("inf"):
+            raise UserError(f"--seconds {self.seconds:g} must be a number above 0")
+        if self.imgsz is not None and self.imgsz < 1:
+            raise UserError(f"--imgsz {self.imgsz} must be 1 or more")
 
 
 @dataclass
@@ -101,6 +106,8 @@ def run(**kwargs: Any) -> list[Row]:
     check_keys(kwargs, [f.name for f in fields(Options)], "compare_formats.run")
     opt = Options(**kwargs)
     file, config, device = weights_file(opt.weights), load_data(opt.data), select_device("cpu")
+    if kind_of(file):
+        raise UserError(f"--weights {file} is an exported model already; give the checkpoint")
     content = load_checkpoint(file)
     model = with_classes(content, file, config.names, config.yaml_file.name)
     size = check_img_size(opt.imgsz or content.get("imgsz") or DEFAULT_IMGSZ, int(model.stride.max()))[0]
@@ -121,9 +128,12 @@ def run(**kwargs: Any) -> list[Row]:
     for row, runtime in candidates:
         LOGGER.info(f"\n{row.label}")
         row.map50, row.map = map(float, evaluate_at(size, runtime, split, ValOptions(noplots=True), None).summary[2:4])
-    measure(candidates, size, opt.seconds)
+    rounds = measure(candidates, size, opt.seconds)
+    if rounds < FEW:
+        LOGGER.warning(f"only {rounds} rounds of timing: give more --seconds, on a machine that does nothing else")
     rows = [row for row, _ in candidates]
-    title = f"{file.name}, {size} px; {config.yaml_file.stem}, {len(split.index)} val images; {describe_device(device)}"
+    title = f"{file.name}, {size} px; {config.yaml_file.stem}, {len(split.index)} val images; {rounds} rounds; "
+    title += describe_device(device)
     write(rows, title, folder)
     LOGGER.info(f"\n{title}\n{markdown(rows)}\nresults in {shown(folder)}")
     return rows
@@ -135,39 +145,50 @@ def has_bf16() -> bool:
 
 
 def exported(engine: str, file: Path, size: int, opt: Options, folder: Path) -> list[tuple[Row, AnyRuntime]]:
-    """A format in all number formats that it has and this machine can run; a line on each that is left out."""
+    """A format in all number formats that it has and this machine can run; a line on each, also if it is left out."""
     kind, made = FORMATS[engine], []
     if missing := [p for p in kind.packages if importlib.util.find_spec(p) is None]:
         LOGGER.warning(f"{NAMES[engine]} is left out: {' and '.join(missing)} not installed")
         return []
     half = kind.half and engine not in WITHOUT_FLOAT16
     for precision in ("float32", *("float16",) * half, *("int8",) * kind.int8):
-        place = folder / precision / file.name
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, place)
         flags = {"half": precision == "float16", "int8": precision == "int8"}
+        LOGGER.info(f"exporting: {NAMES[engine]} {precision}")
         try:
-            (path,) = export.run(weights=str(place), include=engine, imgsz=size, data=opt.data, **flags)
+            path = export_to(folder / precision, file, include=engine, imgsz=size, data=opt.data, **flags)
+            shares = ("off", "bf16") if engine in WITH_BF16 and precision != "float16" and has_bf16() else ("off",)
+            for amp in shares:
+                name = {"off": precision, "bf16": "bf16" if precision == "float32" else f"{precision}+bf16"}[amp]
+                runtime = ExportedRuntime(path, torch.device("cpu"), amp=amp)
+                made.append((Row(engine, name, size_of(path) / 2**20), runtime))
         except UserError as e:
             LOGGER.warning(f"{NAMES[engine]} {precision} is left out: {e}")
-            continue
-        finally:
-            place.unlink()
-        shares = ("off", "bf16") if engine in WITH_BF16 and precision != "float16" and has_bf16() else ("off",)
-        for amp in shares:
-            name = {"off": precision, "bf16": "bf16" if precision == "float32" else f"{precision}+bf16"}[amp]
-            made.append((Row(engine, name, size_of(path) / 2**20), ExportedRuntime(path, torch.device("cpu"), amp=amp)))
     return made
 
 
-def measure(candidates: Sequence[tuple[Row, AnyRuntime]], size: int, seconds: float) -> None:
-    """Note the time of one image, from uint8 pixels to decoded boxes, all taking turns."""
+def export_to(folder: Path, file: Path, **flags: Any) -> Path:
+    """Export a checkpoint into a folder of its own; what is there of an older run is replaced."""
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as staged:
+        copy = Path(staged) / file.name
+        shutil.copyfile(file, copy)
+        with quiet():
+            (path,) = export.run(weights=str(copy), **flags)
+        final = folder / path.name
+        export.check_target(final, flags["include"])
+        export.put_in_place(path, final, Path(staged) / "old")
+    return final
+
+
+def measure(candidates: Sequence[tuple[Row, AnyRuntime]], size: int, seconds: float) -> int:
+    """Note the time of one image, from uint8 pixels to decoded boxes, all taking turns; returns the rounds."""
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     calls = [partial(runtime.predict, image) for _, runtime in candidates]
     times = time_in_turns(calls, rounds=200, budget=seconds, each=partial(progress, desc="timing in turns"), rest=REST)
     for (row, _), ms, ratio in zip(candidates, np.median(times, 0) * 1e3, np.median(times / times[:, :1], 0),
                                    strict=True):  # fmt: skip
         row.ms, row.ratio = float(ms), float(ratio)
+    return len(times)
 
 
 def markdown(rows: Sequence[Row]) -> str:

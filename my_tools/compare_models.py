@@ -35,7 +35,7 @@ from utils.options import ValOptions
 from utils.profiling import REST, count_gflops, time_in_turns
 from utils.scoring import results_of
 from utils.sources import list_media
-from val import Split, check_classes, collect, prepared, side_of
+from val import Split, collect, prepared, side_of
 
 BATCHES = (1, 32)  # what the latency is measured with
 METRICS = ("mAP50", "mAP50-95")
@@ -120,10 +120,12 @@ def _exported(
     label: str, file: Path, data: DataConfig | None, imgsz: int | None, device: torch.device, half: bool
 ) -> Candidate:
     runtime = ExportedRuntime(file, device, half)
-    if data:
-        check_classes(file, runtime.names, data)
+    if data and list(runtime.names.values()) != list(data.names.values()):
+        raise UserError(f"{file} knows other classes, or in another order, than {data.yaml_file}: give its checkpoint, "
+                        "whose classes are found by name, or give the --data it was trained on")  # fmt: skip
     entry = Entry(label, speakable(file), "", None, size_of(file), None, side_of(runtime, imgsz), ())
-    entry.remark = runtime.reason + ("; looks at whole squares, where others spare the bars" if runtime.size else "")
+    entry.remark = runtime.reason + "; looks at whole squares, where others spare the bars" * bool(runtime.size)
+    entry.remark += "; NMS is in its graph and its time, with one class for a box" * bool(runtime.facts.nms)
     return Candidate(entry, runtime, trained=True)
 
 

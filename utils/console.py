@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -139,3 +140,14 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
         if is_main():
             sys.stderr.write(f"{str(e) or 'interrupted'}\n")  # as asked for: no error
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what is logged of each thing that is timed."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

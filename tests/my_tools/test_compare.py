@@ -419,6 +419,6 @@ def test_exported_models(runs: list[Path], data: Path, tmp_path: Path) -> None:
 
 def test_exported_models_of_other_classes_are_refused(runs: list[Path], tmp_path: Path) -> None:
     (file,) = export.run(weights=str(runs[0]), include="torchscript", imgsz=64)
-    with pytest.raises(UserError, match="knows 2 classes, .* lists 20"):
+    with pytest.raises(UserError, match="knows other classes, or in another order, than .*VOC.yaml"):
         compare.run(weights=[str(file)], data="VOC.yaml", project=str(tmp_path), **QUICK)
     file.unlink()

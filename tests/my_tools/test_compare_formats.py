@@ -10,6 +10,7 @@ import pytest
 from exports import missing, network
 from helpers import write_yolo_set
 
+import export
 from models.checkpoint import save_checkpoint, weights_content
 from my_tools import compare_formats
 from utils.errors import UserError
@@ -23,6 +24,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_table_and_chart(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_formats, "has_bf16", lambda: True)
+    monkeypatch.setattr(compare_formats.export.Judge, "map50", lambda self, file: 0.5)
     engines = ["pytorch", "torchscript", *(kind for kind in ("onnx", "ncnn") if not missing(kind))]
     rows = compare_formats.run(weights=str(weights), data=str(write_yolo_set(tmp_path / "set", 6)), engines=engines,
                                seconds=0.01, project=str(tmp_path / "runs"))  # fmt: skip
@@ -45,7 +47,7 @@ def test_table_and_chart(weights: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_cannot_be_had_is_left_out(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     real = compare_formats.importlib.util.find_spec
     monkeypatch.setattr(compare_formats.importlib.util, "find_spec",
@@ -53,14 +55,22 @@ def test_what_cannot_be_had_is_left_out(
     with pytest.raises(UserError, match="none of these is installed"):
         compare_formats.run(weights=str(weights), data=str(write_yolo_set(tmp_path / "set", 6)), seconds=0.01,
                             engines=["onnx", "ncnn"], project=str(tmp_path / "runs"))  # fmt: skip
-    assert "ONNX Runtime is left out: onnx not installed" in caplog.text and "ncnn is left out" in caplog.text
+    said = capsys.readouterr().out
+    assert "ONNX Runtime is left out: onnx not installed" in said and "ncnn is left out" in said
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [({"data": ""}, "--data: the set"), ({"engines": ["onnxx"]}, "--engines onnxx: one of pytorch, torchscript"),
-     ({"seconds": 0}, "--seconds 0 must"), ({"weight": "a"}, "weight")],
+     ({"seconds": 0}, "--seconds 0 must"), ({"seconds": float("nan")}, "--seconds nan must"),
+     ({"imgsz": 0}, "--imgsz 0 must"), ({"weight": "a"}, "weight")],
 )  # fmt: skip
 def test_refused(flags: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         compare_formats.run(**{"data": "shapes.yaml", **flags})
+
+
+def test_an_exported_model_is_refused(weights: Path) -> None:
+    (file,) = export.run(weights=str(weights))
+    with pytest.raises(UserError, match="is an exported model already; give the checkpoint"):
+        compare_formats.run(weights=str(file), data="shapes.yaml")
