@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import load_checkpoint, model_from_checkpoint
-from models.engines import first_line, kind_of, need
+from models.engines import INSIDE, first_line, kind_of, need
 from models.export_check import check
 from models.export_form import ExportForm
 from models.exporters import FORMATS, Job
@@ -42,11 +42,11 @@ from utils.labels import load_labels
 from utils.options import ValOptions
 from val import Split, check_classes, evaluate_at, load_split
 
-OURS = (".xml", ".bin", ".param", ".json")  # files of formats that are folders
 CHECKED = 3  # pictures that a file is checked on
 CALIBRATED = 128  # images of the train split from which engines learn how large numbers get in 8 bits
 JUDGED = 500  # images of the val split on which 8 bits are compared with float
 MOST_LOST = 0.01  # mAP50 that 8 bits may cost
+LEAST_FOUND = 0.02  # mAP50 in float from which that says anything
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,15 @@ class Options:
     opset: int = 17
 
     def __post_init__(self) -> None:
-        if isinstance(self.include, str):
-            object.__setattr__(self, "include", (self.include,))
+        words = (self.include,) if isinstance(self.include, str) else self.include
+        object.__setattr__(self, "include", tuple(kind for word in words for kind in word.split(",") if kind))
         for kind in self.include:
             if kind not in FORMATS:
                 raise UserError(f"--include {kind}{did_you_mean(kind, FORMATS)}: one of {', '.join(FORMATS)}")
             for flag in ("half", "int8", "dynamic"):
                 if getattr(self, flag) and not getattr(FORMATS[kind], flag):
-                    raise UserError(f"--{flag} is for {', '.join(that_have(flag))}; leave {kind} out of --include")
+                    raise UserError(f"--{flag} is for {', '.join(that_have(flag))}, not for {kind}: name those with "
+                                    "--include")  # fmt: skip
             if not FORMATS[kind].batches and self.batch_size > 1:
                 raise UserError(f"--batch-size {self.batch_size}: {kind} looks at one image at a time")
         if not self.include:
@@ -117,7 +118,7 @@ def run(**kwargs: Any) -> list[Path]:
     model = model_from_checkpoint(content, file).eval()
     stride = int(model.stride.max())
     imgsz = opt.imgsz if opt.imgsz is None or isinstance(opt.imgsz, int) else list(opt.imgsz)
-    height, width = check_img_size(imgsz or content.get("imgsz") or DEFAULT_IMGSZ, stride)
+    height, width = check_img_size(content.get("imgsz") or DEFAULT_IMGSZ if imgsz is None else imgsz, stride)
     precision = "float16" if opt.half else "float32"
     if model.yaml["ch"] != 3:
         raise UserError(f"{file} takes {model.yaml['ch']} channels; only networks for pictures of 3 are exported")
@@ -147,7 +148,8 @@ def run(**kwargs: Any) -> list[Path]:
     if failed:
         raise UserError("; ".join(failed))
     word = quoted(shown(made[-1]))
-    LOGGER.info(f"next: python detect.py --weights {word}\n      python val.py --weights {word} --data ...")
+    data = opt.data or "..."
+    LOGGER.info(f"next: python detect.py --weights {word}\n      python val.py --weights {word} --data {data}")
     return made
 
 
@@ -173,7 +175,7 @@ def export_one(
         write(kind, job)
         off = check(job.out, model, facts, pictures)
         LOGGER.info(f"{kind}: boxes within {off[0]:.3g} px of the network's, scores within {off[1]:.2g}")
-        made = in_8_bits(kind, job, opt, judge) if judge else job.out
+        made = judged_in_8_bits(kind, job, opt, judge) if judge else job.out
         put_in_place(made, final, Path(folder) / "old")
     return final
 
@@ -191,18 +193,23 @@ class Judge:
         self.images = np.stack([as_input(train.file(k), facts.imgsz) for k in spread(len(train), CALIBRATED)])
         split = load_split(self.config, self.opt)
         self.split = Split(self.config, split.index.take(spread(len(split.index), JUDGED)), split.annotations)
+        if not len(self.split.index.values):
+            raise UserError(f"--int8: no val image of {self.config.yaml_file} has a label, so nothing can be judged")
 
     def map50(self, file: Path) -> float:
         """The mAP50 of an exported model."""
         return evaluate_at(self.size, load_runtime(file, torch.device("cpu")), self.split, self.opt, None).summary[2]
 
 
-def in_8_bits(kind: str, job: Job, opt: Options, judge: Judge) -> Path:
+def judged_in_8_bits(kind: str, job: Job, opt: Options, judge: Judge) -> Path:
     """Write a format in 8 bits beside the one in float; layers stay in float until enough of the mAP50 is kept.
 
     Raises UserError if it is not to be kept so.
     """
     exact, facts = judge.map50(job.out), replace(job.facts, precision="int8")
+    if exact < LEAST_FOUND:
+        raise UserError(f"--int8: mAP50 {exact:.3f} in float on {judge.config.yaml_file}, too little to judge by: give "
+                        "the --data it was trained on, or train it first")  # fmt: skip
 
     def build(left: Sequence[str]) -> Path:
         out = job.out.parent / f"but-{len(left)}" / job.out.name
@@ -236,8 +243,11 @@ def check_target(final: Path, kind: str) -> None:
     if final.is_dir() != FORMATS[kind].is_folder:
         what = "folder" if final.is_dir() else "file"
         raise UserError(f"{final} is in the way: a {what} that export.py did not make")
-    if final.is_dir() and not all(f.suffix in OURS for f in final.iterdir()):
+    ours = {f"{final.name}.xml", f"{final.name}.bin", "model.ncnn.param", "model.ncnn.bin", INSIDE}
+    if final.is_dir() and not {f.name for f in final.iterdir()} <= ours:
         raise UserError(f"{final} holds files that export.py did not make; move them away")
+    if final.is_file() and INSIDE.encode() not in final.read_bytes():
+        raise UserError(f"{final} is in the way: export.py did not make it; move it away")
 
 
 def put_in_place(staged: Path, final: Path, old: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 import sys
 import warnings
 import zipfile
@@ -54,7 +55,7 @@ def need(package: str, what: str) -> ModuleType:
     """Import a package. Raises UserError that says how to install it, if it is not there or does not load."""
     pip, extra = PACKAGES[package]
     try:
-        with _unreported():
+        with _unreported(), without_logs():
             return importlib.import_module(package)
     except ModuleNotFoundError as e:
         if e.name != package:
@@ -76,6 +77,18 @@ def _unreported() -> Iterator[None]:
         yield
     finally:
         del sys.modules[REPORTER]
+
+
+@contextlib.contextmanager
+def without_logs() -> Iterator[None]:
+    """Without what packages write to the log that all programs share, and the handlers that doing so adds there."""
+    handlers = list(logging.root.handlers)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.handlers[:] = handlers
 
 
 def kind_of(path: Path) -> str:

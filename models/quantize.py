@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.engines import need, openvino_core
+from models.engines import need, openvino_core, without_logs
 from models.export_form import ExportForm
 from utils.errors import UserError
 
@@ -30,11 +30,14 @@ class Calibration(NamedTuple):
     batch: int = 1
     left: Sequence[str] = ()
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """The images in [0, 1] as the network takes them, float32; what is missing in the last batch is repeated."""
-        for start in range(0, len(self.images), self.batch):
-            chosen = np.arange(start, start + self.batch) % len(self.images)
-            yield self.images[chosen].astype(np.float32) / 255
+    @property
+    def starts(self) -> range:
+        """The first images of the batches."""
+        return range(0, len(self.images), self.batch)
+
+    def batch_from(self, start: int) -> np.ndarray:
+        """Images in [0, 1] as the network takes them, float32; what is missing in the last batch is repeated."""
+        return self.images[np.arange(start, start + self.batch) % len(self.images)].astype(np.float32) / 255
 
 
 def layers_of(form: ExportForm) -> dict[str, nn.Module]:
@@ -49,15 +52,15 @@ def quantize_onnx(model: Any, calibration: Calibration) -> Any:
     prepare = _part_of("onnxruntime", "quantization.shape_inference").quant_pre_process
 
     class Reader(tools.CalibrationDataReader):
-        batches = calibration.batches()
+        starts = iter(calibration.starts)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            images = next(self.batches, None)
-            return None if images is None else {"images": images}
+            start = next(self.starts, None)
+            return None if start is None else {"images": calibration.batch_from(start)}
 
     quantized = tuple(f"/{name}/" for name in ("layers", "convs"))
     left = tuple(f"/{name}/" for name in calibration.left)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, without_logs():
         given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"
         prepare(model, str(given), skip_symbolic_shape=True)
         nodes = [node.name for node in onnx.load(str(given)).graph.node]
@@ -76,7 +79,7 @@ def quantize_openvino(network: Any, calibration: Calibration) -> Any:
     left = [rf"__module\.{re.escape(name)}[./].*" for name in calibration.left]
     nncf.set_log_level(logging.ERROR)
     return nncf.quantize(
-        network, nncf.Dataset(list(calibration.batches())), subset_size=len(calibration.images),
+        network, nncf.Dataset(calibration.starts, calibration.batch_from), subset_size=len(calibration.starts),
         preset=nncf.QuantizationPreset.MIXED,  # maps are not symmetric, and convolutions fuse with what follows them
         ignored_scope=nncf.IgnoredScope(patterns=[r"(?!__module\.).*", *left], validate=False))  # fmt: skip
 
@@ -176,15 +179,3 @@ def _part_of(package: str, part: str) -> Any:
         return importlib.import_module(f"{package}.{part}")
     except ImportError as e:
         raise UserError(f"--int8: {package}.{part} does not load here ({e})") from e
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without advice in the log that all programs share, and without the handler that giving it would add there."""
-    handlers = list(logging.root.handlers)
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        logging.root.handlers[:] = handlers

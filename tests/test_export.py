@@ -267,17 +267,19 @@ def test_wrong_flags_are_one_line(flags: dict, message: str, weights: Path) -> N
 def test_a_file_that_differs_is_not_left(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what lay there before stays."""
     shutil.copy(weights, tmp_path / "best.pt")
-    (tmp_path / "best.torchscript").write_text("before")
-    predict = ExportedRuntime.predict
+    (file,) = export.run(weights=str(tmp_path / "best.pt"))
+    before, predict = file.read_bytes(), ExportedRuntime.predict
     for wrong, message in ((1.0, "differs from the network: boxes by"), (float("nan"), "differs from the network")):
         monkeypatch.setattr(ExportedRuntime, "predict", lambda self, x, by=wrong: predict(self, x) + by)
         with pytest.raises(UserError, match=message):
             export.run(weights=str(tmp_path / "best.pt"))
     assert sorted(f.name for f in tmp_path.iterdir()) == ["best.pt", "best.torchscript"]
-    assert (tmp_path / "best.torchscript").read_text() == "before"
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(("kind", "name"), [("torchscript", "best.torchscript/mine.txt"),
+                                            ("torchscript", "best.torchscript"), ("onnx", "best.onnx"),
+                                            ("openvino", "best_openvino/other.xml"),
                                             ("openvino", "best_openvino/notes.md"), ("openvino", "best_openvino"),
                                             ("ncnn", "best_ncnn/mine/x.bin")])  # fmt: skip
 def test_what_others_put_there_is_not_replaced(kind: str, name: str, weights: Path, tmp_path: Path) -> None:

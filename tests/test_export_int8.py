@@ -15,15 +15,20 @@ from exports import need_packages, network
 from helpers import write_yolo_set
 
 import export
+from models import exporters
 from models.checkpoint import save_checkpoint, weights_content
-from models.engines import need
+from models.engines import need, openvino_core
 from models.export_form import ExportForm
 from models.exporters import FORMATS, Job
 from models.quantize import Calibration, change, in_8_bits, layers_of, sensitive_first, with_sensitive_left
 from models.runtime import load_runtime
+from utils.augment import letterbox
+from utils.boxes import scale_boxes, xyxy2xywh
 from utils.errors import UserError
 from utils.export_facts import ExportFacts
 from utils.files import size_of
+from utils.images import read_image
+from utils.nms import non_max_suppression
 
 CPU = torch.device("cpu")
 MORE = {"onnx": (), "openvino": ("nncf",)}
@@ -109,14 +114,16 @@ def test_more_than_half_in_float_is_an_error() -> None:
     ids=["onnx", "onnx-dynamic", "onnx-nms", "openvino", "openvino-dynamic"],
 )  # fmt: skip
 def test_a_file_in_8_bits(
-    kind: str, how: dict, weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+    kind: str, how: dict, weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
     need_int8(kind)
+    monkeypatch.setattr(export.Judge, "map50", lambda self, file: 0.495 if file.parent.name == "but-0" else 0.5)
     (exact,) = export.run(weights=str(weights), include=[kind], data=str(data), **how)
     (file,) = export.run(weights=str(weights), include=[kind], data=str(data), int8=True, **how)
     assert file.name == {"onnx": "best_int8.onnx", "openvino": "best_int8_openvino"}[kind] and exact.exists()
     assert size_of(file) < 0.45 * size_of(exact)
-    assert re.search(rf"{kind}: mAP50 0.0\d\d in 8 bits, 0.0\d\d in float, on 6 val images; layers left in float: none",
+    assert re.search(f"{kind}: mAP50 0.495 in 8 bits, 0.500 in float, on 6 val images; layers left in float: none",
                      capsys.readouterr().out)  # fmt: skip
     runtime = load_runtime(file, CPU)
     assert runtime.facts.precision == "int8" and "int8" in runtime.reason
@@ -156,7 +163,7 @@ def rounded_layers(kind: str, file: Path) -> set[str]:
         names = [name for name, maker in kernels if maker is not None and maker.op_type == "DequantizeLinear"]
         found = [re.match(r"/(layers|convs)[./](\d+)", name) for name in names]
     else:
-        network = need("openvino", "").Core().read_model(next(file.glob("*.xml")))
+        network = openvino_core().read_model(next(file.glob("*.xml")))
         names = [op.get_friendly_name() for op in network.get_ops() if op.get_type_name().endswith("Convolution")
                  and any("i8" in str(o.get_element_type()) or "int8" in str(o.get_element_type())
                          for o in constants_before(op))]  # fmt: skip
@@ -186,6 +193,62 @@ def test_what_loses_too_much_is_not_written(
     assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
 
 
+def own_detections_as_labels(data: Path, file: Path, folder: Path) -> Path:
+    """A copy of a set in which the surest boxes that an exported model finds are what there is to find."""
+    shutil.copytree(data.parent, folder)
+    runtime = load_runtime(file, CPU)
+    for picture in sorted((folder / "images/val").iterdir()):
+        image = read_image(picture)
+        fitted = letterbox(image, tuple(runtime.size), auto=False)[0]
+        pixels = torch.from_numpy(fitted[..., ::-1].transpose(2, 0, 1).copy())
+        (found,) = non_max_suppression(runtime.predict(pixels[None]))
+        scale_boxes(fitted.shape[:2], found[:, :4], image.shape)
+        boxes = xyxy2xywh(found[:6, :4]) / torch.tensor(image.shape[1::-1]).repeat(2)
+        lines = [" ".join([str(int(cls)), *(f"{v:.6f}" for v in box)]) for cls, box in
+                 zip(found[:6, 5].tolist(), boxes.tolist(), strict=True)]  # fmt: skip
+        (folder / "labels/val" / f"{picture.stem}.txt").write_text("\n".join(lines))
+    config = {**yaml.safe_load(data.read_text()), "path": str(folder)}
+    (folder / data.name).write_text(yaml.safe_dump(config))
+    return folder / data.name
+
+
+def test_the_judge_judges(weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model finds itself is all there is to find: it finds it, and one with an empty head does not."""
+    need_int8("onnx")
+    (file,) = export.run(weights=str(weights), include="onnx")
+    own = own_detections_as_labels(data, file, tmp_path / "own")
+    names = {0: "red", 1: "blue, or 'azure'"}
+    judge = export.Judge(weights, export.Options(data=str(own)), ExportFacts(names, 32, (64, 64)))
+    assert judge.map50(file) > 0.9
+    real = exporters.quantize_onnx
+
+    def empty(model: object, calibration: Calibration) -> object:
+        made = real(model, calibration)
+        for tensor in made.graph.initializer:
+            if "convs" in tensor.name and tensor.name.endswith("_quantized"):  # of the head
+                tensor.raw_data = bytes(len(tensor.raw_data))
+        return made
+
+    monkeypatch.setattr(exporters, "quantize_onnx", empty)
+    monkeypatch.setattr(export, "sensitive_first", lambda form, images: ["layers.0", "layers.2"])
+    with pytest.raises(UserError, match="was to be kept, with 1 of 2 layers in float"):
+        export.run(weights=str(weights), include="onnx", data=str(own), int8=True)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["best.onnx", "best.pt", "own"]
+
+
+@pytest.mark.parametrize(("labels", "message"), [(True, "too little to judge by"), (False, "has a label")])
+def test_nothing_to_judge_by(labels: bool, message: str, weights: Path, data: Path, tmp_path: Path) -> None:
+    need_int8("onnx")
+    shutil.copytree(data.parent, tmp_path / "set")
+    config = {**yaml.safe_load(data.read_text()), "path": str(tmp_path / "set")}
+    (tmp_path / "set" / data.name).write_text(yaml.safe_dump(config))
+    if not labels:
+        shutil.rmtree(tmp_path / "set/labels/val")
+    with pytest.raises(UserError, match=message):
+        export.run(weights=str(weights), include="onnx", data=str(tmp_path / "set" / data.name), int8=True)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["best.pt", "set"]
+
+
 def test_the_layers_left_are_told(
     weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,7 +265,7 @@ def test_the_layers_left_are_told(
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"include": "torchscript"}, "--int8 is for onnx, openvino; leave torchscript out of --include"),
+    [({"include": "torchscript"}, "--int8 is for onnx, openvino, not for torchscript: name those with --include"),
      ({"half": True}, "--half and --int8: give one of them"), ({"data": ""}, "--int8 needs --data"),
      ({"simplify": True}, "--simplify: leave it out"),
      ({"imgsz": [64, 96]}, "--imgsz 64 96: --int8 is judged as val.py does, on squares"),
