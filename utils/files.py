@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +73,34 @@ def _make_folder(path: Path, exist_ok: bool) -> None:
         raise UserError(f"cannot make the folder {path}: {e.strerror}; choose another --project") from e
 
 
+def read_file(path: str | Path, most: int) -> bytes:
+    """The bytes of a plain file. Raises OSError for anything else, such as a pipe, and for more than `most` bytes.
+
+    What lies in a data set may be a link to a device or a pipe, which would never end, or never begin.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as f:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        content = f.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EINVAL, f"is larger than {most:,} bytes", str(path))
+    return content
+
+
+def walk(folder: str | Path) -> Iterator[str]:
+    """The files below a folder, links followed, each real folder once: a link may lead back up."""
+    seen: set[tuple[int, int]] = set()
+    for where, below, names in os.walk(folder, followlinks=True):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below.sort()
+        yield from (os.path.join(where, name) for name in names)
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", durable: bool = True, **kwargs) -> Iterator[IO]:
     """Open a temporary file beside `path`; on success rename it, on failure remove it.
@@ -132,7 +162,12 @@ def check_suffix(file: str | Path, suffix: str | Sequence[str]) -> None:
 
 def safe_name(text: str) -> str:
     """A file name made of a class name or an address."""
-    return re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"
+    return re.sub(r"[^\w.-]+", "_", text[:80]).strip(".") or "_"
+
+
+def csv_text(text: str) -> str:
+    """A name as a csv may hold it: behind an apostrophe where spreadsheets would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -8,13 +8,14 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_file
 
 
 class ImageError(UserError):
     """A picture that cannot be used; the message says why."""
 
 
+LARGEST_FILE = 2**30  # bytes
 REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
            8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
 
@@ -49,7 +50,7 @@ def _scan_start(jpeg: bytes) -> int:
 def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
     """Read a picture file: (h, w, 3) uint8 BGR, as `decode_image` has it. Raises ImageError."""
     try:
-        content = Path(path).read_bytes()
+        content = read_file(path, LARGEST_FILE)
     except OSError as e:
         raise ImageError(e.strerror or "cannot be read") from e
     return decode_image(content, reduce)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.console import LOGGER, progress
+from utils.console import LOGGER, printable, progress
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, atomic_write
+from utils.files import IMAGE_SUFFIXES, atomic_write, read_file, walk
 from utils.images import ImageError, read_image
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
+LEAST_SIDE = 1e-6  # of a box in the image, a fraction
+LARGEST_LABELS, LARGEST_LIST = 2**24, 2**28  # bytes of a label file, of a list of images
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
     files: list[str] = []
     for source in sources:
         if source.is_dir():
-            files += [os.path.join(d, f) for d, _, names in os.walk(source, followlinks=True) for f in names]
+            files += walk(source)
         elif source.is_file():
             try:
-                lines = source.read_text(encoding="utf-8-sig").replace("\0", "").splitlines()
+                lines = read_file(source, LARGEST_LIST).decode("utf-8-sig").replace("\0", "").splitlines()
             except UnicodeDecodeError:
                 raise UserError(f"{source}: a list of images must be a text file in UTF-8") from None
+            except OSError as e:
+                raise UserError(f"{source}: {e.strerror}") from e
             files += [os.path.normpath(source.parent / line.strip()) for line in lines if line.strip()]
         else:
             raise UserError(f"{source} does not exist: correct the data yaml")
@@ -94,6 +99,8 @@ def parse_labels(text: str, nc: int) -> np.ndarray:
         if not fields:
             continue
         try:
+            if "_" in line or not line.isascii():  # Python's float takes 1_0 for ten, and digits of any alphabet
+                raise ValueError
             values = [float(v) for v in fields]
         except ValueError:
             raise ValueError(f"line {number}: not a number in '{line.strip()[:60]}'") from None
@@ -117,6 +124,8 @@ def _checked_row(values: list[float], nc: int, number: int) -> tuple[float, ...]
         raise ValueError(f"line {number}: coordinates must be fractions of the image, from 0 to 1, and w, h above 0")
     x1, x2 = max(cx - w / 2, 0.0), min(cx + w / 2, 1.0)
     y1, y2 = max(cy - h / 2, 0.0), min(cy + h / 2, 1.0)
+    if min(x2 - x1, y2 - y1) < LEAST_SIDE:
+        raise ValueError(f"line {number}: a box without area, {w:g} x {h:g} of the image")
     return (cls, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
 
 
@@ -131,7 +140,7 @@ def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, s
         return None, empty, f"{image}: {shape[1]}x{shape[0]} px is too small, 10 px a side needed"
     file = label_path(image)
     try:
-        return shape, parse_labels(file.read_text(encoding="utf-8-sig"), nc), ""
+        return shape, parse_labels(read_file(file, LARGEST_LABELS).decode("utf-8-sig"), nc), ""
     except FileNotFoundError:
         return shape, empty, ""
     except UnicodeDecodeError:
@@ -164,7 +173,7 @@ def load_labels(sources: tuple[Path, ...], nc: int, desc: str = "") -> LabelInde
     # lists of one folder's images have a cache each, beside the list
     cache = (sources[0] if sources[0].is_file() else label_path(images[0]).parent).with_suffix(".cache.npz")
     fingerprint = _fingerprint(images, nc)
-    index = _read_cache(cache, fingerprint)
+    index = _read_cache(cache, fingerprint, images, nc)
     if index is None:
         index = _scan(images, nc, desc)
         _write_cache(cache, fingerprint, index)
@@ -192,21 +201,46 @@ def _scan(images: list[str], nc: int, desc: str) -> LabelIndex:
         shapes=np.array([shape for _, shape, _ in good], np.int32).reshape(-1, 2),
         values=np.concatenate([labels for _, _, labels in good] or [np.zeros((0, 5), np.float32)]),
         offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        problems=tuple(problem for _, _, problem in results if problem),
+        problems=tuple(printable(problem) for _, _, problem in results if problem),
     )
 
 
-def _read_cache(path: Path, fingerprint: str) -> LabelIndex | None:
-    """The cached index, or None if there is none, it is of another state of the files, or it is damaged."""
+def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> LabelIndex | None:
+    """The cached index, or None if there is none, it is of another state of the files, or it is damaged.
+
+    A cache may have come with the data set, so what it holds is checked as if it had been read from label files.
+    """
     try:
+        with zipfile.ZipFile(path) as z:
+            if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):
+                return None
+            if sum(i.file_size for i in z.infolist()) > path.stat().st_size:
+                return None
         with np.load(path, allow_pickle=False) as z:
             if str(z["fingerprint"]) != fingerprint:
                 return None
             arrays = {k: z[k] for k in ("files", "shapes", "values", "offsets")}
-            problems = tuple(json.loads(str(z["problems"])))
+            problems = tuple(str(p) for p in json.loads(str(z["problems"])))
+        index = LabelIndex(**arrays, problems=problems)
+        return index if _is_sound(index, images, nc) else None
     except Exception:  # whatever is wrong with a cache, it is made anew
         return None
-    return LabelIndex(**arrays, problems=problems)
+
+
+def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
+    """Whether an index is of these images, with labels that label files could give."""
+    files, shapes, values, offsets = index.files, index.shapes, index.values, index.offsets
+    kinds = [files.dtype.kind, shapes.dtype, values.dtype, offsets.dtype]
+    sizes = [files.ndim, shapes.shape, values.shape[1:], offsets.shape]
+    if kinds != ["S", np.int32, np.float32, np.int64] or sizes != [1, (len(files), 2), (5,), (len(files) + 1,)]:
+        return False
+    if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any() or (shapes < 10).any():
+        return False
+    if not {*files.tolist()} <= {os.fsencode(image) for image in images}:
+        return False
+    cls, box = values[:, 0], values[:, 1:]
+    fits = (cls == cls.astype(np.int64)) & (cls >= 0) & (cls < nc)
+    return bool(fits.all() and (box >= 0).all() and (box <= 1).all() and (box[:, 2:] >= LEAST_SIDE / 2).all())
 
 
 def _write_cache(path: Path, fingerprint: str, index: LabelIndex) -> None:

@@ -18,14 +18,15 @@ import cv2
 import numpy as np
 
 from utils.augment import letterbox
-from utils.console import LOGGER
+from utils.console import LOGGER, printable
 from utils.download import download
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_file
 from utils.images import ImageError, read_image
 
 STREAM_SCHEMES = ("rtsp", "rtmp", "tcp", "udp", "http", "https")
 RECONNECTS = 3
+LARGEST_LIST = 2**28  # bytes
 NO_SCREENSHOTS = "--source {}: screenshots are not supported; record a video and give its file"
 
 
@@ -61,9 +62,11 @@ def list_media(source: str) -> list[str]:
     path = Path(source)
     if path.suffix.lower() == ".txt" and path.is_file():
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            lines = [line.strip() for line in read_file(path, LARGEST_LIST).decode("utf-8-sig").splitlines()]
         except UnicodeDecodeError:
             raise UserError(f"--source {source}: a list of files must be a text file in UTF-8") from None
+        except OSError as e:
+            raise UserError(f"--source {source}: {e.strerror}") from e
         files = [str(path.parent / line) for line in lines if line]
         for file in files:
             if not Path(file).is_file():
@@ -125,7 +128,8 @@ class LoadImages:
                 self._skip(path, str(e))
                 continue
             self.mode, self.frame = "image", 0
-            yield path, network_input(im0, self.img_size, self.stride, self.auto), im0, None, f"image {where} {path}: "
+            im = network_input(im0, self.img_size, self.stride, self.auto)
+            yield path, im, im0, None, f"image {where} {printable(path)}: "
 
     def _video(self, path: str, where: str) -> Iterator[tuple]:
         capture = cv2.VideoCapture(path)
@@ -141,7 +145,7 @@ class LoadImages:
                 if not good:
                     continue
                 self.mode, shown = "video", True
-                text = f"video {where} ({self.frame}/{total}) {path}: "
+                text = f"video {where} ({self.frame}/{total}) {printable(path)}: "
                 yield path, network_input(im0, self.img_size, self.stride, self.auto), im0, capture, text
         finally:
             capture.release()
@@ -167,7 +171,10 @@ class LoadStreams:
     ) -> None:
         path = Path(sources)
         is_list = path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES
-        listed = path.read_text(encoding="utf-8-sig").split() if is_list else [str(sources)]
+        try:
+            listed = read_file(path, LARGEST_LIST).decode("utf-8-sig").split() if is_list else [str(sources)]
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"--source {sources}: cannot be read as a list of streams ({e})") from e
         if not listed:
             raise UserError(f"--source {sources}: lists no stream")
         self.sources = listed
@@ -191,6 +198,9 @@ class LoadStreams:
 
     @staticmethod
     def _open(source: str) -> cv2.VideoCapture:
+        # OpenCV may take other texts for pipelines of GStreamer, whose parts write files too
+        if not (source.isdecimal() or urlsplit(source).scheme.lower() in STREAM_SCHEMES or Path(source).is_file()):
+            raise UserError(f"--source {source}: is no stream ({', '.join(STREAM_SCHEMES)}), webcam number or file")
         capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         if not capture.isOpened():
             kind = "webcam" if source.isdecimal() else "stream"

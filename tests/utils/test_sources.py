@@ -84,7 +84,7 @@ def test_streams_end_with_their_sources(tmp_path: Path) -> None:
         ("notes.md", "no known kind of picture"),
         ("empty", "no picture or video in it"),
         ("screen 0", "screenshots are not supported"),
-        ("bad.streams", "cannot be opened"),
+        ("bad.streams", "is no stream"),
     ],
 )
 def test_nothing_to_look_at(media: Path, source: str, message: str) -> None:
