@@ -27,7 +27,7 @@ from utils.console import LOGGER, Parser, run_script
 from utils.device import describe_device, has_display, select_device
 from utils.draw import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
-from utils.files import ROOT, atomic_write, increment_path, safe_name
+from utils.files import ROOT, atomic_write, csv_text, increment_path, safe_name
 from utils.images import write_image
 from utils.nms import non_max_suppression
 from utils.precision import AMP_CHOICES
@@ -109,7 +109,8 @@ class Output:
             writer = csv.writer(f)
             if new:
                 writer.writerow(("Image Name", "Prediction", "Confidence"))
-            writer.writerows((name, self.names[int(row[5])], f"{row[4]:.2f}") for row in found.tolist())
+            for row in found.tolist():
+                writer.writerow((csv_text(name), csv_text(self.names[int(row[5])]), f"{row[4]:.2f}"))
 
     def _video(self, name: str, picture: np.ndarray, fps: float) -> cv2.VideoWriter:
         if name not in self.videos:

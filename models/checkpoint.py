@@ -33,6 +33,7 @@ from torch import Tensor
 from models.foreign import LARGEST_IMAGE, check_plain, foreign_content, outline, what_is
 from models.yolo import DetectionModel
 from utils.config import check_model_cfg, is_whole
+from utils.console import has_control
 from utils.errors import UserError, did_you_mean
 from utils.files import atomic_write
 from utils.unpickle import Inert, RefusedPickle, read_torch_zip
@@ -147,6 +148,8 @@ def _check_content(content: dict[str, Any], path: Path) -> None:
         names, nc = content["names"], content["yaml"].get("nc")
         if not is_whole(nc) or nc != len(names) or list(names) != list(range(len(names))):
             raise ValueError("its class names are not numbered from 0 to nc - 1")
+        if any(isinstance(name, str) and has_control(name) for name in names.values()):
+            raise ValueError("one of its class names holds a line end or control character")
         for key, value in content["model"].items():
             _check_tensor(key, value)
     except ValueError as e:

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+from defusedxml.ElementTree import fromstring
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -102,7 +103,7 @@ def svg(chart: Chart) -> str:
     The page has --ink, --soft, --grid, --paper and --s0 to --s9. All ids begin with the chart's name.
     """
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    root = ElementTree.fromstring(_render(chart, _MARKED, format="svg", metadata=nothing, transparent=True))
+    root = fromstring(_render(chart, _MARKED, format="svg", metadata=nothing, transparent=True))
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.endswith(("}style", "}metadata")):  # a style element would rule the whole page

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +39,8 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        text = printable(record.getMessage(), keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
+        keep = "\t" if record.levelno >= logging.WARNING else "\n\t"  # a warning's line end is one in a file's name
+        text = printable(record.getMessage(), keep).encode(encoding, "backslashreplace").decode(encoding)
         if record.levelno >= logging.ERROR:
             text = colorstr("red", "error: ") + text
         elif record.levelno >= logging.WARNING:
@@ -62,6 +64,11 @@ if not LOGGER.handlers:
 def printable(text: str, keep: str = "") -> str:
     """`text` with everything a terminal might obey, except the characters of `keep`, written as an escape."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def has_control(text: str) -> bool:
+    """Whether a name holds what ends a line or moves a terminal's cursor."""
+    return re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text) is not None
 
 
 def colorstr(*words: object) -> str:

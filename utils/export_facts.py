@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.config import is_number, is_whole
+from utils.console import has_control
 from utils.errors import UserError
 
 FORMAT, VERSION = "yolov5-light export", 1
@@ -83,7 +84,7 @@ def checked(tree: Mapping[str, Any], where: str) -> ExportFacts:
     names, stride, shape = tree.get("names"), tree.get("stride"), tree.get("shape")
     precision, nms, source = tree.get("precision", "float32"), tree.get("nms"), tree.get("source", "")
     check("names", isinstance(names, dict) and 0 < len(names) <= 65536 and all(
-        isinstance(v, str) and str(k).isdecimal() for k, v in names.items()))  # fmt: skip
+        isinstance(v, str) and not has_control(v) and str(k).isdecimal() for k, v in names.items()))  # fmt: skip
     names = {int(k): v for k, v in names.items()}
     check("names", sorted(names) == list(range(len(names))))
     check("stride", is_whole(stride) and 1 <= stride <= 1024)

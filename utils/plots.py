@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from utils.console import printable
 from utils.draw import Annotator, colors, save_one_box  # noqa: F401  where YOLOv5's scripts look for them
+from utils.errors import shorten
 from utils.files import atomic_write
 from utils.metrics import Curves, smooth
 
@@ -25,6 +27,11 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
         figure.savefig(f, format=path.suffix[1:], dpi=dpi)
 
 
+def _label(name: str) -> str:
+    """A name as matplotlib shows it: not too long, and without its formulas between dollar signs."""
+    return printable(shorten(name, 40)).replace("$", r"\$")
+
+
 def plot_labels(values: np.ndarray, names: Mapping[int, str], path: Path) -> None:
     """Class counts, all boxes, centres and sizes of a data set: values (n, 5) class, cx, cy, w, h normalised."""
     figure = Figure(figsize=(9, 9), layout="constrained")
@@ -34,7 +41,7 @@ def plot_labels(values: np.ndarray, names: Mapping[int, str], path: Path) -> Non
     axes[0, 0].bar(range(len(names)), counts, color=colours)
     axes[0, 0].set(ylabel="objects", title="objects per class")
     if len(names) <= 30:
-        axes[0, 0].set_xticks(range(len(names)), list(names.values()), rotation=90, fontsize=9)
+        axes[0, 0].set_xticks(range(len(names)), [_label(n) for n in names.values()], rotation=90, fontsize=9)
     picture = np.zeros((300, 300))
     for _, _, _, w, h in values[:2000]:
         x1, y1 = int(150 - w * 150), int(150 - h * 150)
@@ -121,7 +128,7 @@ def _curve_picture(
     axis = figure.subplots()
     few = len(ys) <= 20
     for y, label in zip(ys, labels, strict=True):
-        axis.plot(x, y, linewidth=1, label=label if few else None, color=None if few else "grey")
+        axis.plot(x, y, linewidth=1, label=_label(label) if few else None, color=None if few else "grey")
     if len(ys):
         axis.plot(x, ys.mean(0), linewidth=3, color="#1f4fa0", label=mean)
     axis.set(xlabel=axis_names[0], ylabel=axis_names[1], xlim=(0, 1), ylim=(0, 1.02))
@@ -140,7 +147,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str], path: Path) -> 
     shown = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, shrink=0.8)
     if len(matrix) <= 31:
-        labels = [*names.values(), "background"]
+        labels = [*(_label(n) for n in names.values()), "background"]
         axis.set_xticks(range(len(matrix)), labels, rotation=90)
         axis.set_yticks(range(len(matrix)), labels)
         for i, j in np.argwhere(shares > 0.005):
@@ -172,7 +179,7 @@ def plot_study(curves: Mapping[str, np.ndarray], path: Path) -> None:
     axis = figure.subplots()
     for name, rows in curves.items():
         time = rows[:, 6] + rows[:, 7]
-        (line,) = axis.plot(time, rows[:, 4], marker="o", markersize=5, linewidth=2, label=name)
+        (line,) = axis.plot(time, rows[:, 4], marker="o", markersize=5, linewidth=2, label=_label(name))
         for x, y, size in zip(time, rows[:, 4], rows[:, 0], strict=True):
             axis.annotate(f"{size:.0f}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8,
                           color=line.get_color())  # fmt: skip

@@ -15,6 +15,7 @@ from xml.etree.ElementTree import ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
+from utils.console import has_control
 from utils.errors import UserError
 
 VOC_NAMES = (
@@ -157,7 +158,9 @@ class _Target:
 
 
 def _voc_object(texts: dict[str, str]) -> VocObject:
-    name = texts.get("name", "")
+    name = " ".join(texts.get("name", "").split())
+    if has_control(name):
+        raise VocError(f"object whose <name> holds a control character: {name[:40]!r}")
     if not name:
         raise VocError("object without a <name>")
     corners = []

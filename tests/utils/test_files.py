@@ -117,7 +117,7 @@ def test_cut_off_jpeg_with_a_whole_thumbnail() -> None:
 
 def test_messages_cannot_steer_the_terminal(capsys: pytest.CaptureFixture) -> None:
     LOGGER.warning("file \x1b]0;title\x07 \x1b[2J\nnext")
-    assert capsys.readouterr().out == "WARNING: file \\x1b]0;title\\x07 \\x1b[2J\nnext\n"
+    assert capsys.readouterr().out == "WARNING: file \\x1b]0;title\\x07 \\x1b[2J\\nnext\n"
 
 
 def test_annotator_draws_where_it_should() -> None:
