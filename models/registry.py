@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import nn
 
+from utils.config import is_whole
 from utils.errors import did_you_mean
+
+MOST_PARAMETERS = 2**30  # of a network; YOLOv5's largest has 2**27
+USUAL = 2**24  # parameters that a layer may have without being measured first
 
 Channels = Literal["out", "same", "sum", "head"]
 T = TypeVar("T", bound=type[nn.Module])
@@ -69,6 +74,20 @@ def check_arguments(cls: type[nn.Module], args: list[Any]) -> None:
         signature.bind(*args)
     except TypeError as e:
         raise ValueError(f"{e}: {cls.__name__}{signature} was given {tuple(args)}") from None
+
+
+def check_size(cls: type[nn.Module], stack: list[list[Any]], width: int, c_in: int) -> None:
+    """Raise ValueError for a layer too large to be built: `cls` called with each row of `stack`, widths as given.
+
+    Most are seen to be small without building them.
+    """
+    side = max((abs(a) for a in stack[0][2:] if is_whole(a)), default=1)
+    if width * max(c_in, width) * max(side, 1) ** 2 * len(stack) <= USUAL:
+        return
+    with torch.device("meta"):  # without memory
+        first, last = (sum(p.numel() for p in cls(*args).parameters()) for args in (stack[0], stack[-1]))
+    if (numbers := first + last * (len(stack) - 1)) > MOST_PARAMETERS:
+        raise ValueError(f"it asks for {numbers:,} parameters, at most {MOST_PARAMETERS:,} are built")
 
 
 for _cls, _example in ((nn.Upsample, (None, 2, "nearest")), (nn.MaxPool2d, (2,)), (nn.Identity, ())):

@@ -23,11 +23,11 @@ import models.common  # noqa: F401  registers the blocks
 from models.common import Conv
 from models.deploy import permute_inputs, unshuffle
 from models.fuse import fuse_batch_norms
-from models.registry import check_arguments, find_block, register
+from models.registry import MOST_PARAMETERS, check_arguments, check_size, find_block, register
 from utils.augment import make_divisible
-from utils.config import check_model_cfg, is_number, load_model_cfg
+from utils.config import check_model_cfg, is_number, is_whole, load_model_cfg
 from utils.console import LOGGER, Parser, run_script
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, shorten
 from utils.profiling import count_gflops
 
 _KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
@@ -122,11 +122,13 @@ def parse_model(d: dict[str, Any], ch: list[int]) -> tuple[nn.Sequential, list[i
     for i, row in enumerate(rows):
         try:
             layer, c_out = _build_layer(i, row, d, widths, last=i == len(rows) - 1)
-        except (ValueError, TypeError, RuntimeError, OverflowError) as e:
-            raise UserError(f"{where}: layer {i} {row}: {e}") from e
+        except (ValueError, TypeError, RuntimeError, OverflowError, IndexError, AttributeError) as e:
+            raise UserError(f"{where}: layer {i} {shorten(row)}: {shorten(e)}") from e
         froms = [layer.f] if isinstance(layer.f, int) else layer.f
         saved.update(f % i for f in froms if f != -1)
         layers.append(layer)
+        if sum(m.np for m in layers) > MOST_PARAMETERS:
+            raise UserError(f"{where}: layers 0 to {i} have more than {MOST_PARAMETERS:,} parameters")
         widths = [c_out] if i == 0 else [*widths, c_out]
     model = nn.Sequential(*layers)
     if activation is not None:
@@ -169,6 +171,7 @@ def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: b
     stack = [[c_out, *args[1:]] if block.channels == "out" and k else args for k in range(n)]
     for a in stack:
         check_arguments(block.cls, a)
+    check_size(block.cls, stack, d["nc"] if block.channels == "head" else c_out, sum(c_in))
     layer = block.cls(*args) if n == 1 else nn.Sequential(*(block.cls(*a) for a in stack))
     layer.i, layer.f, layer.type = i, source, str(name).removeprefix("nn.")
     layer.np = sum(p.numel() for p in layer.parameters())
@@ -312,6 +315,8 @@ def _order_anchors(head: Detect) -> None:
 def _stays_small(layers: nn.Module) -> bool:
     """Whether the maps of PROBE_SIZE are sure to need little memory: nothing wide, nothing that enlarges much."""
     for m in layers.modules():
+        if isinstance(m, nn.MaxPool2d) and not (is_whole(m.kernel_size) and m.kernel_size <= 32):
+            return False
         if isinstance(m, nn.Upsample) and (m.size is not None or not is_number(m.scale_factor) or m.scale_factor > 2):
             return False
         padding = m.padding if isinstance(m, nn.Conv2d) and isinstance(m.padding, tuple) else (0,)
@@ -346,10 +351,11 @@ def trace_shapes(model: DetectionModel, imgsz: int, where: str = "model") -> lis
     p = next(model.parameters())
     try:
         model._forward_once(torch.zeros(1, model.yaml["ch"], imgsz, imgsz, device=p.device, dtype=p.dtype))
-    except RuntimeError as e:
+    except (RuntimeError, IndexError, TypeError, ValueError) as e:
         m = model.model[len(shapes)]
         came = ", ".join(f"{f}: {shapes[f]}" for f in ([m.f] if isinstance(m.f, int) else m.f) if shapes)
-        raise UserError(f"{where}: layer {m.i} ({m.type}, from {m.f}) cannot take its input ({came}): {e}") from e
+        raise UserError(f"{where}: layer {m.i} ({m.type}, from {shorten(m.f)}) cannot take its input "
+                        f"({shorten(came)}): {shorten(e)}") from e  # fmt: skip
     finally:
         for h in handles:
             h.remove()

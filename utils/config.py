@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from utils.console import LOGGER
+from utils.console import LOGGER, has_control
 from utils.errors import UserError, did_you_mean
-from utils.files import ROOT, atomic_write, find_file
+from utils.files import ROOT, atomic_write, find_file, read_file
+from utils.safe_yaml import YamlError, parse_yaml
 
 # key: (default, lowest, highest). The defaults are those of YOLOv5's hyp.scratch-low.
 HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
@@ -51,6 +52,8 @@ HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
 MODEL_KEYS = (
     "nc names depth_multiple width_multiple channel_multiple activation anchors backbone head ch inplace yaml_file"
 ).split()
+LARGEST_YAML = 2**22  # bytes
+MOST_CLASSES = 65536
 DATA_KEYS = "path train val test nc names download hint defaults roboflow".split()
 
 
@@ -58,15 +61,13 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a yaml file that holds a mapping. Raises UserError with file and line if it does not."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="strict"))
+        content = parse_yaml(read_file(path, LARGEST_YAML).decode("utf-8"))
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: is not a text file in UTF-8 (byte {e.start})") from e
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid yaml ({getattr(e, 'problem', None) or e})".replace("\n", " ")) from e
+    except YamlError as e:
+        raise UserError(f"{path}{f':{e.line}' if e.line else ''}: not valid yaml ({e})") from e
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no 'key: value' lines")
     return content
@@ -133,8 +134,8 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
     for key in ("nc", "anchors", "backbone", "head"):
         if key not in cfg:
             raise UserError(f"{where}: the key '{key}' is missing")
-    if not is_whole(cfg["nc"]) or cfg["nc"] < 1:
-        raise UserError(f"{where}: nc is {cfg['nc']!r}, it must be a whole number from 1")
+    if not is_whole(cfg["nc"]) or not 1 <= cfg["nc"] <= MOST_CLASSES:
+        raise UserError(f"{where}: nc is {str(cfg['nc'])[:40]}, it must be a whole number from 1 to {MOST_CLASSES}")
     if not is_whole(cfg.get("ch", 3)) or not 1 <= cfg.get("ch", 3) <= 1024:
         raise UserError(f"{where}: ch is {cfg['ch']!r}, it must be a whole number from 1")
     for key in ("depth_multiple", "width_multiple"):
@@ -230,12 +231,19 @@ def _split_paths(value: Any, base: Path, where: str) -> tuple[Path, ...]:
 
 def _class_names(content: dict[str, Any], file: Path) -> dict[int, str]:
     names = content.get("names")
-    if names is None and isinstance(content.get("nc"), int):
-        names = [f"class{i}" for i in range(content["nc"])]
+    nc = content.get("nc")
+    if "nc" in content and not (is_whole(nc) and 1 <= nc <= MOST_CLASSES):
+        raise UserError(f"{file}: nc is {str(nc)[:40]}, it must be a whole number from 1 to {MOST_CLASSES}")
+    if names is None and nc:
+        names = [f"class{i}" for i in range(nc)]
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names:
-        raise UserError(f"{file}: 'names' must list the class names")
+    if not isinstance(names, dict) or not 0 < len(names) <= MOST_CLASSES:
+        raise UserError(f"{file}: 'names' must list the class names, {MOST_CLASSES} at most")
+    if any(isinstance(name, (dict, list)) for name in names.values()):
+        raise UserError(f"{file}: a class name in 'names' must be one word or line")
+    if odd := [n for n in names.values() if isinstance(n, str) and has_control(n)]:
+        raise UserError(f"{file}: the class name {odd[0][:40]!r} in 'names' holds a line end or control character")
     if sorted(names, key=str) != sorted(range(len(names)), key=str):
         raise UserError(f"{file}: the keys of 'names' must be 0 to {len(names) - 1}, each once")
     if "nc" in content and content["nc"] != len(names):

@@ -18,3 +18,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     by_lower = {str(k).lower(): str(k) for k in known}
     near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
+
+
+def shorten(value: object, most: int = 300) -> str:
+    """A value or an error as one line of not too many letters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[:most]} ..."

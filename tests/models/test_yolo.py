@@ -150,7 +150,7 @@ def edited(row: int, new: list) -> dict:
         (edited(9, [[-1, 2], 1, "Concat", [1]]), "layer 9 .*cannot take its input"),
         (edited(21, [[14, 17], 1, "Detect", ["nc", "anchors"]]), "layer 21 .*2 input maps but 3 rows of anchors"),
         ({**load_model_cfg("yolov5n.yaml"), "widht_multiple": 1}, "unknown key 'widht_multiple'.*width_multiple"),
-        ({**load_model_cfg("yolov5n.yaml"), "nc": "20"}, "nc is '20'"),
+        ({**load_model_cfg("yolov5n.yaml"), "nc": "20"}, "nc is 20, it must be a whole"),
         ({**load_model_cfg("yolov5n.yaml"), "anchors": [[1, 2, 3]]}, "anchors must be"),
         ({**load_model_cfg("yolov5n.yaml"), "activation": "nn.Silu()"}, "did you mean 'SiLU'"),
     ],
