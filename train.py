@@ -27,7 +27,7 @@ from utils.batch_augment import augment_batch
 from utils.coco import usable_annotations
 from utils.config import DataConfig, load_data
 from utils.console import LOGGER, Parser, progress, quoted, run_script, shown
-from utils.dataset import close_loader, rescale
+from utils.dataset import rescale
 from utils.distributed import (
     disconnect,
     gather,
@@ -46,6 +46,7 @@ from utils.evolve import run_evolution
 from utils.files import ROOT, atomic_write
 from utils.image_weights import image_weights
 from utils.images import write_image
+from utils.loader import LoaderError, batches_of, close_loader
 from utils.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
 from utils.loss_checks import BadLoss
 from utils.metrics import fitness
@@ -111,7 +112,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     if run.opt.image_weights and state.class_maps:
         loader.batch_sampler.weights = image_weights(loader.dataset.index, state.class_maps)
     LOGGER.info(PROGRESS_HEADER)
-    bar = progress(loader, total=len(loader), initial=state.batch)
+    bar = progress(batches_of(loader), total=len(loader), initial=state.batch)
     start = shown_at = time.perf_counter()
     for images, targets, paths, _ in bar:
         start = spend(run, "data", start)
@@ -355,6 +356,10 @@ def train_and_finish(
                     save_state(training)
                     where = f"epoch {state.epoch}, after batch {state.batch} of {len(training.loader)}"
                     raise KeyboardInterrupt(f"stopped in {where}, and saved; {resume_command(training)}") from None
+                except LoaderError as e:
+                    if world_size() == 1:  # several processes save together, and the others do not know
+                        save_state(training)
+                    raise UserError(f"{e}; {resume_command(training)}") from e
             results = None if opt.evolve else finish(training)
     except KeyboardInterrupt as e:
         raise KeyboardInterrupt(str(e) or f"interrupted; {resume_command(training)}") from None

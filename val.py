@@ -31,7 +31,7 @@ from utils.boxes import xyxy2xywh
 from utils.coco import Annotated, require_package, usable_annotations
 from utils.config import DataConfig, load_data, warn_of_names
 from utils.console import LOGGER, Parser, progress, run_script
-from utils.dataset import Batch, DetectionDataset, create_loader
+from utils.dataset import Batch, DetectionDataset
 from utils.device import describe_device, select_device
 from utils.draw import draw_batch
 from utils.errors import UserError
@@ -39,6 +39,7 @@ from utils.files import atomic_write, distinct, increment_path
 from utils.hybrid import nms_with_labels
 from utils.images import write_image
 from utils.labels import LabelIndex, load_labels
+from utils.loader import batches_of, create_loader
 from utils.mistakes import mistakes_picture
 from utils.nms import non_max_suppression
 from utils.options import SPLITS, TASKS, ValOptions
@@ -131,7 +132,7 @@ def collect(
 
     scorer, seconds = Scorer(names, settings), np.zeros(3)
     losses: list[tuple[str, Tensor]] = []
-    with closing(side_by_side(look, loader, calls_at_a_time(device), len(loader), stop)) as batches:
+    with closing(side_by_side(look, batches_of(loader), calls_at_a_time(device), len(loader), stop)) as batches:
         for number, seen in enumerate(progress(batches, desc=HEADER, total=len(loader))):
             images, targets, shapes, detections, records, loss, spent = seen
             seconds += spent

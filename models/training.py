@@ -25,7 +25,7 @@ from utils.anchors import check_anchors
 from utils.autobatch import check_train_batch_size
 from utils.config import DataConfig, load_yaml, save_yaml
 from utils.console import LOGGER, quoted, shown
-from utils.dataset import DetectionDataset, create_loader
+from utils.dataset import DetectionDataset
 from utils.device import describe_device, keep_freed_memory, seed_everything, select_device
 from utils.distributed import (
     connect,
@@ -41,6 +41,7 @@ from utils.distributed import (
 from utils.errors import UserError
 from utils.files import find_file, git_commit, increment_path
 from utils.labels import LabelIndex, label_path, load_labels
+from utils.loader import create_loader
 from utils.loss import ComputeLoss, scaled_gains
 from utils.loss_checks import LossChecks
 from utils.optim import EarlyStopping, ModelEMA, create_optimizer

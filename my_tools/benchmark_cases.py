@@ -29,9 +29,10 @@ from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import xywhn2xyxy
 from utils.config import DataConfig, load_hyp
 from utils.console import progress, quiet
-from utils.dataset import DetectionDataset, close_loader, collate, create_loader
+from utils.dataset import DetectionDataset
 from utils.images import read_image
 from utils.labels import LabelIndex, load_labels
+from utils.loader import close_loader, collate, create_loader
 from utils.mosaic import lay_out
 from utils.options import TrainOptions, effective_hyp
 from utils.profiling import REST, time_in_turns

@@ -23,8 +23,9 @@ from utils.background import calls_at_a_time, side_by_side
 from utils.boxes import scale_boxes
 from utils.config import load_hyp
 from utils.console import LOGGER
-from utils.dataset import DetectionDataset, collate, create_loader
+from utils.dataset import DetectionDataset
 from utils.labels import load_labels
+from utils.loader import collate, create_loader
 from utils.nms import non_max_suppression
 from utils.profiling import time_in_turns
 from utils.sources import LoadImages

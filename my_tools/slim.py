@@ -42,11 +42,12 @@ from models.yolo import DetectionModel
 from my_tools.default_set import prepare_shapes
 from utils.config import DataConfig, check_keys, load_data, save_yaml
 from utils.console import LOGGER, Parser, quoted, run_script, shown
-from utils.dataset import DetectionDataset, close_loader, create_loader
+from utils.dataset import DetectionDataset
 from utils.device import describe_device, seed_everything, select_device
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT, atomic_write, increment_path
 from utils.labels import load_labels
+from utils.loader import close_loader, create_loader
 from utils.options import ValOptions
 from utils.profiling import count_gflops, time_in_turns
 

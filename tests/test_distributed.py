@@ -211,18 +211,6 @@ def test_alone_every_exchange_answers_for_one() -> None:
         raise RuntimeError("gloo connection lost")  # there is no group that could have lost one
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        ("DataLoader worker (pid 7) is killed by signal: Killed.", "a process that loads images was killed"),
-        ("DataLoader worker (pid 7) is killed by signal: Bus error.", "fewer --workers"),
-    ],
-)
-def test_a_killed_loader_process_is_told(error: str, told: str) -> None:
-    with pytest.raises(UserError, match=f"{told}.*; to go on: x"), lost_process_is_told(lambda: "to go on: x"):
-        raise RuntimeError(error)
-
-
 def test_synchronised_batch_norm_in_one_process_is_batch_norm() -> None:
     torch.manual_seed(0)
     plain, x = torch.nn.BatchNorm2d(4), torch.rand(2, 4, 5, 5)

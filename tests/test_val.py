@@ -15,9 +15,10 @@ from torch import Tensor
 
 import val
 from utils.console import LOGGER
-from utils.dataset import DetectionDataset, create_loader
+from utils.dataset import DetectionDataset
 from utils.errors import UserError
 from utils.labels import label_path, load_labels
+from utils.loader import create_loader
 from utils.options import ValOptions
 from utils.scoring import Settings
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from utils.augment import (
     GREY,
@@ -32,7 +30,8 @@ from utils.augment import (
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.console import LOGGER, progress
 from utils.device import available_memory
-from utils.distributed import local_world_size, world_size
+from utils.distributed import local_world_size
+from utils.errors import UserError
 from utils.files import atomic_write
 from utils.images import ImageError, read_image, shrink
 from utils.labels import LabelIndex
@@ -40,6 +39,7 @@ from utils.mosaic import mosaic
 
 GROUP = 16  # images that share their mosaics
 KEPT = 64  # decoded images kept at least
+MOST_LOST = 32  # images in a row that may be unreadable
 
 # (h0, w0) of the file, ((ratio_h, ratio_w), (padw, padh)) as `scale_boxes` takes it; None after augmentation
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
@@ -47,6 +47,10 @@ Item = tuple[Tensor, Tensor, str, Shapes]
 # epoch, index, and of which images the item's mosaics may be made
 Key = tuple[int, int, tuple[int, ...]]
 Batch = tuple[Tensor, Tensor, tuple[str, ...], tuple[Shapes, ...]]
+
+
+class ImagesLost(UserError):
+    """So many images in a row cannot be read that it is no longer a matter of single files."""
 
 
 class DetectionDataset(Dataset):
@@ -70,6 +74,8 @@ class DetectionDataset(Dataset):
         self._ram: list[np.ndarray] | None = None
         self._disk = cache == "disk"
         self._decoded: dict[int, np.ndarray] = {}
+        self._lost: set[int] = set()  # images that cannot be read
+        self._lost_in_a_row = 0
         if cache == "ram" and self._fits_memory():
             self._ram = self._preload()
 
@@ -136,8 +142,10 @@ class DetectionDataset(Dataset):
         return mosaic(images, labels, self.imgsz, self.hyp, rng)
 
     def _labels(self, i: int) -> np.ndarray:
-        """Labels of image i, (n, 5) class, cx, cy, w, h normalised."""
+        """Labels of image i, (n, 5) class, cx, cy, w, h normalised; in training none for one that cannot be read."""
         values = self.index.labels(i)
+        if i in self._lost and self.hyp is not None:
+            values = values[:0]
         return np.concatenate((np.zeros_like(values[:, :1]), values[:, 1:]), 1) if self.single_cls else values
 
     def _pixel_labels(self, i: int, w: float, h: float, padw: float = 0, padh: float = 0) -> np.ndarray:
@@ -174,18 +182,40 @@ class DetectionDataset(Dataset):
 
     def _read(self, i: int) -> np.ndarray:
         h0, w0 = self.index.shapes[i].tolist()
-        r = self.imgsz / max(h0, w0)
         # for training, half or a quarter of the pixels is all that needs to be decoded of a large picture
         reduce = next((f for f in (8, 4, 2) if self.hyp is not None and max(h0, w0) >= f * self.imgsz), 1)
         try:
             im = read_image(self.index.file(i), reduce)
+            self._lost.discard(i)
+            self._lost_in_a_row = 0
+            if max(abs(im.shape[0] * reduce - h0), abs(im.shape[1] * reduce - w0)) >= 2 * reduce:
+                LOGGER.warning(f"{self.index.file(i)} has changed its size since the labels were read: it was "
+                               f"{w0}x{h0} px and is {im.shape[1] * reduce}x{im.shape[0] * reduce}")  # fmt: skip
         except ImageError as e:
-            LOGGER.warning(f"{self.index.file(i)}: {e}; a grey image takes its place")
-            im = np.full((h0, w0, 3), GREY, np.uint8)
-        if r < 1 or (r > 1 and self.hyp is None):  # in training it is enlarged with the rest of what is done to it
-            size = max(int(w0 * r), 1), max(int(h0 * r), 1)
-            im = cv2.resize(im, size) if self.hyp is not None or r > 1 else shrink(im, size)
+            im = self._stand_in(i, e)
+        size = self._size(i)
+        if size != (w0, h0) or im.shape[:2] != (h0, w0):
+            im = cv2.resize(im, size) if self.hyp is not None or size[0] > w0 else shrink(im, size)
         return im
+
+    def _stand_in(self, i: int, reason: ImageError) -> np.ndarray:
+        """A grey image for one that has become unreadable, with a warning. Raises ImagesLost if all seem to be."""
+        self._lost.add(i)
+        self._lost_in_a_row += 1
+        folder_gone = isinstance(reason.__cause__, FileNotFoundError) and not Path(self.index.file(i)).parent.is_dir()
+        if folder_gone or self._lost_in_a_row >= min(MOST_LOST, len(self)):
+            count = "an image" if self._lost_in_a_row == 1 else f"{self._lost_in_a_row} images in a row"
+            raise ImagesLost(f"{count} cannot be read ({self.index.file(i)}: {reason}): is the disk that holds the "
+                             "data set still there?")  # fmt: skip
+        found = "nothing is learnt from it" if self.hyp is not None else "its objects count as missed"
+        LOGGER.warning(f"{self.index.file(i)}: {reason}; a grey image takes its place, {found}")
+        return np.full((*self.index.shapes[i].tolist(), 3), GREY, np.uint8)
+
+    def _size(self, i: int) -> tuple[int, int]:
+        """(width, height) at which image i is kept: in training it is enlarged later, with what else is done to it."""
+        h0, w0 = self.index.shapes[i].tolist()
+        r = self.imgsz / max(h0, w0)
+        return (max(int(w0 * r), 1), max(int(h0 * r), 1)) if r < 1 or self.hyp is None else (w0, h0)
 
     def _load_from_disk(self, i: int) -> np.ndarray:
         """Image i from a .npy file beside it, written at first use."""
@@ -194,7 +224,9 @@ class DetectionDataset(Dataset):
         file = source.with_name(f"{source.name}.{kind}{self.imgsz}.npy")
         try:
             if file.stat().st_mtime_ns >= source.stat().st_mtime_ns:
-                return np.load(file, allow_pickle=False)
+                im = np.load(file, mmap_mode="r", allow_pickle=False)  # takes no memory for more than is in the file
+                if im.dtype == np.uint8 and im.shape == (*self._size(i)[::-1], 3):
+                    return np.array(im)
         except (OSError, ValueError, EOFError):
             pass  # not there yet, or damaged: made anew
         im = self._read(i)
@@ -317,15 +349,6 @@ class EpochBatches(Sampler):
         return order.tolist()
 
 
-def collate(items: list[Item]) -> Batch:
-    """Stack items: images (b, 3, h, w) uint8, targets (n, 6) with the image's number in column 0, paths, shapes."""
-    images, targets, paths, shapes = zip(*items, strict=True)
-    for number, target in enumerate(targets):
-        target[:, 0] = number
-    stacked = torch.stack([im.permute(1, 2, 0) for im in images]).permute(0, 3, 1, 2)  # channels-last
-    return stacked, torch.cat(targets), paths, shapes
-
-
 def rescale(images: Tensor, imgsz: int, stride: int, rng: np.random.Generator) -> Tensor:
     """A batch (b, 3, h, w) float at a random size, for `--multi-scale`: its longer side is half to one and a half
 
@@ -338,45 +361,3 @@ def rescale(images: Tensor, imgsz: int, stride: int, rng: np.random.Generator) -
     if size == [h, w]:
         return images
     return torch.nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
-
-
-def _start_worker(background: bool, worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process decides what is still to be done
-    if world_size() > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all there are, on Ctrl-C too
-    if background and hasattr(os, "nice"):
-        os.nice(19)  # each time a core is taken from the network's threads, the others wait for that one
-    cv2.setNumThreads(0)  # one worker per core: OpenCV's own threads would fight over them
-    torch.set_num_threads(1)
-
-
-def create_loader(
-    dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, pin_memory: bool = False,
-    rank: int = 0, world: int = 1, whole: bool = True,
-) -> DataLoader:  # fmt: skip
-    """A loader over a data set. `loader.batch_sampler.epoch = n` chooses the epoch that the next pass draws.
-
-    pin_memory: for a GPU; without it the network is taken to run on the cores that the loader's processes share.
-    rank, world, whole: the part of it that this process gets, see `EpochBatches`.
-    """
-    # batch norm cannot learn from a share of one image whose coarsest map is a single cell
-    least = 4 if dataset.quad else min(2, batch_size // world)
-    batches = EpochBatches(len(dataset), batch_size, shuffle, dataset.seed, rank, world, whole, least)
-    workers = min(workers, max((os.cpu_count() or 1) // local_world_size(), 1), max(len(dataset) // batch_size, 1))
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=partial(_start_worker, not pin_memory),
-        generator=torch.Generator(),  # the loader's own: it leaves the random state of the training alone
-    )
-
-
-def close_loader(loader: DataLoader | None) -> None:
-    """End a loader's processes now rather than some time after its last use."""
-    iterator = getattr(loader, "_iterator", None)
-    if hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()

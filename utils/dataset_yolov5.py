@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.config import load_data
-from utils.dataset import Batch, DetectionDataset, create_loader
+from utils.dataset import Batch, DetectionDataset
 from utils.errors import UserError
 from utils.labels import load_labels
+from utils.loader import create_loader
 
 MOST_CLASSES = 1 << 16  # a script does not tell how many there are, so labels may name any of these
 

@@ -109,9 +109,6 @@ def lost_process_is_told(advice: Callable[[], str] = str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        if "DataLoader worker" in str(e) and "killed" in str(e):
-            raise UserError("a process that loads images was killed, as systems do when memory runs out: fewer "
-                            f"--workers, or no --cache; {advice()}".rstrip("; ")) from e  # fmt: skip
         chain: list[BaseException] = [e]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)

@@ -13,10 +13,11 @@ from helpers import write_yolo_set
 
 from utils import dataset as module
 from utils.config import load_hyp
-from utils.dataset import DetectionDataset, EpochBatches, create_loader, quad_item, rescale, sort_by_proportion
+from utils.dataset import DetectionDataset, EpochBatches, quad_item, rescale, sort_by_proportion
 from utils.image_weights import image_weights
 from utils.images import read_image
 from utils.labels import LabelIndex, load_labels
+from utils.loader import create_loader
 
 
 @pytest.fixture
