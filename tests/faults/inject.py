@@ -1,0 +1,83 @@
+"""Run train.py as a user does, with a fault at the start of an epoch: python inject.py FAULT EPOCH [train.py's flags].
+
+    vanish       the folder of the training images is renamed
+    spoil        one training image becomes unreadable
+    resize       one training image is replaced by one of another size
+    kill-worker  a process that loads images is killed, as a system out of memory does
+    nan          the pixels of the next batch become no numbers
+    read-only    the run's file system is mounted read-only (needs a mount of its own there)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cv2
+import numpy as np
+import torch
+
+import train
+from models.training import Run
+from utils.console import run_script
+from utils.signals import StopRequest
+
+
+def first_image(run: Run) -> Path:
+    return Path(run.loader.dataset.index.file(0))
+
+
+def vanish(run: Run) -> None:
+    folder = first_image(run).parent
+    folder.rename(folder.with_name("gone"))
+
+
+def spoil(run: Run) -> None:
+    first_image(run).write_bytes(b"not a picture any more")
+
+
+def resize(run: Run) -> None:
+    cv2.imwrite(str(first_image(run)), np.full((50, 400, 3), 99, np.uint8))
+
+
+def kill_worker(run: Run) -> None:
+    os.kill(run.loader._iterator._workers[0].pid, signal.SIGKILL)
+
+
+def nan(run: Run) -> None:
+    def spoiled(images: torch.Tensor, *rest: object) -> torch.Tensor:
+        return real(images, *rest) * float("nan")
+
+    real, train.to_input = train.to_input, spoiled
+
+
+def read_only(run: Run) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(run.folder.parent)], check=True)
+
+
+FAULTS: dict[str, Callable[[Run], None]] = {"vanish": vanish, "spoil": spoil, "resize": resize, "nan": nan,
+                                            "kill-worker": kill_worker, "read-only": read_only}  # fmt: skip
+
+
+def main() -> None:
+    """Hook the fault into the training loop and run it."""
+    fault, epoch = FAULTS[sys.argv.pop(1)], int(sys.argv.pop(1))
+    real = train.train_epoch
+
+    def hooked(run: Run, stop: StopRequest) -> None:
+        if run.state.epoch == epoch and not run.state.batch:
+            fault(run)
+        real(run, stop)
+
+    train.train_epoch = hooked
+    run_script(train.main, train.parse_opt())
+
+
+if __name__ == "__main__":
+    main()

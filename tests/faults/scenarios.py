@@ -1,0 +1,227 @@
+"""What happens to a training when something breaks: each scenario runs train.py as a user does, and says what came.
+
+    python tests/faults/scenarios.py    # all of them, as a table
+
+Those that need a small or read-only disk mount one in a namespace of their own, as Linux allows root to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (2, 1)]
+
+from helpers import ROOT, write_yolo_set
+
+from models.checkpoint import load_checkpoint
+from my_tools.check_resume import differences
+
+INJECT = Path(__file__).with_name("inject.py")
+
+
+class NotHere(Exception):
+    """The scenario cannot be had on this machine, and why."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A process that has ended: its exit code, what it wrote, and its last line, which users read."""
+
+    code: int
+    text: str
+
+    @property
+    def last(self) -> str:
+        lines = [line for line in self.text.replace("\r", "\n").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+
+def run(*words: object, shell: str = "") -> Done:
+    """Run a command; with `shell`, commands that come before it, in a mount namespace of its own."""
+    command = [sys.executable, *map(str, words)]
+    if shell:
+        if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+            raise NotHere("needs the right to mount file systems")
+        command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh", *command]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          timeout=300, errors="replace")  # fmt: skip
+    assert "Traceback" not in done.stdout, done.stdout
+    return Done(done.returncode, done.stdout)
+
+
+def lines_with(done: Done, words: str) -> list[str]:
+    """The lines that hold these words."""
+    return [line.strip() for line in done.text.replace("\r", "\n").splitlines() if words in line]
+
+
+def flags(folder: Path, name: str = "run", **more: object) -> list[str]:
+    """train.py's flags for a short run on a small set, which is drawn first."""
+    if not (folder / "set").exists():
+        write_yolo_set(folder / "set", 100)  # more than are kept decoded
+    options = {"data": folder / "set/squares.yaml", "epochs": 4, "batch_size": 16, "imgsz": 64, "workers": 1,
+               "project": folder / "runs", "name": name, "device": "cpu", "noplots": True, **more}  # fmt: skip
+    words: list[str] = []
+    for key, value in options.items():
+        words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return words
+
+
+def resumed_like_undisturbed(folder: Path) -> str:
+    """Resume a run that was cut off; it must end as one that was left alone."""
+    done = run("train.py", "--resume", folder / "runs/run")
+    assert done.code == 0, done.text
+    whole = run("train.py", *flags(folder, "whole"))
+    assert whole.code == 0 and differences(folder / "runs/whole", folder / "runs/run") == []
+    return "; resumed, it ends bit for bit like a run left alone"
+
+
+def readable(folder: Path) -> str:
+    """Say where last.pt would go on; it must be whole, and nothing half written beside it."""
+    content = load_checkpoint(folder / "weights/last.pt", training=True)
+    assert not list(folder.rglob("*.part"))
+    return f"; last.pt goes on at epoch {content['training']['epoch']}"
+
+
+def data_set_vanishes(folder: Path) -> str:
+    done = run(INJECT, "vanish", 1, *flags(folder))
+    assert done.code == 1 and "is the disk that holds the data set still there?" in done.last, done.text
+    assert "to go on: python train.py --resume" in done.last
+    told = done.last + readable(folder / "runs/run")
+    (folder / "set/images/gone").rename(folder / "set/images/train")
+    return told + resumed_like_undisturbed(folder)
+
+
+def image_becomes_unreadable(folder: Path) -> str:
+    done = run(INJECT, "spoil", 2, *flags(folder))
+    warnings = lines_with(done, "a grey image takes its place, nothing is learnt from it")
+    assert done.code == 0 and warnings, done.text
+    return f"{warnings[0]}; trained to the end"
+
+
+def image_is_replaced(folder: Path) -> str:
+    done = run(INJECT, "resize", 1, *flags(folder))
+    assert done.code == 0 and "has changed its size" in done.text, done.text
+    return f"{lines_with(done, 'has changed its size')[0]}; trained to the end"
+
+
+def worker_is_killed(folder: Path) -> str:
+    done = run(INJECT, "kill-worker", 1, *flags(folder))
+    assert done.code == 1 and "a process that loads images was killed" in done.last, done.text
+    return done.last + readable(folder / "runs/run") + resumed_like_undisturbed(folder)
+
+
+def batch_is_nan(folder: Path) -> str:
+    done = run(INJECT, "nan", 1, *flags(folder))
+    assert done.code == 1 and "the loss is nan in epoch 1, batch 0" in done.last, done.text
+    assert (folder / "runs/run/bad_batch.jpg").exists()
+    return done.last + readable(folder / "runs/run")
+
+
+def disk_is_full(folder: Path) -> str:
+    (folder / "runs").mkdir()
+    words = flags(folder)
+    # what is on it is gone with the namespace: copied out before
+    keep = f"mount -t tmpfs -o size=24m tmpfs {folder}/runs"
+    script = f'"$@"; code=$?; cp -r {folder}/runs/run {folder}/kept; exit $code'
+    done = run("-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))", "sh", "-c", script, "sh",
+               sys.executable, "train.py", *words, "--save-period", 1, shell=keep)  # fmt: skip
+    assert done.code == 1 and "cannot be written (No space left on device)" in done.last, done.text
+    return done.last + readable(folder / "kept")
+
+
+def disk_becomes_read_only(folder: Path) -> str:
+    (folder / "runs").mkdir()
+    done = run(INJECT, "read-only", 1, *flags(folder), shell=f"mount -t tmpfs -o size=99m tmpfs {folder}/runs")
+    assert done.code == 1 and "cannot be written (Read-only file system)" in done.last, done.text
+    return done.last
+
+
+def folder_is_read_only(folder: Path) -> str:
+    (folder / "runs").mkdir()
+    done = run("train.py", *flags(folder), shell=f"mount -t tmpfs -o ro tmpfs {folder}/runs")
+    assert done.code == 1 and "choose another --project" in done.last, done.text
+    return done.last
+
+
+def shared_memory_is_full(folder: Path) -> str:
+    words = flags(folder, imgsz=640)
+    done = run("train.py", *words, shell="mount -t tmpfs -o size=1m tmpfs /dev/shm")
+    assert done.code == 1 and "--workers 0" in done.last and "--shm-size" in done.last, done.text
+    return done.last + readable(folder / "runs/run")
+
+
+def two_runs_at_once(folder: Path) -> str:
+    words = [sys.executable, "train.py", *flags(folder, epochs=1)]
+    pair = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait(300) for p in pair] == [0, 0]
+    names = sorted(p.name for p in (folder / "runs").iterdir())
+    assert names == ["run", "run2"] and all((folder / "runs" / n / "weights/best.pt").exists() for n in names)
+    return f"two folders, {names[0]} and {names[1]}; both trained to the end"
+
+
+def two_conversions_at_once(folder: Path) -> str:
+    source = folder / "VOC"
+    for name in ("Annotations", "JPEGImages"):
+        (source / name).mkdir(parents=True)
+    write_yolo_set(folder / "set", 60)
+    for k in range(60):
+        shutil.copy(folder / f"set/images/train/{k:03d}.png", source / f"JPEGImages/{k:03d}.png")
+        (source / f"Annotations/{k:03d}.xml").write_text(
+            "<annotation><object><name>dog</name><bndbox><xmin>3</xmin><ymin>4</ymin><xmax>50</xmax><ymax>60</ymax>"
+            "</bndbox></object></annotation>")  # fmt: skip
+    words = [sys.executable, "my_tools/voc2yolo.py", "--source", str(source), "--name", "dogs"]
+    alone = subprocess.run([*words, "--out", str(folder / "alone")], cwd=ROOT, capture_output=True)
+    both = [*words, "--out", str(folder / "both")]
+    pair = [subprocess.Popen(both, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert alone.returncode == 0 and [p.wait(300) for p in pair] == [0, 0]
+    for part in ("images", "labels"):
+        found = [{p.relative_to(folder / out).as_posix(): p.read_bytes() for p in (folder / out / part).rglob("*.*")}
+                 for out in ("alone", "both")]  # fmt: skip
+        assert found[0] == found[1] and len(found[0]) == 60
+    return "the same files as one conversion alone makes"
+
+
+SCENARIOS: dict[str, Callable[[Path], str]] = {
+    "the data set vanishes in epoch 1": data_set_vanishes,
+    "an image becomes unreadable in epoch 2": image_becomes_unreadable,
+    "an image is replaced by one of another size": image_is_replaced,
+    "a loader process is killed by the system": worker_is_killed,
+    "a batch turns into no numbers": batch_is_nan,
+    "the disk of the run is full": disk_is_full,
+    "the disk of the run turns read-only": disk_becomes_read_only,
+    "the folder of runs is read-only": folder_is_read_only,
+    "/dev/shm has 1 MB": shared_memory_is_full,
+    "two runs start in the same second with the same name": two_runs_at_once,
+    "two processes convert the same VOC set at once": two_conversions_at_once,
+}
+
+
+@contextmanager
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def main() -> None:
+    """Run all and print a row for each."""
+    print("| what breaks | what happens |\n| --- | --- |")
+    for what, scenario in SCENARIOS.items():
+        with place() as folder:
+            try:
+                told = scenario(folder)
+            except NotHere as e:
+                told = f"not run: {e}"
+            print(f"| {what} | {told.replace(str(folder), '...')} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What is fuzzed: each feed gives hostile bytes to a reader and checks what it answers. Used by hypothesis and atheris.
+
+A feed raises for what must not happen: another error than the one readers may raise, or a wrong accept.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from models.checkpoint import check_fit, load_checkpoint, weights_content
+from models.yolo import DetectionModel, parse_model
+from utils.config import check_model_cfg, load_data, load_yaml
+from utils.errors import UserError
+from utils.images import ImageError, decode_image
+from utils.labels import parse_labels
+from utils.voc import VocError, pixel_box, read_voc_xml, yolo_line
+
+CLASSES = 3
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+SMALL = {"nc": 1, "anchors": 1, "backbone": [[-1, 1, "Conv", [8, 3, 8]]],
+         "head": [[[-1], 1, "Detect", ["nc", "anchors"]]]}  # fmt: skip
+
+
+def one_line(error: Exception) -> None:
+    """What users are told is one line, not too long."""
+    assert "\n" not in str(error) and len(str(error)) < 1500, error
+
+
+def labels(data: bytes) -> None:
+    """A label file: each label accepted is one of the classes, inside the image, with an area."""
+    try:
+        found = parse_labels(data.decode("utf-8", errors="replace"), CLASSES)
+    except ValueError as e:
+        one_line(e)
+        assert str(e).startswith("line ")
+        return
+    assert found.dtype == np.float32 and found.shape[1:] == (5,) and np.isfinite(found).all()
+    cls, xy, wh = found[:, 0], found[:, 1:3].astype(np.float64), found[:, 3:].astype(np.float64)
+    assert np.isin(cls, range(CLASSES)).all() and (wh > 0).all()
+    assert (xy - wh / 2 > -1e-6).all() and (xy + wh / 2 < 1 + 1e-6).all()
+
+
+def xml(data: bytes) -> None:
+    """A VOC annotation: each box that is converted is a label that is accepted."""
+    try:
+        annotation = read_voc_xml(data)
+    except VocError as e:
+        one_line(e)
+        return
+    for thing in annotation.objects:
+        try:
+            corners, _ = pixel_box(thing.box, 500, 375)
+        except VocError as e:
+            one_line(e)
+            continue
+        try:
+            labels(yolo_line(0, corners, 500, 375).encode())
+        except ValueError as e:
+            assert "without area" in str(e)
+
+
+def model_yaml(data: bytes) -> None:
+    """A model config: what is accepted can be built, on a device that takes no memory."""
+    (FOLDER / "model.yaml").write_bytes(data)
+    try:
+        cfg = load_yaml(FOLDER / "model.yaml")
+        check_model_cfg(cfg, "model.yaml")
+        with torch.device("meta"):
+            parse_model(cfg, [3])
+    except UserError as e:
+        one_line(e)
+
+
+def small_model(data: bytes) -> None:
+    """A model config that is built and run once, with rows small enough for that."""
+    (FOLDER / "model.yaml").write_bytes(data)
+    try:
+        model = DetectionModel(load_yaml(FOLDER / "model.yaml"))
+    except UserError as e:
+        one_line(e)
+        return
+    assert (model.stride > 0).all() and len(model.names) == model.yaml["nc"]
+
+
+def data_yaml(data: bytes) -> None:
+    """A data config: what is accepted has classes numbered from 0, of one line each."""
+    (FOLDER / "data.yaml").write_bytes(data)
+    try:
+        config = load_data(FOLDER / "data.yaml")
+    except UserError as e:
+        one_line(e)
+        return
+    assert list(config.names) == list(range(config.nc)) and config.nc > 0
+    assert all(isinstance(n, str) and n.splitlines() in ([n], []) for n in config.names.values())
+
+
+def checkpoint(data: bytes) -> None:
+    """A checkpoint: what is accepted has weights that fit its config."""
+    (FOLDER / "x.pt").write_bytes(data)
+    try:
+        content = load_checkpoint(FOLDER / "x.pt")
+        check_fit(content, "x.pt")
+    except UserError as e:
+        one_line(e)
+        return
+    assert all(v.isfinite().all() for v in content["model"].values())
+
+
+def pickled(data: bytes) -> None:
+    """The same with the zip around it whole, so that the pickle itself is reached."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as z:
+        z.writestr("archive/data.pkl", data)
+        z.writestr("archive/data/0", bytes(64))
+    checkpoint(buffer.getvalue())
+
+
+def image(data: bytes) -> None:
+    """A picture: what is accepted has three colours."""
+    try:
+        found = decode_image(data)
+    except ImageError as e:
+        one_line(e)
+        return
+    assert found.ndim == 3 and found.shape[2] == 3 and found.dtype == np.uint8
+
+
+def label_seeds() -> list[bytes]:
+    polygon = b"1 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\n"
+    return [b"0 0.5 0.5 0.2 0.3\n2 0.1 0.9 0.2 0.2\n", polygon, b"\xef\xbb\xbf0 0 0 1 1\r\n"]
+
+
+def xml_seeds() -> list[bytes]:
+    box = "<bndbox><xmin>8</xmin><ymin>12.5</ymin><xmax>352</xmax><ymax>498</ymax></bndbox>"
+    body = (f"<annotation><filename>x.jpg</filename><size><width>500</width><height>375</height></size><object>"
+            f"<name>dog</name><difficult>1</difficult>{box}</object></annotation>")  # fmt: skip
+    return [body.encode(), f'<?xml version="1.0" encoding="GBK"?>{body}'.encode(), f"<!DOCTYPE a []>{body}".encode()]
+
+
+def model_seeds() -> list[bytes]:
+    folder = Path(__file__).resolve().parents[2] / "models"
+    names = ("yolov5_shufflenet", "yolov5_stem_shufflenet", "yolov5s_slimneck", "yolov5n")
+    return [(folder / f"{name}.yaml").read_bytes() for name in names]
+
+
+def data_seeds() -> list[bytes]:
+    folder = Path(__file__).resolve().parents[2] / "data"
+    more = b"path: x\ntrain: [a, b]\nval: &v images/val\ntest: *v\nnc: 2\nnames: {0: cat, 1: dog}\n"
+    return [*(f.read_bytes() for f in sorted(folder.glob("*.yaml"))), more]
+
+
+def checkpoint_seeds() -> list[bytes]:
+    buffer = io.BytesIO()
+    torch.save(weights_content(DetectionModel(SMALL), 64), buffer)
+    return [buffer.getvalue()]
+
+
+def pickle_seeds() -> list[bytes]:
+    with zipfile.ZipFile(io.BytesIO(checkpoint_seeds()[0])) as z:
+        return [z.read(next(n for n in z.namelist() if n.endswith("data.pkl")))]
+
+
+def image_seeds() -> list[bytes]:
+    picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    return [cv2.imencode(suffix, picture)[1].tobytes() for suffix in (".jpg", ".png", ".bmp", ".webp", ".tiff")]
+
+
+FEEDS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
+    "labels": (labels, label_seeds), "xml": (xml, xml_seeds), "model_yaml": (model_yaml, model_seeds),
+    "small_model": (small_model, model_seeds), "data_yaml": (data_yaml, data_seeds),
+    "checkpoint": (checkpoint, checkpoint_seeds), "pickle": (pickled, pickle_seeds), "image": (image, image_seeds),
+}  # fmt: skip

@@ -1,0 +1,378 @@
+"""Attacks by checkpoints, caches and exported models."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from exports import need_packages
+from helpers import write_yolo_set
+from security.zoo import MADE_ANEW, Attack
+
+from models.checkpoint import load_checkpoint, load_tensors, model_from_checkpoint, weights_content
+from models.engines import need
+from models.resume import open_resumed
+from models.runtime import load_runtime
+from models.yolo import DetectionModel
+from utils.config import load_data
+from utils.dataset import DetectionDataset
+from utils.labels import load_labels
+from utils.options import TrainOptions
+
+SMALL = {
+    "nc": 1,
+    "anchors": 1,
+    "backbone": [[-1, 1, "Conv", [8, 3, 8]]],
+    "head": [[[-1], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+class Runs:
+    """What a pickle can do: call anything when it is read."""
+
+    def __init__(self, call: Callable, *args: object) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> tuple:
+        return self.call, self.args
+
+
+def archive(folder: Path, data: bytes, records: dict[str, bytes] | None = None, packed: bool = False) -> Path:
+    """A file as torch.save makes it, with any pickle."""
+    with zipfile.ZipFile(folder / "x.pt", "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as z:
+        for name, content in {"archive/data.pkl": data, **(records or {})}.items():
+            z.writestr(name, content)
+    return folder / "x.pt"
+
+
+def pickled(data: bytes, folder: Path, **how: Any) -> Any:
+    return load_checkpoint(archive(folder, data, **how))
+
+
+def saved(content: Any, folder: Path) -> Any:
+    torch.save(content, folder / "x.pt")
+    return load_checkpoint(folder / "x.pt")
+
+
+def changed(change: Callable[[dict], Any], folder: Path) -> Any:
+    """A checkpoint of ours with something else in it, made into a model."""
+    content = weights_content(DetectionModel(SMALL), 64)
+    change(content)
+    return model_from_checkpoint(saved(content, folder))
+
+
+def written(data: bytes, folder: Path, name: str = "x.pt", read: Callable = load_checkpoint) -> Any:
+    (folder / name).write_bytes(data)
+    return read(folder / name)
+
+
+def tar_of_old_torch(folder: Path) -> Any:
+    with tarfile.open(folder / "x.pt", "w") as tar:
+        info = tarfile.TarInfo("../ran")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"ran"))
+    return load_checkpoint(folder / "x.pt")
+
+
+def nested(folder: Path) -> Any:
+    """A zip in a zip in a zip: the first holds no pickle, the inner ones do."""
+    inner = pickle.dumps(Runs(os.system, "touch ran"))
+    for _ in range(3):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as z:
+            z.writestr("archive/more.zip", inner)
+        inner = buffer.getvalue()
+    return written(inner, folder)
+
+
+def overlapping(folder: Path) -> Any:
+    """Many entries of the directory that share the same bytes."""
+    file = archive(folder, b"\x80\x02N.", {f"archive/data/{k}": bytes(1000) for k in range(50)})
+    raw = bytearray(file.read_bytes())
+    at = raw.find(b"PK\x01\x02")
+    first = raw[at + 42 : at + 46]
+    while at >= 0:
+        raw[at + 42 : at + 46] = first
+        raw[at + 20 : at + 28] = struct.pack("<II", 1000, 1000)
+        at = raw.find(b"PK\x01\x02", at + 4)
+    return written(bytes(raw), folder)
+
+
+def resumed(folder: Path) -> Any:
+    """A last.pt whose options lead elsewhere."""
+    content = weights_content(DetectionModel(SMALL), 64, half=False)
+    content |= {
+        "kind": "training",
+        "training": {},
+        "hyp": {},
+        "epoch": 0,
+        "options": {"project": "/etc/cron.d", "command": "touch ran"},
+    }
+    (folder / "weights").mkdir()
+    torch.save(content, folder / "weights/last.pt")
+    return open_resumed(TrainOptions.from_flags({"resume": str(folder / "weights/last.pt")}))
+
+
+def cached(folder: Path, forge: Callable[[dict], Any]) -> Any:
+    """A label cache that came with the data set, of the right fingerprint, with something else in it."""
+    data = load_data(write_yolo_set(folder / "set", 4))
+    right = load_labels(data.train, data.nc)
+    (cache,) = (folder / "set").rglob("*.cache.npz")
+    with np.load(cache) as z:
+        content = dict(z)
+    forge(content)
+    np.savez(cache, **content)
+    found = load_labels(data.train, data.nc)
+    assert np.array_equal(found.values, right.values) and np.array_equal(found.files, right.files)
+
+
+def packed_cache(folder: Path) -> Any:
+    data = load_data(write_yolo_set(folder / "set", 4))
+    load_labels(data.train, data.nc)
+    (cache,) = (folder / "set").rglob("*.cache.npz")
+    np.savez_compressed(cache, fingerprint=np.zeros(2**28, np.uint8))  # 256 KB for 256 MiB
+    load_labels(data.train, data.nc)
+
+
+def disk_cached(folder: Path, content: Callable[[Path], Any]) -> Any:
+    """A picture's .npy of --cache disk that came with the data set."""
+    data = load_data(write_yolo_set(folder / "set", 4))
+    index = load_labels(data.train, data.nc)
+    dataset = DetectionDataset(index, 96, 4, cache="disk")
+    file = Path(f"{index.file(0)}.val96.npy")
+    content(file)
+    os.utime(file)
+    image = dataset[0][0]
+    assert image.shape == (3, 96, 96) and len(image.unique()) > 1
+
+
+def header_of(shape: tuple[int, ...], file: Path) -> None:
+    with open(file, "wb") as f:
+        np.lib.format.write_array_header_1_0(f, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def onnx_with_data_elsewhere(folder: Path) -> Any:
+    """An ONNX graph whose weights are said to lie in another file."""
+    need_packages("onnx")
+    onnx = need("onnx", "")
+    tensor = onnx.TensorProto(
+        name="w", data_type=onnx.TensorProto.FLOAT, dims=[2], data_location=onnx.TensorProto.EXTERNAL
+    )
+    tensor.external_data.add(key="location", value="../secret/secret.txt")
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["w"], ["output"])], "g", [], [info("output", 1, [2])], [tensor]
+    )
+    (folder / "x.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return load_runtime(folder / "x.onnx", torch.device("cpu"))
+
+
+def exported(facts: dict, folder: Path) -> Any:
+    (folder / "x_openvino").mkdir()
+    (folder / "x_openvino/x.xml").write_text('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><net>&e;</net>')
+    (folder / "x_openvino/x.bin").write_bytes(b"")
+    (folder / "x_openvino/metadata.json").write_text(json.dumps(facts))
+    need_packages("openvino")
+    return load_runtime(folder / "x_openvino", torch.device("cpu"))
+
+
+def shared(levels: int) -> Any:
+    """Lists of lists of lists, in memory a few, written out 2 to the power of `levels`."""
+    value: Any = "x"
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+FACTS = {"format": "yolov5-light export", "version": 1, "names": {"0": "a"}, "stride": 32, "shape": [1, 3, 64, 64]}
+CALLS = {"os.system": os.system, "eval": eval, "exec": exec, "open": open, "__import__": __import__, "getattr": getattr}
+
+
+def _changed(what: str, change: Callable[[dict], Any], answer: str) -> Attack:
+    return Attack("checkpoint", what, partial(changed, change), answer)
+
+
+ATTACKS = [
+    *(
+        Attack(
+            "checkpoint",
+            f"a pickle that calls {name}",
+            partial(saved, {"model": Runs(call, "touch ran")}),
+            r"asks for '[\w.]+', which is neither",
+        )
+        for name, call in CALLS.items()
+    ),
+    Attack(
+        "checkpoint",
+        "a call by the instruction INST",
+        partial(pickled, b"\x80\x02(S'touch ran'\nios\nsystem\n."),
+        "the instruction INST",
+    ),
+    Attack(
+        "checkpoint",
+        "a call by the instruction OBJ",
+        partial(pickled, b"\x80\x02(cmodels.a\nB\no."),
+        "the instruction OBJ",
+    ),
+    Attack("checkpoint", "a call by an extension code", partial(pickled, b"\x80\x02\x82\x01."), "the instruction EXT1"),
+    Attack(
+        "checkpoint",
+        "os reached through a module of ours",
+        partial(pickled, b"\x80\x04\x8c\x0bmodels.yolo\x8c\x09os.system\x93\x8c\x02ls\x85R."),
+        "asks for|damaged",
+    ),
+    Attack(
+        "checkpoint",
+        "attributes set on a class of ours",
+        partial(pickled, b"\x80\x02cmodels.common\nConv\n}X\x01\x00\x00\x00aK\x01sb."),
+        "damaged",
+    ),
+    Attack(
+        "checkpoint",
+        "a pickle in the form before zips",
+        partial(written, pickle.dumps(Runs(os.system, "touch ran"))),
+        "is no checkpoint",
+    ),
+    Attack(
+        "checkpoint",
+        "a pickle behind the magic number of old PyTorch",
+        partial(written, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + pickle.dumps(Runs(os.system, "touch ran"), 2)),
+        "damaged|more than tensors",
+    ),
+    Attack("checkpoint", "a tar, as the oldest PyTorch wrote it, with ../", tar_of_old_torch, "is no checkpoint"),
+    Attack("checkpoint", "zips in zips around a pickle", nested, "damaged"),
+    Attack("checkpoint", "records that share their bytes", overlapping, "damaged"),
+    Attack("checkpoint", "a zip bomb for a pickle", partial(pickled, bytes(2**27), packed=True), "damaged"),
+    Attack(
+        "checkpoint",
+        "two pickles in one file",
+        partial(pickled, b"\x80\x02N.", records={"other/data.pkl": b"\x80\x02N."}),
+        "damaged",
+    ),
+    Attack(
+        "checkpoint", "a memo index of 2,000 million", partial(pickled, b"\x80\x02K\x01r\xff\xff\xff\x7f."), "holds"
+    ),
+    Attack(
+        "checkpoint",
+        "tuples in tuples that take 2^60 steps to compare",
+        partial(pickled, b"\x80\x04}" + b"K\x01" + 60 * b"2\x86" + b"Ns."),
+        "damaged",
+    ),
+    Attack("checkpoint", "a web page saved as .pt", partial(written, b"<html>not found</html>"), "is no checkpoint"),
+    _changed(
+        "a model config of 10^9 channels",
+        lambda c: c["yaml"].update(backbone=[[-1, 1, "Conv", [10**9, 3, 8]]]),
+        "output width",
+    ),
+    _changed(
+        "a model config of 16,384 x 16,384 channels",
+        lambda c: c["yaml"].update(backbone=[[-1, 1, "Conv", [16384, 1, 8]]] * 9),
+        "do not fit|have more than [0-9,]+ parameters",
+    ),
+    _changed(
+        "a model config with code", lambda c: c["yaml"].update(backbone=[[-1, 1, "eval('1')", [8]]]), "unknown module"
+    ),
+    _changed(
+        "a config that is 2^40 values when written out", lambda c: c["yaml"].update(backbone=shared(40)), "damaged"
+    ),
+    _changed(
+        "weights that are no numbers",
+        lambda c: c["model"].update({k: v * float("nan") for k, v in c["model"].items() if v.is_floating_point()}),
+        "are not finite",
+    ),
+    _changed(
+        "a class name with a terminal's escape", lambda c: c["names"].update({0: "\x1b[2Jcat"}), "control character"
+    ),
+    _changed("an image size of 10^9", lambda c: c.update(imgsz=10**9), "its imgsz is none"),
+    Attack("last.pt to resume", "options that lead to another folder and a command", resumed, "command"),
+    Attack(
+        "tensors of torchvision",
+        "a pickle that calls os.system",
+        partial(written, pickle.dumps(Runs(os.system, "touch ran"), 2), read=load_tensors),
+        "is no checkpoint",
+    ),
+    Attack(
+        "label cache",
+        "an object array, which is a pickle",
+        partial(cached, forge=lambda c: c.update(files=np.array([Runs(os.system, "touch ran")], object))),
+        "",
+        MADE_ANEW,
+    ),
+    Attack(
+        "label cache",
+        "the path of another file",
+        partial(cached, forge=lambda c: c.update(files=np.array([b"/etc/shadow"] * len(c["files"])))),
+        "",
+        MADE_ANEW,
+    ),
+    Attack(
+        "label cache", "a class that is none", partial(cached, forge=lambda c: c["values"].fill(10**6)), "", MADE_ANEW
+    ),
+    Attack(
+        "label cache",
+        "labels outside the image",
+        partial(cached, forge=lambda c: c["values"].__imul__(-1)),
+        "",
+        MADE_ANEW,
+    ),
+    Attack(
+        "label cache",
+        "offsets beyond the end",
+        partial(cached, forge=lambda c: c["offsets"].__iadd__(10**9)),
+        "",
+        MADE_ANEW,
+    ),
+    Attack("label cache", "256 MiB packed into 256 KiB", packed_cache, "", MADE_ANEW),
+    Attack(
+        "disk cache",
+        "an object array, which is a pickle",
+        partial(disk_cached, content=lambda f: np.save(f, np.array([Runs(os.system, "touch ran")], object))),
+        "",
+        MADE_ANEW,
+    ),
+    Attack(
+        "disk cache",
+        "a picture of 10^6 x 10^6 said to follow",
+        partial(disk_cached, content=partial(header_of, (10**6, 10**6, 3))),
+        "",
+        MADE_ANEW,
+    ),
+    Attack(
+        "disk cache",
+        "a picture of another shape",
+        partial(disk_cached, content=lambda f: np.save(f, np.zeros((5, 7, 3), np.uint8))),
+        "",
+        MADE_ANEW,
+    ),
+    Attack("ONNX file", "weights in a file outside its folder", onnx_with_data_elsewhere, "x.onnx"),
+    Attack("OpenVINO folder", "an external entity in its xml", partial(exported, FACTS), "x_openvino"),
+    Attack(
+        "OpenVINO folder",
+        "65,537 classes",
+        partial(exported, {**FACTS, "names": {str(k): "a" for k in range(65537)}}),
+        "no usable 'names'",
+    ),
+    Attack(
+        "OpenVINO folder",
+        "a picture of 10^9 pixels a side",
+        partial(exported, {**FACTS, "shape": [1, 3, 10**9, 10**9]}),
+        "no usable 'shape'",
+    ),
+    Attack(
+        "OpenVINO folder",
+        "a class name with a line end",
+        partial(exported, {**FACTS, "names": {"0": "a\nerror: b"}}),
+        "no usable 'names'",
+    ),
+]

@@ -1,0 +1,348 @@
+"""Attacks by what lies in a data set: pictures, labels, lists, links, xml, zips."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from helpers import write_yolo_set
+from security.zoo import LEFT_OUT, REFUSED, Attack
+
+from my_tools import voc2yolo
+from utils.archive import Archive
+from utils.config import load_data
+from utils.download import download, download_files
+from utils.images import read_image
+from utils.labels import list_images, load_labels
+from utils.sources import list_media, open_source
+
+PICTURE = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))[1].tobytes()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, rows: int) -> bytes:
+    """A grey PNG whose header claims a size; `rows` rows of it are there, packed a thousandfold."""
+    pack = zlib.compressobj(9)
+    row = bytes(1 + width // 8)
+    data = b"".join(pack.compress(row) for _ in range(rows)) + pack.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """A JPEG whose header claims a size."""
+    content = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
+    at = content.find(b"\xff\xc0") + 5
+    content[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+def bmp(width: int, height: int) -> bytes:
+    content = bytearray(cv2.imencode(".bmp", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
+    content[18:26] = struct.pack("<ii", width, height)
+    return bytes(content)
+
+
+def picture(content: bytes, folder: Path, name: str = "x.png") -> Any:
+    (folder / name).write_bytes(content)
+    return read_image(folder / name)
+
+
+def data_set(change: Callable[[Path, Path], Any], folder: Path, left: int = 3) -> Any:
+    """Scan a set of four with its first picture or label changed; the others stay usable."""
+    data = load_data(write_yolo_set(folder / "set", 4))
+    change(folder / "set/images/train/000.png", folder / "set/labels/train/000.txt")
+    index = load_labels(data.train, data.nc)
+    assert len(index) == left and (index.values[:, 1:] <= 1).all()
+
+
+def label(text: str | bytes, folder: Path) -> Any:
+    data_set(lambda image, file: file.write_bytes(text if isinstance(text, bytes) else text.encode()), folder)
+
+
+def instead(make: Callable[[Path], Any]) -> Callable[[Path, Path], Any]:
+    """Put something else in the place of the picture."""
+
+    def change(image: Path, file: Path) -> None:
+        image.unlink()
+        make(image)
+
+    return change
+
+
+def instead_of_label(make: Callable[[Path], Any]) -> Callable[[Path, Path], Any]:
+    def change(image: Path, file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return change
+
+
+def unix_socket(path: Path) -> None:
+    short = os.path.relpath(path)
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(short if len(short) < 100 else str(path))
+
+
+def loops(folder: Path) -> Any:
+    """Links that lead back up, two of them: to follow both takes 2^40 folders."""
+    data = load_data(write_yolo_set(folder / "set", 4))
+    for name in ("a", "b"):
+        (folder / "set/images/train" / name).symlink_to("..", target_is_directory=True)
+    found = list_images(data.train)
+    assert len(found) == len({os.path.realpath(f) for f in found}) <= 8
+
+
+def listed(text: str | bytes, folder: Path, read: Callable = lambda f: list_images((f,))) -> Any:
+    (folder / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read(folder / "list.txt")
+
+
+def convert(files: dict[str, bytes], folder: Path, **how: Any) -> Any:
+    """Convert a VOC set that has one good image besides these files."""
+    good = (
+        b"<annotation><size><width>50</width><height>40</height></size><object><name>dog</name><bndbox><xmin>1</xmin>"
+        b"<ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+    )
+    files = {"Annotations/good.xml": good, "JPEGImages/good.png": PICTURE, **files}
+    with zipfile.ZipFile(folder / "set.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            if isinstance(content, str):  # where a link leads
+                info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            z.writestr(info, content)
+    done = voc2yolo.run(source=str(folder / "set.zip"), out=str(folder / "out"), name="hostile", yaml=False, **how)
+    assert sum(done.images.values()) == 1
+    for path in (folder / "out").rglob("*"):
+        assert not path.is_symlink() or path.resolve().is_relative_to(folder)
+    print("\n".join(f"{file}: {reason}" for file, reason in done.problems))
+
+
+def annotated(xml: str | bytes, folder: Path) -> Any:
+    xml = xml if isinstance(xml, bytes) else xml.encode()
+    return convert({"Annotations/bad.xml": xml, "JPEGImages/bad.png": PICTURE}, folder)
+
+
+def named(name: str, folder: Path) -> Any:
+    """An annotation without a picture of its own name, whose <filename> leads elsewhere."""
+    convert({"Annotations/bad.xml": _xml("", tail=f"<filename>{name}</filename>").encode()}, folder)
+
+
+def unpacked(name: str, folder: Path, content: bytes = b"ran") -> Any:
+    with zipfile.ZipFile(folder / "x.zip", "w") as z:
+        info = zipfile.ZipInfo("placeholder")
+        info.filename = info.orig_filename = name
+        z.writestr(info, content)
+    with Archive(folder / "x.zip") as archive:
+        assert archive.members == []
+        print(archive.refused)
+
+
+def bomb(folder: Path) -> Any:
+    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("zeros.bin", bytes(2**26))
+    with Archive(folder / "x.zip") as archive:
+        archive.read("zeros.bin", 2**30)
+
+
+def lying(folder: Path) -> Any:
+    """A member that unpacks to more than the zip says."""
+    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("zeros.bin", bytes(2**20))
+    raw = (folder / "x.zip").read_bytes()
+    (folder / "x.zip").write_bytes(raw.replace(struct.pack("<I", 2**20), struct.pack("<I", 10)))
+    with Archive(folder / "x.zip") as archive:
+        archive.read("zeros.bin", 2**30)
+
+
+def _xml(head: str, name: str = "dog", tail: str = "") -> str:
+    return (
+        f"{head}<annotation><object><name>{name}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax>"
+        f"<ymax>9</ymax></bndbox></object>{tail}</annotation>"
+    )
+
+
+def _all(surface: str, feed: Callable, cases: dict[str, tuple], outcome: str = REFUSED) -> list[Attack]:
+    return [Attack(surface, what, partial(feed, text), answer, outcome) for what, (text, answer) in cases.items()]
+
+
+ENTITIES = (
+    '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">'
+    + "".join(f'<!ENTITY {chr(98 + k)} "{f"&{chr(97 + k)};" * 10}">' for k in range(9))
+    + "]>"
+)
+
+ATTACKS = [
+    *_all(
+        "picture",
+        picture,
+        {
+            "a PNG that claims 60,000 x 60,000": (
+                png(60000, 60000, 1),
+                "no picture that OpenCV can read, or too large",
+            ),
+            "a PNG of 4 MB that is 60,000 x 60,000": (png(60000, 60000, 2000), "or too large"),
+            "a PNG of 20,000 x 20,000 in 50 KB": (png(20000, 20000, 20000), "or too large"),
+            "a JPEG that claims 65,000 x 65,000": (jpeg(65000, 65000), "cut off|or too large"),
+            "a BMP that claims 2^31 pixels a side": (bmp(2**31 - 1, 2**31 - 1), "or too large"),
+            "a text saved as .png": (b"#!/bin/sh\ntouch ran\n", "no picture"),
+            "an svg with a script": (
+                b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+                "no picture",
+            ),
+        },
+    ),
+    *_all(
+        "file in a data set",
+        data_set,
+        {
+            "a pipe named as a picture": (instead(os.mkfifo), "is no plain file"),
+            "a link to /dev/zero named as a picture": (
+                instead(lambda p: p.symlink_to("/dev/zero")),
+                "is no plain file",
+            ),
+            "a link that leads nowhere": (instead(lambda p: p.symlink_to("nowhere")), "No such file"),
+            "a link to itself": (instead(lambda p: p.symlink_to(p.name)), "symbolic links"),
+            "a socket named as a picture": (instead(unix_socket), "No such device|is no plain file"),
+            "a pipe named as a label": (instead_of_label(os.mkfifo), "is no plain file"),
+            "a link to /dev/zero named as a label": (
+                instead_of_label(lambda p: p.symlink_to("/dev/zero")),
+                "is no plain",
+            ),
+            "a label of 17 MB": (instead_of_label(lambda p: p.write_bytes(bytes(17 * 2**20))), "is larger than"),
+        },
+        LEFT_OUT,
+    ),
+    Attack("file in a data set", "links that lead back up, in 2^40 ways", loops, "", "each picture once"),
+    *_all(
+        "label",
+        label,
+        {
+            "code for a number": ("__import__('os').system('touch\u00a0ran') 1 1 1 1", "not a number"),
+            "not a number": ("0 nan 0.5 0.5 0.5", "not finite"),
+            "infinity": ("0 0.5 0.5 1e999 0.5", "not finite"),
+            "a box outside the image": ("0 1.5 0.5 0.1 0.1", "must be fractions"),
+            "a box without area once it is rounded": ("0 1 1 1e-30 1e-30", "without area"),
+            "a class of 10^9": ("1000000000 0.5 0.5 0.1 0.1", "class 1e\\+09 is not one of"),
+            "digits that only look like a class": ("1_0 0.5 0.5 0.1 0.1", "not a number"),
+            "digits of another alphabet": ("\uff11 0.5 0.5 0.1 0.1", "not a number"),
+            "bytes that are no text": (b"\xff\xfe\x00", "not a text file"),
+        },
+        LEFT_OUT,
+    ),
+    *_all(
+        "list of pictures",
+        listed,
+        {
+            "a file of secrets": ("../secret/secret.txt\n/etc/passwd\n", "no images"),
+            "a NUL in a name": ("a.png\0/etc/passwd\n", "no images"),
+            "bytes that are no text": (b"\xff\xfe\x00", "must be a text file"),
+        },
+    ),
+    Attack(
+        "--source",
+        "a list that names a pipe",
+        partial(listed, "pipe.png\n", read=lambda f: (os.mkfifo(f.with_name("pipe.png")), list_media(str(f)))),
+        "no picture or video",
+    ),
+    Attack(
+        "--source",
+        "a list of streams with a pipeline that writes",
+        partial(
+            listed, "videotestsrc!filesink\n", read=lambda f: open_source(str(f.rename(f.with_suffix(".streams"))))
+        ),
+        "is no stream",
+    ),
+    Attack(
+        "--source",
+        "a file: address",
+        lambda folder: download("file:///etc/passwd", folder / "x"),
+        "only http and https",
+    ),
+    *_all(
+        "VOC xml",
+        annotated,
+        {
+            "entities that stand for 10^9 letters": (_xml(ENTITIES, "&j;"), "entities or outside references"),
+            "an external entity": (
+                _xml('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>', "&e;"),
+                "entities or outside",
+            ),
+            "an external entity from the network": (
+                _xml('<!DOCTYPE a [<!ENTITY e SYSTEM "http://example.org/">]>', "&e;"),
+                "entities or outside",
+            ),
+            "a parameter entity": (
+                _xml('<!DOCTYPE a [<!ENTITY % e SYSTEM "file:///etc/passwd"> %e;]>'),
+                "entities or outside",
+            ),
+            "an outside DTD": (
+                _xml('<!DOCTYPE a SYSTEM "file:///etc/passwd">', tail="<x>&e;</x>"),
+                "entities or outside|xml",
+            ),
+            "100,000 tags in each other": ("<annotation>" + "<a>" * 100000, "nested too deep"),
+            "an encoding that runs a codec": (_xml('<?xml version="1.0" encoding="zlib_codec"?>'), "encoding"),
+            "no xml": ("#!/bin/sh", "cannot be parsed"),
+        },
+        LEFT_OUT,
+    ),
+    *_all(
+        "VOC xml",
+        named,
+        {
+            "a <filename> of secrets": ("../../secret/secret.txt", ""),
+            "an absolute <filename>": ("/etc/passwd", ""),
+            "a <filename> on another machine": ("\\\\server\\share\\x.png", ""),
+        },
+        "looked up among the set's own pictures",
+    ),
+    *_all(
+        "zip",
+        unpacked,
+        {
+            "../ in a name": ("../../ran", "leaves its folder"),
+            "../ in the middle": ("images/../../ran", "leaves its folder"),
+            "an absolute name": ("/etc/cron.d/ran", "absolute path"),
+            "a drive's name": ("C:/Windows/ran.exe", "absolute path"),
+            "a name on another machine": ("\\\\server\\share\\ran", "backslash"),
+            "backslashes": ("..\\..\\ran", "backslash"),
+            "a NUL in a name": ("picture.png\0.sh", "NUL"),
+        },
+        LEFT_OUT,
+    ),
+    Attack(
+        "zip",
+        "a link out of its folder",
+        lambda folder: convert({"JPEGImages/bad.png": "/etc/passwd", "Annotations/bad.xml": _xml("").encode()}, folder),
+        "symbolic link",
+        LEFT_OUT,
+    ),
+    Attack("zip", "a bomb, 1,000 to 1", bomb, "a zip bomb"),
+    Attack("zip", "a member larger than it says", lying, "damaged in the zip"),
+    Attack(
+        "zip",
+        "10 MB of another file, cut off",
+        lambda folder: ((folder / "x.zip").write_bytes(bytes(10**7)), Archive(folder / "x.zip")),
+        "not a whole zip",
+    ),
+    Attack(
+        "download",
+        "a name that leaves the folder",
+        lambda folder: download_files("http://127.0.0.1:9/..", folder),
+        "names no file",
+    ),
+]

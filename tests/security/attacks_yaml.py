@@ -1,0 +1,142 @@
+"""Attacks by yaml: models, data sets, hyper-parameters."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from security.zoo import Attack
+
+from models.yolo import DetectionModel
+from utils.config import load_data, load_hyp, load_model_cfg
+from utils.labels import list_images
+
+SPLITS = "train: images\nval: images\n"
+HEAD = "nc: 2\nanchors: 3\nhead:\n  - [[-1], 1, Detect, [nc, anchors]]\nbackbone:\n"
+
+
+def laughs(link: str, levels: int) -> str:
+    """A billion laughs: each line stands for nine of the line before. link: what a line holds, {} its aliases."""
+    lines = ["a0: &a0 {k: v}"]
+    lines += [f"a{i}: &a{i} {link.format(','.join([f'*a{i - 1}'] * 9))}" for i in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+def model(text: str, folder: Path) -> Any:
+    (folder / "model.yaml").write_text(text)
+    return DetectionModel(load_model_cfg(folder / "model.yaml"))
+
+
+def row(text: str, folder: Path) -> Any:
+    return model(f"{HEAD}  - {text}\n", folder)
+
+
+def data(text: str | bytes, folder: Path) -> Any:
+    (folder / "data.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_data(folder / "data.yaml")
+
+
+def images(text: str, folder: Path) -> Any:
+    return list_images(data(text, folder).train)
+
+
+def hyp(text: str, folder: Path) -> Any:
+    (folder / "hyp.yaml").write_text(text)
+    return load_hyp(folder / "hyp.yaml")
+
+
+def _all(surface: str, feed: Any, cases: dict[str, tuple[str, str]]) -> list[Attack]:
+    return [Attack(surface, what, partial(feed, text), answer) for what, (text, answer) in cases.items()]
+
+
+ATTACKS = [
+    *_all(
+        "model yaml",
+        model,
+        {
+            "a tag that calls os.system": ("!!python/object/apply:os.system ['touch ran']", "constructor for the tag"),
+            "a tag that makes a module": ("nc: !!python/module:os", "constructor for the tag"),
+            "a tag that makes an object": ("nc: !!python/object/new:os.system [ls]", "constructor for the tag"),
+            "an activation that is code": (
+                f"activation: __import__('os').system('touch ran')\n{HEAD}  - [-1, 1, Conv, [8]]",
+                "unknown activation",
+            ),
+            "lists in lists, 20,000 deep": ("nc: " + "[" * 20000, "values in values without end"),
+            "10^9 classes": (
+                HEAD.replace("nc: 2", "nc: 1000000000") + "  - [-1, 1, Conv, [8]]",
+                "whole number from 1 to",
+            ),
+            "a width multiple of 10^300": (
+                "width_multiple: 1.0e+300\n" + HEAD + "  - [-1, 1, Conv, [8]]",
+                "width_multiple",
+            ),
+            "a number of 10,000 digits": (f"nc: {'9' * 10000}", "cannot be read"),
+            "10^9 anchors": (
+                HEAD.replace("anchors: 3", "anchors: 1000000000") + "  - [-1, 1, Conv, [8]]",
+                "anchors must",
+            ),
+        },
+    ),
+    *_all(
+        "model yaml, a row",
+        row,
+        {
+            "code in the place of a module": (
+                "[-1, 1, \"__import__('os').system('touch ran')\", [8]]",
+                "unknown module",
+            ),
+            "a function of os": ("[-1, 1, os.system, [touch ran]]", "unknown module"),
+            "an attribute of a class": ("[-1, 1, nn.Module.__subclasses__, []]", "unknown module"),
+            "code in the place of a width": ('[-1, 1, Conv, ["exit()", 3, 2]]', "must be the output width"),
+            "10^9 channels": ("[-1, 1, Conv, [1000000000, 3, 2]]", "must be the output width"),
+            "10^9 repeats": ("[-1, 1000000000, Conv, [8, 3, 2]]", "repeats is"),
+            "60 layers of 60,000 channels": ("[-1, 60, Conv, [60000, 3, 1]]", "it asks for [0-9,]+ parameters"),
+            "a kernel of 10^6 x 10^6": ("[-1, 1, Conv, [8, 1000001, 2]]", "it asks for [0-9,]+ parameters"),
+            "padding of 10^9": ("[-1, 1, Conv, [8, 3, 2, 1000000000]]", "layer 0"),
+            "maps enlarged 10^6 times": ("[-1, 1, nn.Upsample, [None, 1000000, nearest]]", "is too large"),
+            "a dimension that is none": ("[[-1, -1], 1, Concat, [1000000]]", "layer 0"),
+            "an input 10^9 layers before": ("[-1000000000, 1, Conv, [8, 3, 2]]", "is no earlier layer"),
+            "100,000 inputs": (f"[[{','.join(['-1'] * 100000)}], 1, Concat, [1]]", "layer 0"),
+        },
+    ),
+    *_all(
+        "data yaml",
+        data,
+        {
+            "a tag that calls os.system": (
+                "names: !!python/object/apply:os.system ['touch ran']",
+                "constructor for the tag",
+            ),
+            "aliases that stand for 10^8 values": (laughs("[{}]", 10) + SPLITS, "more than 200000 values"),
+            "merge keys that stand for 10^8 values": (laughs("{{<<: [{}]}}", 10) + SPLITS, "more than 200000 values"),
+            "a list that contains itself": (SPLITS + "names: &a [*a]", "contains itself"),
+            "a date that is none": (SPLITS + "names: [2001-99-99]", "cannot be read"),
+            "10^9 classes": (SPLITS + "nc: 1000000000", "whole number from 1 to 65536"),
+            "a dict for a class name": (SPLITS + "names: [{a: b}]", "must be one word"),
+            "a class name with a line end": (SPLITS + 'names: ["cat\\nerror: all is well"]', "line end or control"),
+            "a class name with a terminal's escape": (SPLITS + 'names: ["cat\\e[2J"]', "line end or control"),
+            "bytes that are no text": (b"names: [\xff\xfe\x00]", "not a text file in UTF-8"),
+            "a NUL": (b"names: [a\0b]", "not valid yaml"),
+            "another program's keys": (SPLITS + "names: [a]\ncommand: rm -rf /", "unknown key 'command'"),
+        },
+    ),
+    *_all(
+        "data yaml",
+        images,
+        {
+            "a file that is no list of images": ("path: /etc\ntrain: passwd\nnames: [a]", "no images"),
+            "a device for a list of images": ("path: /dev\ntrain: zero\nnames: [a]", "does not exist"),
+        },
+    ),
+    *_all(
+        "hyper-parameters",
+        hyp,
+        {
+            "code for a number": ("lr0: __import__('os').system('touch ran')", "must be a number"),
+            "not a number": ("lr0: .nan", "must be a number"),
+            "infinity": ("lr0: .inf", "must be a number"),
+            "a list for a number": ("lr0: [1, 2]", "must be a number"),
+        },
+    ),
+]

@@ -1,0 +1,36 @@
+"""No code from data: every attack of the zoo is answered in one line, and nothing is run, read or written by it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from security import attacks_checkpoint, attacks_files, attacks_names, attacks_yaml
+from security.guard import guarded
+from security.zoo import REFUSED, Attack
+
+from utils.errors import UserError
+
+ATTACKS = [*attacks_yaml.ATTACKS, *attacks_checkpoint.ATTACKS, *attacks_files.ATTACKS, *attacks_names.ATTACKS]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=str)
+def test_attack(attack: Attack, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder, secret = tmp_path / "folder", tmp_path / "secret/secret.txt"
+    folder.mkdir()
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    error = ""
+    with guarded(folder, secret):
+        try:
+            attack.run(folder)
+        except UserError as e:
+            error = str(e)
+    told = capfd.readouterr()
+    assert bool(error) == (attack.outcome == REFUSED), error or f"accepted; it said {told.out}"
+    assert len(error) < 800 and "\n" not in error
+    assert re.search(attack.answer, error or told.out), error or told.out
+    assert "\x1b" not in told.out + told.err and "\nerror: all is well" not in told.out + told.err
+    assert not [p for p in (tmp_path / "ran", folder / "ran", ROOT / "ran", Path("ran")) if p.exists()]
