@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import utils  # noqa: F401  where OpenCV does not load, this says what to do
+
+# isort: split
 import cv2
 import numpy as np
 import torch

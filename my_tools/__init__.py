@@ -1,0 +1,1 @@
+import utils  # noqa: F401  where OpenCV does not load, this says what to do

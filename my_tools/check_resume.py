@@ -1,11 +1,11 @@
 """Prove on this machine that a run which is killed and resumed ends exactly like one that is not.
 
     python my_tools/check_resume.py                # the default set, small, three kills
-    python my_tools/check_resume.py --kills 20 --epochs 6 --data VOC.yaml
+    python my_tools/check_resume.py --kills 100 --epochs 100
 
 Trains once undisturbed. Then trains with the same options, kills the process (SIGKILL: nothing can be cleaned up) at
-random moments, resumes it each time, and compares: every tensor of best.pt and last.pt bit by bit, and every figure of
-results.csv but the times.
+random moments, reads every file that is then in its folder, resumes it, and so on. At the end it compares: every tensor
+of best.pt and last.pt bit by bit, and every figure of results.csv but the times.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
+from utils.config import load_yaml
 from utils.console import LOGGER, Parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, increment_path
-from utils.logs import TIMES
+from utils.logs import COLUMNS, TIMES
 
 
 def train_command(opt: argparse.Namespace, project: Path, name: str) -> list[str]:
@@ -90,39 +91,75 @@ def unequal(a: Any, b: Any, where: str) -> list[str]:
     return [] if a == b else [where]
 
 
+def unreadable(folder: Path) -> list[str]:
+    """The files of a killed run that do not hold what they should; what was being written has another name."""
+    found = []
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix != ".part"):
+        try:
+            if file.suffix == ".pt":
+                load_checkpoint(file, training=file.name == "last.pt")
+            elif file.suffix == ".yaml":
+                load_yaml(file)
+            elif file.suffix == ".csv" and any(len(row) != len(COLUMNS) - TIMES for row in read_figures(file)):
+                raise UserError(f"{file}: has rows cut off")
+        except UserError as e:
+            found.append(str(e))
+    return found
+
+
 def read_figures(file: Path) -> list[list[str]]:
     """The rows of a results.csv without the columns of times."""
     with open(file, encoding="utf-8", newline="") as f:
         return [row[:-TIMES] for row in csv.reader(f)]
 
 
+def time_of_epochs(file: Path) -> float:
+    """The seconds that all epochs of a results.csv took."""
+    with open(file, encoding="utf-8", newline="") as f:
+        return sum(float(v) for row in list(csv.reader(f))[1:] for v in row[-TIMES:])
+
+
 def run(opt: argparse.Namespace) -> Path:
-    """Compare an undisturbed run with one killed `opt.kills` times. Raises UserError if they differ."""
+    """Compare an undisturbed run with others, killed `opt.kills` times in all. Raises UserError if they differ."""
     project = increment_path(ROOT / "runs" / "check_resume" / "exp")
     log = project / "training.log"
     LOGGER.info(f"an undisturbed run (its output goes to {log})")
     start = time.perf_counter()
     run_killed_after(train_command(opt, project, "whole"), None, log)
     whole = time.perf_counter() - start
-    LOGGER.info(f"  {whole:.1f} s")
-    rng = random.Random(opt.seed)
-    last, kills, ended = project / "killed" / "weights" / "last.pt", 0, False
+    work = time_of_epochs(project / "whole" / "results.csv")
+    LOGGER.info(f"  {whole:.1f} s, {work:.1f} s of them training")
+    rng, kills, runs = random.Random(opt.seed), 0, 0
+    while kills < opt.kills:
+        runs += 1
+        # some while it starts, most while it trains
+        times = [rng.uniform(0.7 * (whole - work), whole - 0.5 * work) for _ in range(opt.kills - kills)]
+        kills += kill_and_resume(opt, project, f"killed{runs}", times)
+        if found := differences(project / "whole", project / f"killed{runs}"):
+            raise UserError(f"{len(found)} differences, the first: {found[0]}; the runs are in {project}")
+        LOGGER.info(f"  bit-identical, {kills} kills so far")
+    LOGGER.info(f"{kills} kills of {runs} runs: no file unreadable after any, and at the end best.pt, last.pt and "
+                f"results.csv bit-identical; the runs are in {project}")  # fmt: skip
+    return project
+
+
+def kill_and_resume(opt: argparse.Namespace, project: Path, name: str, times: list[float]) -> int:
+    """Train to the end with a process killed after each of these seconds, or fewer; returns how many were killed."""
+    last, kills, ended = project / name / "weights" / "last.pt", 0, False
     while not ended:
         resume = [sys.executable, str(ROOT / "train.py"), "--resume", str(last)]
-        command = resume if last.exists() else train_command(opt, project, "killed")
-        seconds = rng.uniform(0, 0.9 * whole) if kills < opt.kills else None
-        ended = run_killed_after(command, seconds, log)
+        command = resume if last.exists() else train_command(opt, project, name)
+        seconds = times[kills] if kills < len(times) else None
+        ended = run_killed_after(command, seconds, project / "training.log")
         if not ended:
             kills += 1
+            if bad := unreadable(project / name):
+                raise UserError(f"after {kills} kills: {bad[0]}; the run is in {project}")
             content = load_checkpoint(last)["training"] if last.exists() else None
             ended = bool(content and content["finished"])  # killed while the process was taking itself apart
             where = f"last.pt goes on at epoch {content['epoch']}" if content else "before the first checkpoint"
-            LOGGER.info(f"  killed after {seconds:.1f} s: {where}")
-    found = differences(project / "whole", project / "killed")
-    if found:
-        raise UserError(f"{len(found)} differences, the first: {found[0]}; both runs are in {project}")
-    LOGGER.info(f"{kills} kills: best.pt, last.pt and results.csv are bit-identical; both runs are in {project}")
-    return project
+            LOGGER.info(f"  {name}: killed after {seconds:.1f} s: {where}")
+    return kills
 
 
 def parse_opt() -> argparse.Namespace:

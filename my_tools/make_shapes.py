@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import utils  # noqa: F401  where OpenCV does not load, this says what to do
+
+# isort: split
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.console import LOGGER, Parser, progress, run_script
 from utils.errors import UserError

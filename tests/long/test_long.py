@@ -1,0 +1,27 @@
+"""Short forms of the long runs; docs/reliability.md has the figures of the long ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from long import epochs, many_labels
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_epochs_leave_nothing_behind(tmp_path: Path) -> None:
+    samples, seconds = epochs.train(14, 60, tmp_path)
+    found = epochs.report(samples, seconds, str(tmp_path / "plot.png"))
+    late = [s for s in samples if s.epoch >= epochs.FIRST]
+    assert len(late) > 3 and max(s.files for s in late) - min(s.files for s in late) <= 2
+    assert max(s.main for s in late) - min(s.main for s in late) < 40, found
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_many_labels(tmp_path: Path) -> None:
+    many_labels.make_set(tmp_path, 1500)
+    rows = many_labels.measure(tmp_path, 1500)
+    assert len(rows) == 4 and rows[1][1] < rows[0][1]
