@@ -37,6 +37,11 @@ def data(text: str | bytes, folder: Path) -> Any:
     return load_data(folder / "data.yaml")
 
 
+def missing(text: str, folder: Path) -> Any:
+    """What happens where the images are not there, which is when other programs run `download:`."""
+    return data(f"{SPLITS}names: [a]\n{text}", folder).existing("train")
+
+
 def images(text: str, folder: Path) -> Any:
     return list_images(data(text, folder).train)
 
@@ -127,6 +132,16 @@ ATTACKS = [
         {
             "a file that is no list of images": ("path: /etc\ntrain: passwd\nnames: [a]", "no images"),
             "a device for a list of images": ("path: /dev\ntrain: zero\nnames: [a]", "does not exist"),
+        },
+    ),
+    *_all(
+        "data yaml",
+        missing,
+        {
+            "a download: script in Python": ("download: |\n  import os\n  os.system('touch ran')\n", "is not there"),
+            "a download: command of the shell": ("download: bash -c 'touch ran'", "is not there"),
+            "a download: address": ("download: https://example.org/x.zip", "is not there"),
+            "a hint with a terminal's escape": ('hint: "\\e[2Jall is well"', "is not there"),
         },
     ),
     *_all(

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from security import attacks_checkpoint, attacks_files, attacks_names, attacks_yaml
 from security.guard import guarded
+from security.table import ATTACKS, table
 from security.zoo import REFUSED, Attack
 
 from utils.errors import UserError
-
-ATTACKS = [*attacks_yaml.ATTACKS, *attacks_checkpoint.ATTACKS, *attacks_files.ATTACKS, *attacks_names.ATTACKS]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
@@ -34,3 +32,7 @@ def test_attack(attack: Attack, tmp_path: Path, capfd: pytest.CaptureFixture) ->
     assert re.search(attack.answer, error or told.out), error or told.out
     assert "\x1b" not in told.out + told.err and "\nerror: all is well" not in told.out + told.err
     assert not [p for p in (tmp_path / "ran", folder / "ran", ROOT / "ran", Path("ran")) if p.exists()]
+
+
+def test_the_page_has_the_table() -> None:
+    assert len(ATTACKS) >= 60 and table() in (ROOT / "docs/reliability.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from security.guard import guarded
-from security.test_security import ATTACKS
+from security.table import ATTACKS
 
 import models.checkpoint
 import utils.archive
