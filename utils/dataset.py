@@ -230,6 +230,8 @@ class DetectionDataset(Dataset):
         except (OSError, ValueError, EOFError):
             pass  # not there yet, or damaged: made anew
         im = self._read(i)
+        if i in self._lost:
+            return im
         try:
             with atomic_write(file) as f:
                 np.save(f, im)

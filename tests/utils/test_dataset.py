@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,11 @@ from helpers import write_yolo_set
 
 from utils import dataset as module
 from utils.config import load_hyp
-from utils.dataset import DetectionDataset, EpochBatches, quad_item, rescale, sort_by_proportion
+from utils.dataset import DetectionDataset, EpochBatches, ImagesLost, quad_item, rescale, sort_by_proportion
 from utils.image_weights import image_weights
 from utils.images import read_image
 from utils.labels import LabelIndex, load_labels
-from utils.loader import create_loader
+from utils.loader import LoaderError, batches_of, create_loader
 
 
 @pytest.fixture
@@ -92,6 +94,57 @@ def test_an_image_that_vanished_is_a_warning(index: LabelIndex, caplog: pytest.L
     with caplog.at_level(logging.WARNING, logger="yolov5"):
         image = DetectionDataset(index, 64, 4)[2][0]
     assert "002.png" in caplog.text and (image == 114).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_learnt_from_an_image_that_vanished(training: bool, index: LabelIndex) -> None:
+    """Grey with its labels would teach that grey is an object; scored, its objects are missed."""
+    hyp = {**load_hyp("hyp.scratch-low"), "mosaic": 0.0} if training else None
+    dataset = DetectionDataset(index, 64, 4, hyp, cache="disk")
+    content = Path(index.file(2)).read_bytes()
+    Path(index.file(2)).unlink()
+    assert len(dataset[2][1]) == (0 if training else len(index.labels(2)))
+    assert not list(Path(index.file(2)).parent.glob("002.png.*.npy")), "grey would stay for ever"
+    Path(index.file(2)).write_bytes(content)
+    dataset._decoded.clear()
+    assert len(dataset[2][1]) == len(index.labels(2)) and len(dataset[2][0].unique()) > 2
+
+
+def test_a_set_that_is_gone_is_no_matter_of_single_images(index: LabelIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = DetectionDataset(index, 64, 4)
+    folder = Path(index.file(0)).parent
+    folder.rename(folder.with_name("gone"))
+    with pytest.raises(ImagesLost, match="an image cannot be read .*is the disk that holds the data set still there"):
+        dataset[0]
+    folder.mkdir()
+    monkeypatch.setattr(module, "MOST_LOST", 3)
+    dataset = DetectionDataset(index, 64, 4)
+    dataset[0], dataset[1]
+    with pytest.raises(ImagesLost, match="3 images in a row cannot be read"):
+        dataset[2]
+
+
+def test_what_ends_a_loader_is_told(index: LabelIndex) -> None:
+    def raising(error: Exception) -> Iterator:
+        raise error
+        yield
+
+    told = {
+        "DataLoader worker (pid 7) is killed by signal: Killed.": "a process that loads images was killed",
+        "DataLoader worker (pid(s) 7) exited unexpectedly": "a process that loads images was killed",
+        "DataLoader worker (pid 7) is killed by signal: Bus error.": "--workers 0 needs none",
+        "unable to allocate shared memory(shm) for file </torch_7_8_9>: No space left on device (28)": "--shm-size",
+    }
+    for error, answer in told.items():
+        with pytest.raises(LoaderError, match=answer):
+            list(batches_of(raising(RuntimeError(error))))
+    with pytest.raises(RuntimeError, match="another"):
+        list(batches_of(raising(RuntimeError("another"))))
+    loader = create_loader(DetectionDataset(index, 64, 4), 4, workers=1, shuffle=False)
+    shutil.rmtree(Path(index.file(0)).parent)
+    with pytest.raises(LoaderError, match="^an image cannot be read") as e:  # from another process, without traceback
+        list(batches_of(loader))
+    assert "\n" not in str(e.value)
 
 
 def test_rect_batches_fit_their_images() -> None:
