@@ -3,8 +3,8 @@
 import os
 import sys
 
-# OpenCV reads this when it is loaded: a picture of a few kilobytes may claim to fill the memory once it is unpacked
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
+# OpenCV reads this when it is loaded: pixels of a picture, also in the formats that utils.images does not look into
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
 
 try:
     import cv2  # noqa: F401

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from utils.errors import UserError
 from utils.files import atomic_write, read_file
@@ -16,6 +19,8 @@ class ImageError(UserError):
 
 
 LARGEST_FILE = 2**30  # bytes
+MOST_PIXELS = 178_956_970  # of a picture: more than Pillow opens; half a GB once they are unpacked
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of half as many
 REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
            8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
 
@@ -27,9 +32,12 @@ def decode_image(content: bytes, reduce: int = 1) -> np.ndarray:
     """
     if not content:
         raise ImageError("the file is empty")
+    size, start = _jpeg_header(content) if content[:2] == b"\xff\xd8" else (_claimed_size(content), 0)
     # a cut-off JPEG decodes to a picture with a grey lower part, and nobody notices
-    if content[:2] == b"\xff\xd8" and b"\xff\xd9" not in content[_scan_start(content) :]:
+    if start and b"\xff\xd9" not in content[start:]:
         raise ImageError("the JPEG is cut off")
+    if size[0] * size[1] > MOST_PIXELS:  # before they are unpacked: a bomb of kilobytes fills gigabytes
+        raise ImageError(f"it has more than {MOST_PIXELS:,} pixels, or says so; make it smaller")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[reduce])
     except (cv2.error, MemoryError):
@@ -39,12 +47,25 @@ def decode_image(content: bytes, reduce: int = 1) -> np.ndarray:
     return image
 
 
-def _scan_start(jpeg: bytes) -> int:
-    """Where a JPEG's own pixel data begin: behind its header segments, which may hold a whole thumbnail."""
-    at = 2
-    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":
+def _jpeg_header(jpeg: bytes) -> tuple[tuple[int, int], int]:
+    """A JPEG's (width, height) and where its own pixel data begin: behind segments that may hold a whole thumbnail."""
+    at, size = 2, (0, 0)
+    while jpeg[at : at + 1] == b"\xff" and (kind := jpeg[at + 1 : at + 2]) != b"\xda":
+        if b"\xc0" <= kind <= b"\xcf" and kind not in (b"\xc4", b"\xc8", b"\xcc"):  # a frame's header
+            size = int.from_bytes(jpeg[at + 7 : at + 9], "big"), int.from_bytes(jpeg[at + 5 : at + 7], "big")
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return at
+    return size, at
+
+
+def _claimed_size(content: bytes) -> tuple[int, int]:
+    """(width, height) by a picture's header, nothing of it unpacked; zeros where Pillow does not know the format."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.size
+    except Image.DecompressionBombError:
+        return MOST_PIXELS, MOST_PIXELS
+    except Exception:  # damaged in one of many ways: OpenCV decides
+        return 0, 0
 
 
 def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:

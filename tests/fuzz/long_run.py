@@ -30,7 +30,8 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for k, data in enumerate(seeds()):
         (corpus / f"seed{k}").write_bytes(data)
-    atheris.Setup([sys.argv[0], str(corpus), f"-artifact_prefix={corpus.parent}/", "-timeout=30", *sys.argv[1:]], feed)
+    atheris.Setup([sys.argv[0], str(corpus), f"-artifact_prefix={corpus.parent}/", "-timeout=30", "-rss_limit_mb=4096",
+                  *sys.argv[1:]], feed)  # fmt: skip
     atheris.Fuzz()
 
 
