@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -48,10 +49,23 @@ def _start_worker(background: bool, worker: int) -> None:
     torch.set_num_threads(1)
 
 
+class Loader(DataLoader):
+    """A DataLoader whose processes do not inherit a lock of OpenCV.
+
+    OpenCV keeps a list of the threads that have used it. A process forked while another thread is entered there, or
+    leaves, has that list locked for ever, and waits for it as soon as it uses OpenCV itself; unless its thread, a copy
+    of this one, is in the list already.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:
+        cv2.resize(cv2.copyMakeBorder(np.zeros((2, 2, 3), np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT), (3, 3))
+        return super().__iter__()
+
+
 def create_loader(
     dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, pin_memory: bool = False,
     rank: int = 0, world: int = 1, whole: bool = True,
-) -> DataLoader:  # fmt: skip
+) -> Loader:  # fmt: skip
     """A loader over a data set. `loader.batch_sampler.epoch = n` chooses the epoch that the next pass draws.
 
     pin_memory: for a GPU; without it the network is taken to run on the cores that the loader's processes share.
@@ -61,7 +75,7 @@ def create_loader(
     least = 4 if dataset.quad else min(2, batch_size // world)
     batches = EpochBatches(len(dataset), batch_size, shuffle, dataset.seed, rank, world, whole, least)
     workers = min(workers, max((os.cpu_count() or 1) // local_world_size(), 1), max(len(dataset) // batch_size, 1))
-    return DataLoader(
+    return Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -145,6 +146,17 @@ def test_what_ends_a_loader_is_told(index: LabelIndex) -> None:
     with pytest.raises(LoaderError, match="^an image cannot be read") as e:  # from another process, without traceback
         list(batches_of(loader))
     assert "\n" not in str(e.value)
+
+
+def test_opencv_knows_the_thread_that_loader_processes_are_copies_of(
+    index: LabelIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one in a thousand waits for ever for a lock (tests/long/forks.py)."""
+    loader, calls = create_loader(DetectionDataset(index, 64, 4), 4, 1, shuffle=False), []
+    real = cv2.copyMakeBorder
+    monkeypatch.setattr(cv2, "copyMakeBorder", lambda *args: calls.append("OpenCV") or real(*args))
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda self: calls.append("fork") or iter(()))
+    assert list(loader) == [] and calls == ["OpenCV", "fork"]
 
 
 def test_rect_batches_fit_their_images() -> None:
