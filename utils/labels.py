@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -245,8 +246,10 @@ def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
 
 def _write_cache(path: Path, fingerprint: str, index: LabelIndex) -> None:
     try:
+        buffer = io.BytesIO()  # a zip that breaks off on a full disk complains again when it is thrown away
+        np.savez(buffer, fingerprint=fingerprint, files=index.files, shapes=index.shapes, values=index.values,
+                 offsets=index.offsets, problems=json.dumps(index.problems))  # fmt: skip
         with atomic_write(path) as f:
-            np.savez(f, fingerprint=fingerprint, files=index.files, shapes=index.shapes, values=index.values,
-                     offsets=index.offsets, problems=json.dumps(index.problems))  # fmt: skip
+            f.write(buffer.getbuffer())
     except OSError as e:
         LOGGER.warning(f"the label cache {path} cannot be written ({e.strerror}); the next start scans again")

@@ -110,7 +110,10 @@ def _why(message: str) -> str:
     """What an error of a loader means, or an empty string if it is another's."""
     if "Bus error" in message or "/torch_" in message or "allocate shared memory" in message:
         return SHARED_MEMORY
-    if "DataLoader worker" in message and ("killed" in message or "exited unexpectedly" in message):
+    if "DataLoader worker" in message and "killed" in message:
         return ("a process that loads images was killed, as systems do when memory runs out: fewer --workers, or no "
                 "--cache")  # fmt: skip
+    if "DataLoader worker" in message and "exited unexpectedly" in message:
+        return ("a process that loads images has ended: memory ran out (fewer --workers, or no --cache), or "
+                f"{SHARED_MEMORY}")  # fmt: skip
     return ""

@@ -132,7 +132,7 @@ def test_what_ends_a_loader_is_told(index: LabelIndex) -> None:
 
     told = {
         "DataLoader worker (pid 7) is killed by signal: Killed.": "a process that loads images was killed",
-        "DataLoader worker (pid(s) 7) exited unexpectedly": "a process that loads images was killed",
+        "DataLoader worker (pid(s) 7) exited unexpectedly": "has ended: memory ran out .*--workers 0 needs none",
         "DataLoader worker (pid 7) is killed by signal: Bus error.": "--workers 0 needs none",
         "unable to allocate shared memory(shm) for file </torch_7_8_9>: No space left on device (28)": "--shm-size",
     }
