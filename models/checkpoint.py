@@ -148,7 +148,7 @@ def _check_content(content: dict[str, Any], path: Path) -> None:
         names, nc = content["names"], content["yaml"].get("nc")
         if not is_whole(nc) or nc != len(names) or list(names) != list(range(len(names))):
             raise ValueError("its class names are not numbered from 0 to nc - 1")
-        if any(isinstance(name, str) and has_control(name) for name in names.values()):
+        if any(isinstance(name, str) and has_control(name.strip()) for name in names.values()):
             raise ValueError("one of its class names holds a line end or control character")
         for key, value in content["model"].items():
             _check_tensor(key, value)
@@ -239,7 +239,7 @@ def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoi
         cfg = content["yaml"]
         model = DetectionModel({**cfg}, ch=cfg.get("ch", 3))
         model.load_state_dict(content["model"])
-        model.names = {int(k): str(v) for k, v in content["names"].items()}
+        model.names = {int(k): str(v).strip() for k, v in content["names"].items()}
         if content.get("stride", model.stride.tolist()) != model.stride.tolist():
             raise ValueError(f"strides {content['stride']}, its config makes {model.stride.tolist()}")
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as e:

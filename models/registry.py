@@ -82,7 +82,8 @@ def check_size(cls: type[nn.Module], stack: list[list[Any]], width: int, c_in: i
     Most are seen to be small without building them.
     """
     side = max((abs(a) for a in stack[0][2:] if is_whole(a)), default=1)
-    if width * max(c_in, width) * max(side, 1) ** 2 * len(stack) <= USUAL:
+    expands = any(isinstance(a, float) and not a <= 1 for a in stack[0])  # a share of the width, of blocks like C3
+    if not expands and width * max(c_in, width) * max(side, 1) ** 2 * len(stack) <= USUAL:
         return
     with torch.device("meta"):  # without memory
         first, last = (sum(p.numel() for p in cls(*args).parameters()) for args in (stack[0], stack[-1]))

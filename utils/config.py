@@ -242,10 +242,11 @@ def _class_names(content: dict[str, Any], file: Path) -> dict[int, str]:
         raise UserError(f"{file}: 'names' must list the class names, {MOST_CLASSES} at most")
     if any(isinstance(name, (dict, list)) for name in names.values()):
         raise UserError(f"{file}: a class name in 'names' must be one word or line")
-    if odd := [n for n in names.values() if isinstance(n, str) and has_control(n)]:
+    names = {i: str(name).strip() for i, name in names.items()}
+    if odd := [n for n in names.values() if has_control(n)]:
         raise UserError(f"{file}: the class name {odd[0][:40]!r} in 'names' holds a line end or control character")
     if sorted(names, key=str) != sorted(range(len(names)), key=str):
         raise UserError(f"{file}: the keys of 'names' must be 0 to {len(names) - 1}, each once")
     if "nc" in content and content["nc"] != len(names):
         raise UserError(f"{file}: nc is {content['nc']}, but there are {len(names)} names")
-    return {i: str(names[i]) for i in range(len(names))}
+    return {i: names[i] for i in range(len(names))}

@@ -75,7 +75,7 @@ class DetectionDataset(Dataset):
         self._disk = cache == "disk"
         self._decoded: dict[int, np.ndarray] = {}
         self._lost: set[int] = set()  # images that cannot be read
-        self._lost_in_a_row = 0
+        self._lost_in_a_row: set[int] = set()
         if cache == "ram" and self._fits_memory():
             self._ram = self._preload()
 
@@ -186,30 +186,34 @@ class DetectionDataset(Dataset):
         reduce = next((f for f in (8, 4, 2) if self.hyp is not None and max(h0, w0) >= f * self.imgsz), 1)
         try:
             im = read_image(self.index.file(i), reduce)
-            self._lost.discard(i)
-            self._lost_in_a_row = 0
+            self._found(i)
             if max(abs(im.shape[0] * reduce - h0), abs(im.shape[1] * reduce - w0)) >= 2 * reduce:
                 LOGGER.warning(f"{self.index.file(i)} has changed its size since the labels were read: it was "
                                f"{w0}x{h0} px and is {im.shape[1] * reduce}x{im.shape[0] * reduce}")  # fmt: skip
         except ImageError as e:
             im = self._stand_in(i, e)
         size = self._size(i)
-        if size != (w0, h0) or im.shape[:2] != (h0, w0):
+        if im.shape[1::-1] != size:
             im = cv2.resize(im, size) if self.hyp is not None or size[0] > w0 else shrink(im, size)
         return im
+
+    def _found(self, i: int) -> None:
+        self._lost.discard(i)
+        self._lost_in_a_row.clear()
 
     def _stand_in(self, i: int, reason: ImageError) -> np.ndarray:
         """A grey image for one that has become unreadable, with a warning. Raises ImagesLost if all seem to be."""
         self._lost.add(i)
-        self._lost_in_a_row += 1
+        self._lost_in_a_row.add(i)
+        lost = len(self._lost_in_a_row)
         folder_gone = isinstance(reason.__cause__, FileNotFoundError) and not Path(self.index.file(i)).parent.is_dir()
-        if folder_gone or self._lost_in_a_row >= min(MOST_LOST, len(self)):
-            count = "an image" if self._lost_in_a_row == 1 else f"{self._lost_in_a_row} images in a row"
+        if folder_gone or lost >= min(MOST_LOST, len(self)):
+            count = "an image" if lost == 1 else f"{lost} images in a row"
             raise ImagesLost(f"{count} cannot be read ({self.index.file(i)}: {reason}): is the disk that holds the "
                              "data set still there?")  # fmt: skip
         found = "nothing is learnt from it" if self.hyp is not None else "its objects count as missed"
         LOGGER.warning(f"{self.index.file(i)}: {reason}; a grey image takes its place, {found}")
-        return np.full((*self.index.shapes[i].tolist(), 3), GREY, np.uint8)
+        return np.full((*self._size(i)[::-1], 3), GREY, np.uint8)
 
     def _size(self, i: int) -> tuple[int, int]:
         """(width, height) at which image i is kept: in training it is enlarged later, with what else is done to it."""
@@ -226,6 +230,7 @@ class DetectionDataset(Dataset):
             if file.stat().st_mtime_ns >= source.stat().st_mtime_ns:
                 im = np.load(file, mmap_mode="r", allow_pickle=False)  # takes no memory for more than is in the file
                 if im.dtype == np.uint8 and im.shape == (*self._size(i)[::-1], 3):
+                    self._found(i)
                     return np.array(im)
         except (OSError, ValueError, EOFError):
             pass  # not there yet, or damaged: made anew

@@ -80,25 +80,40 @@ def read_file(path: str | Path, most: int) -> bytes:
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as f:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is no plain file", str(path))
-        content = f.read(most + 1)
+        # as much as there is: Python takes the memory for what it is asked to read before it reads
+        content = f.read(min(status.st_size, most) + 1)
+        if status.st_size < len(content) <= most:  # it is growing
+            content += f.read(most + 1 - len(content))
     if len(content) > most:
         raise OSError(errno.EINVAL, f"is larger than {most:,} bytes", str(path))
     return content
 
 
 def walk(folder: str | Path) -> Iterator[str]:
-    """The files below a folder, links followed, each real folder once: a link may lead back up."""
+    """The files below a folder, links followed, each real folder once, by its own path if it has one there.
+
+    A link may lead back up, and several links to the same folder, one behind the other, make endlessly many paths.
+    """
     seen: set[tuple[int, int]] = set()
-    for where, below, names in os.walk(folder, followlinks=True):
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
+    folders, links = [str(folder)], []
+    while folders or links:
+        where = folders.pop() if folders else links.pop()
+        try:
+            status = os.stat(where)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(where), key=lambda e: e.name, reverse=True)
+        except OSError:  # gone by now, or not for us to read
             continue
-        seen.add((status.st_dev, status.st_ino))
-        below.sort()
-        yield from (os.path.join(where, name) for name in names)
+        for entry in entries:
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry.path)
+            else:
+                yield entry.path
 
 
 @contextmanager

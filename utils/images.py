@@ -50,7 +50,13 @@ def decode_image(content: bytes, reduce: int = 1) -> np.ndarray:
 def _jpeg_header(jpeg: bytes) -> tuple[tuple[int, int], int]:
     """A JPEG's (width, height) and where its own pixel data begin: behind segments that may hold a whole thumbnail."""
     at, size = 2, (0, 0)
-    while jpeg[at : at + 1] == b"\xff" and (kind := jpeg[at + 1 : at + 2]) != b"\xda":
+    while jpeg[at : at + 1] == b"\xff" and (kind := jpeg[at + 1 : at + 2]) not in (b"\xda", b""):
+        if kind == b"\xff":  # a byte that fills a gap
+            at += 1
+            continue
+        if kind == b"\x01" or b"\xd0" <= kind <= b"\xd7":  # markers without a segment
+            at += 2
+            continue
         if b"\xc0" <= kind <= b"\xcf" and kind not in (b"\xc4", b"\xc8", b"\xcc"):  # a frame's header
             size = int.from_bytes(jpeg[at + 7 : at + 9], "big"), int.from_bytes(jpeg[at + 5 : at + 7], "big")
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -59,12 +65,14 @@ def _jpeg_header(jpeg: bytes) -> tuple[tuple[int, int], int]:
 
 def _claimed_size(content: bytes) -> tuple[int, int]:
     """(width, height) by a picture's header, nothing of it unpacked; zeros where Pillow does not know the format."""
+    if content[:8] == b"\x89PNG\r\n\x1a\n":  # whatever else is wrong with it
+        return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return picture.size
     except Image.DecompressionBombError:
         return MOST_PIXELS, MOST_PIXELS
-    except Exception:  # damaged in one of many ways: OpenCV decides
+    except Exception:  # damaged in one of many ways, or of a format that only OpenCV knows, with a limit of its own
         return 0, 0
 
 

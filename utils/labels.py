@@ -18,7 +18,7 @@ import numpy as np
 from utils.console import LOGGER, printable, progress
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, atomic_write, read_file, walk
-from utils.images import ImageError, read_image
+from utils.images import MOST_PIXELS, ImageError, read_image
 
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
@@ -235,7 +235,9 @@ def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
     sizes = [files.ndim, shapes.shape, values.shape[1:], offsets.shape]
     if kinds != ["S", np.int32, np.float32, np.int64] or sizes != [1, (len(files), 2), (5,), (len(files) + 1,)]:
         return False
-    if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any() or (shapes < 10).any():
+    if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+        return False
+    if (shapes < 10).any() or (shapes.prod(1, dtype=np.int64) > MOST_PIXELS).any():
         return False
     if not {*files.tolist()} <= {os.fsencode(image) for image in images}:
         return False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from functools import partial
+from threading import current_thread, main_thread
 
 import cv2
 import numpy as np
@@ -50,7 +52,7 @@ def _start_worker(background: bool, worker: int) -> None:
 
 
 class Loader(DataLoader):
-    """A DataLoader whose processes do not inherit a lock of OpenCV.
+    """A DataLoader whose processes do not inherit a lock of OpenCV, and whose loss is told where a batch is asked for.
 
     OpenCV keeps a list of the threads that have used it. A process forked while another thread is entered there, or
     leaves, has that list locked for ever, and waits for it as soon as it uses OpenCV itself; unless its thread, a copy
@@ -59,7 +61,11 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         cv2.resize(cv2.copyMakeBorder(np.zeros((2, 2, 3), np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT), (3, 3))
-        return super().__iter__()
+        batches = super().__iter__()
+        if self.num_workers and hasattr(signal, "SIGCHLD") and current_thread() is main_thread():
+            # torch would raise in the middle of a step, after which a training cannot be saved
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
 
 
 def create_loader(
@@ -108,7 +114,7 @@ def batches_of(loader: DataLoader) -> Iterator[Batch]:
 
 def _why(message: str) -> str:
     """What an error of a loader means, or an empty string if it is another's."""
-    if "Bus error" in message or "/torch_" in message or "allocate shared memory" in message:
+    if re.search(r"Bus error|</torch_\d+|(allocate|open|resize|write to) shared memory", message):
         return SHARED_MEMORY
     if "DataLoader worker" in message and "killed" in message:
         return ("a process that loads images was killed, as systems do when memory runs out: fewer --workers, or no "

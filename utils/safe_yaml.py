@@ -8,6 +8,8 @@ import yaml
 
 MOST_VALUES = 200_000  # of a document, a value counted each time that an alias names it
 MOST_LEVELS = 50  # of values in values
+LONGEST_NUMBER = 100  # letters
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class YamlError(ValueError):
@@ -49,6 +51,8 @@ def _check_size(root: yaml.Node) -> None:
     stack = [(root, False)]
     while stack:
         node, done = stack.pop()
+        if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
+            raise YamlError(f"a number of {len(node.value)} letters", node.start_mark.line + 1)
         children = _children(node)
         if done:
             parents.remove(id(node))

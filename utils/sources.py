@@ -7,6 +7,7 @@ and `im0` the frame as it came, (h, w, 3) uint8 BGR.
 from __future__ import annotations
 
 import glob
+import os
 import tempfile
 import threading
 import time
@@ -20,11 +21,12 @@ import numpy as np
 from utils.augment import letterbox
 from utils.console import LOGGER, printable
 from utils.download import download
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_file
 from utils.images import ImageError, read_image
 
 STREAM_SCHEMES = ("rtsp", "rtmp", "tcp", "udp", "http", "https")
+LISTED_SCHEMES = (*STREAM_SCHEMES, "rtsps", "rtmps", "rtp", "srt", "mms")  # in a .streams file
 RECONNECTS = 3
 LARGEST_LIST = 2**28  # bytes
 NO_SCREENSHOTS = "--source {}: screenshots are not supported; record a video and give its file"
@@ -199,8 +201,9 @@ class LoadStreams:
     @staticmethod
     def _open(source: str) -> cv2.VideoCapture:
         # OpenCV may take other texts for pipelines of GStreamer, whose parts write files too
-        if not (source.isdecimal() or urlsplit(source).scheme.lower() in STREAM_SCHEMES or Path(source).is_file()):
-            raise UserError(f"--source {source}: is no stream ({', '.join(STREAM_SCHEMES)}), webcam number or file")
+        known = source.isdecimal() or urlsplit(source).scheme.lower() in LISTED_SCHEMES or os.path.exists(source)
+        if not known:
+            raise UserError(f"--source {shorten(source)}: is no stream ({', '.join(LISTED_SCHEMES)}), webcam or file")
         capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         if not capture.isOpened():
             kind = "webcam" if source.isdecimal() else "stream"

@@ -4,6 +4,7 @@
     spoil        one training image becomes unreadable
     resize       one training image is replaced by one of another size
     kill-worker  a process that loads images is killed, as a system out of memory does
+    kill-in-step the same while the network calculates
     nan          the pixels of the next batch become no numbers
     read-only    the run's file system is mounted read-only (needs a mount of its own there)
 """
@@ -14,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +52,16 @@ def kill_worker(run: Run) -> None:
     os.kill(run.loader._iterator._workers[0].pid, signal.SIGKILL)
 
 
+def kill_in_step(run: Run) -> None:
+    def killing(*args: object) -> torch.Tensor:
+        train.to_input = real
+        kill_worker(run)
+        time.sleep(1)  # in which the system tells of it
+        return real(*args)
+
+    real, train.to_input = train.to_input, killing
+
+
 def nan(run: Run) -> None:
     def spoiled(images: torch.Tensor, *rest: object) -> torch.Tensor:
         return real(images, *rest) * float("nan")
@@ -61,8 +73,10 @@ def read_only(run: Run) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(run.folder.parent)], check=True)
 
 
-FAULTS: dict[str, Callable[[Run], None]] = {"vanish": vanish, "spoil": spoil, "resize": resize, "nan": nan,
-                                            "kill-worker": kill_worker, "read-only": read_only}  # fmt: skip
+FAULTS: dict[str, Callable[[Run], None]] = {
+    "vanish": vanish, "spoil": spoil, "resize": resize, "nan": nan, "kill-worker": kill_worker,
+    "kill-in-step": kill_in_step, "read-only": read_only,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -115,7 +115,13 @@ def image_is_replaced(folder: Path) -> str:
 
 def worker_is_killed(folder: Path) -> str:
     done = run(INJECT, "kill-worker", 1, *flags(folder))
-    assert done.code == 1 and "a process that loads images was killed" in done.last, done.text
+    assert done.code == 1 and "a process that loads images has ended" in done.last, done.text
+    return done.last + readable(folder / "runs/run") + resumed_like_undisturbed(folder)
+
+
+def worker_is_killed_in_a_step(folder: Path) -> str:
+    done = run(INJECT, "kill-in-step", 1, *flags(folder))
+    assert done.code == 1 and "a process that loads images has ended" in done.last, done.text
     return done.last + readable(folder / "runs/run") + resumed_like_undisturbed(folder)
 
 
@@ -195,6 +201,7 @@ SCENARIOS: dict[str, Callable[[Path], str]] = {
     "an image becomes unreadable in epoch 2": image_becomes_unreadable,
     "an image is replaced by one of another size": image_is_replaced,
     "a loader process is killed by the system": worker_is_killed,
+    "the same, while the network calculates": worker_is_killed_in_a_step,
     "a batch turns into no numbers": batch_is_nan,
     "the disk of the run is full": disk_is_full,
     "the disk of the run turns read-only": disk_becomes_read_only,

@@ -76,7 +76,7 @@ ATTACKS = [
                 "width_multiple: 1.0e+300\n" + HEAD + "  - [-1, 1, Conv, [8]]",
                 "width_multiple",
             ),
-            "a number of 10,000 digits": (f"nc: {'9' * 10000}", "cannot be read"),
+            "a number of 10,000 digits": (f"nc: {'9' * 10000}", "a number of 10000 letters"),
             "10^9 anchors": (
                 HEAD.replace("anchors: 3", "anchors: 1000000000") + "  - [-1, 1, Conv, [8]]",
                 "anchors must",

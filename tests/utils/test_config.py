@@ -68,6 +68,11 @@ def test_data_paths_and_names(tmp_path: Path) -> None:
     assert data.existing("train") == (tmp_path / "set/a",)
 
 
+def test_a_name_may_be_a_block_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "d.yaml").write_text("train: x\nnames:\n  0: |\n    traffic light\n  1: 7\n")
+    assert load_data(tmp_path / "d.yaml").names == {0: "traffic light", 1: "7"}
+
+
 def test_names_may_follow_from_nc(tmp_path: Path) -> None:
     save_yaml(tmp_path / "d.yaml", {"train": "x", "nc": 2})
     assert load_data(tmp_path / "d.yaml").names == {0: "class0", 1: "class1"}

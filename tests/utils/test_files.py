@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import zlib
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import pytest
 from utils.console import LOGGER
 from utils.draw import Annotator, color_of, crop_box
 from utils.errors import UserError, did_you_mean
-from utils.files import atomic_write, find_file, increment_path, newest
+from utils.files import atomic_write, find_file, increment_path, newest, read_file, walk
 from utils.images import ImageError, decode_image, read_image, shrink, write_image
 
 
@@ -107,6 +108,30 @@ def test_whole_jpeg_with_a_tail_is_fine() -> None:
     assert decode_image(jpeg() + b"\0" * 10_000).shape == (64, 64, 3)  # phones append films of megabytes
 
 
+def chunked_png(extra: bytes) -> bytes:
+    """A PNG with a chunk behind its header."""
+    whole = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    return whole[:33] + len(extra[4:]).to_bytes(4, "big") + extra + zlib.crc32(extra).to_bytes(4, "big") + whole[33:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg(),
+        jpeg()[:2] + b"\xff\xff" + jpeg()[2:],  # bytes that fill a gap
+        jpeg()[:2] + b"\xff\x01" + jpeg()[2:],  # a marker without a segment
+        chunked_png(b"tEXta\0b"),
+        chunked_png(b"zTXta\0\0" + zlib.compress(bytes(2**22))),  # Pillow refuses to unpack it
+        *(cv2.imencode(s, np.zeros((64, 64, 3), np.uint8))[1].tobytes() for s in (".bmp", ".webp", ".tiff")),
+    ],
+)
+def test_the_size_is_known_before_a_picture_is_unpacked(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decode_image(content).shape == (64, 64, 3)
+    monkeypatch.setattr("utils.images.MOST_PIXELS", 4000)
+    with pytest.raises(ImageError, match="more than 4,000 pixels"):
+        decode_image(content)
+
+
 def test_cut_off_jpeg_with_a_whole_thumbnail() -> None:
     thumbnail = b"\xff\xe1" + (len(jpeg()) + 2).to_bytes(2, "big") + jpeg()
     whole = jpeg()[:2] + thumbnail + jpeg()[2:]
@@ -146,3 +171,31 @@ def test_crop_is_the_box_with_a_margin() -> None:
 def test_shrinking_gives_opencvs_pixels(size: tuple[int, int]) -> None:
     im = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
     np.testing.assert_array_equal(shrink(im, size), cv2.resize(im, size, interpolation=cv2.INTER_AREA))
+
+
+def test_only_plain_files_of_a_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_file(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_file(tmp_path / "a", 4)
+    with pytest.raises(OSError):
+        read_file(tmp_path, 5)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OSError, match="is no plain file"):
+            read_file(tmp_path / "pipe", 5)
+    if Path("/proc/version").exists():  # says that it has no size
+        assert read_file("/proc/version", 10_000) == Path("/proc/version").read_bytes()
+
+
+def test_a_folder_is_walked_once_by_its_own_path(tmp_path: Path) -> None:
+    (tmp_path / "set/images/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("set/images/1.jpg", "set/images/deep/2.jpg", "elsewhere/3.jpg"):
+        (tmp_path / name).write_text("")
+    for link, target in (("a", "images"), ("images/up", "../.."), ("images/deep/out", "../../../elsewhere"),
+                         ("b", "images/deep"), ("nowhere", "nothing")):  # fmt: skip
+        (tmp_path / "set" / link).symlink_to(target, target_is_directory=True)
+    found = {Path(f).relative_to(tmp_path).as_posix() for f in walk(tmp_path / "set") if f.endswith(".jpg")}
+    assert {"set/images/1.jpg", "set/images/deep/2.jpg"} < found and len(found) == 3
+    assert list(walk(tmp_path / "not there")) == []

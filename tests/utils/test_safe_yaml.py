@@ -46,6 +46,8 @@ def test_what_is_taken(text: str, value: object, monkeypatch: pytest.MonkeyPatch
         (f"a:\n  [{'1,' * MOST}1]", "more than 1000 values", 2),
         ("- !!python/name:os.system", "constructor for the tag", 1),
         ("- !!int nine", "cannot be read", 0),
+        (f"a: 1\nb: 0x{'f' * 5000}", "a number of 5002 letters", 2),
+        (f"a: 1{':0' * 100}", "a number of 201 letters", 1),
         ("a: 1\n---\nb: 2", "but found another document", 2),
     ],
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from utils import sources
 from utils.errors import UserError
 from utils.sources import LoadImages, LoadStreams, open_source
 
@@ -75,6 +77,17 @@ def test_streams_end_with_their_sources(tmp_path: Path) -> None:
     assert 4 <= len(rounds) <= 12
     assert all(shape == (2, 3, 64, 64) and n == 2 for _, shape, n in rounds)
     assert not any(t.is_alive() for t in loader._threads)
+
+
+@pytest.mark.parametrize("line", ["/dev/null", "rtsps://127.0.0.1:9/x", "srt://127.0.0.1:9", "x" * 5000])
+def test_lines_of_a_list_of_streams(line: str, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices and all schemes go to OpenCV, which here opens nothing; a line of any length is one error."""
+    monkeypatch.setattr(sources.cv2, "VideoCapture", lambda source: SimpleNamespace(isOpened=lambda: False))
+    (media / "a.streams").write_text(line)
+    message = "is no stream" if line.startswith("xx") else "this stream cannot be opened"
+    with pytest.raises(UserError, match=message) as e:
+        open_source(str(media / "a.streams"))
+    assert len(str(e.value)) < 600
 
 
 @pytest.mark.parametrize(
