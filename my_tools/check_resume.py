@@ -1,7 +1,7 @@
 """Prove on this machine that a run which is killed and resumed ends exactly like one that is not.
 
     python my_tools/check_resume.py                # the default set, small, three kills
-    python my_tools/check_resume.py --kills 100 --epochs 100
+    python my_tools/check_resume.py --kills 100 --epochs 6
 
 Trains once undisturbed. Then trains with the same options, kills the process (SIGKILL: nothing can be cleaned up) at
 random moments, reads every file that is then in its folder, resumes it, and so on. At the end it compares: every tensor

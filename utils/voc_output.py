@@ -180,6 +180,8 @@ def _put(target: str, write: Callable[[str], None]) -> None:
                 os.unlink(temporary)
             write(temporary)
             os.replace(temporary, target)
+            if os.path.lexists(temporary):  # another conversion was first: of two names of one file both stay
+                os.unlink(temporary)
             return
         except FileNotFoundError:  # swept away by a second conversion that was started meanwhile
             if last:

@@ -8,23 +8,31 @@ Those that need a small or read-only disk mount one in a namespace of their own,
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (2, 1)]
 
+import torch
 from helpers import ROOT, write_yolo_set
 
+import train  # noqa: F401  what the scripts import is there when they start
 from models.checkpoint import load_checkpoint
 from my_tools.check_resume import differences
 
 INJECT = Path(__file__).with_name("inject.py")
+PATIENCE = 300  # seconds
 
 
 class NotHere(Exception):
@@ -45,15 +53,61 @@ class Done:
 
 
 def run(*words: object, shell: str = "") -> Done:
-    """Run a command; with `shell`, commands that come before it, in a mount namespace of its own."""
-    command = [sys.executable, *map(str, words)]
-    if shell:
-        if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-            raise NotHere("needs the right to mount file systems")
-        command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh", *command]
+    """Run a script with its flags, in a copy of this process, which saves the start of another.
+
+    shell: commands that come before it, in a mount namespace of its own; then it is another process.
+    """
+    return finish(start(*words)) if not shell else run_mounted(*words, shell=shell)
+
+
+def start(*words: object) -> tuple[int, IO[bytes]]:
+    """Begin to run a script; `finish` takes what this returns."""
+    output = tempfile.TemporaryFile()  # noqa: SIM115  closed by finish
+    if pid := os.fork():
+        return pid, output
+    code = 1
+    try:
+        os.chdir(ROOT)
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.argv = [str(w) for w in words]
+        torch.set_num_threads(1)
+        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+        code = 0
+    except SystemExit as e:
+        code = int(e.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def finish(started: tuple[int, IO[bytes]]) -> Done:
+    """Wait for a script that `start` began. Raises AssertionError for a traceback, and for one that does not end."""
+    pid, output = started
+    end = time.monotonic() + PATIENCE
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            end += PATIENCE
+        time.sleep(0.01)
+    with output:
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    assert "Traceback" not in text and ended[1] != signal.SIGKILL, text
+    return Done(os.waitstatus_to_exitcode(ended[1]), text)
+
+
+def run_mounted(*words: object, shell: str) -> Done:
+    """Run Python in a mount namespace of its own, after commands of a shell."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        raise NotHere("needs the right to mount file systems")
+    command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh", sys.executable, *map(str, words)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          timeout=300, errors="replace")  # fmt: skip
+                          timeout=PATIENCE, errors="replace")  # fmt: skip
     assert "Traceback" not in done.stdout, done.stdout
     return Done(done.returncode, done.stdout)
 
@@ -116,7 +170,7 @@ def image_is_replaced(folder: Path) -> str:
 def worker_is_killed(folder: Path) -> str:
     done = run(INJECT, "kill-worker", 1, *flags(folder))
     assert done.code == 1 and "a process that loads images has ended" in done.last, done.text
-    return done.last + readable(folder / "runs/run") + resumed_like_undisturbed(folder)
+    return done.last + readable(folder / "runs/run")
 
 
 def worker_is_killed_in_a_step(folder: Path) -> str:
@@ -166,9 +220,9 @@ def shared_memory_is_full(folder: Path) -> str:
 
 
 def two_runs_at_once(folder: Path) -> str:
-    words = [sys.executable, "train.py", *flags(folder, epochs=1)]
-    pair = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [p.wait(300) for p in pair] == [0, 0]
+    words = ["train.py", *flags(folder, epochs=1)]
+    pair = [start(*words), start(*words)]
+    assert [finish(p).code for p in pair] == [0, 0]
     names = sorted(p.name for p in (folder / "runs").iterdir())
     assert names == ["run", "run2"] and all((folder / "runs" / n / "weights/best.pt").exists() for n in names)
     return f"two folders, {names[0]} and {names[1]}; both trained to the end"
@@ -184,11 +238,11 @@ def two_conversions_at_once(folder: Path) -> str:
         (source / f"Annotations/{k:03d}.xml").write_text(
             "<annotation><object><name>dog</name><bndbox><xmin>3</xmin><ymin>4</ymin><xmax>50</xmax><ymax>60</ymax>"
             "</bndbox></object></annotation>")  # fmt: skip
-    words = [sys.executable, "my_tools/voc2yolo.py", "--source", str(source), "--name", "dogs"]
-    alone = subprocess.run([*words, "--out", str(folder / "alone")], cwd=ROOT, capture_output=True)
-    both = [*words, "--out", str(folder / "both")]
-    pair = [subprocess.Popen(both, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert alone.returncode == 0 and [p.wait(300) for p in pair] == [0, 0]
+    words = ["my_tools/voc2yolo.py", "--source", source, "--name", "dogs", "--out"]
+    alone = start(*words, folder / "alone")
+    assert finish(alone).code == 0
+    pair = [finish(p) for p in [start(*words, folder / "both"), start(*words, folder / "both")]]
+    assert [done.code for done in pair] == [0, 0], "".join(done.text for done in pair)
     for part in ("images", "labels"):
         found = [{p.relative_to(folder / out).as_posix(): p.read_bytes() for p in (folder / out / part).rglob("*.*")}
                  for out in ("alone", "both")]  # fmt: skip

@@ -20,6 +20,7 @@ from helpers import shared
 
 from my_tools import voc2yolo
 from my_tools.voc2yolo import ROOT, main, parse_opt, run
+from utils import voc_output
 from utils.console import printable
 from utils.errors import UserError
 from utils.voc import VOC_NAMES
@@ -476,3 +477,12 @@ def test_real_blood_cell_set(tmp_path: Path) -> None:
     summary = run(source=shared("bccd/BCCD.zip"), out=tmp_path, name="bccd")
     assert summary.images == {"train": 205, "val": 87, "test": 72}
     assert summary.names == ["Platelets", "RBC", "WBC"]
+
+
+def test_a_link_that_another_conversion_has_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    """To rename one name of a file to another name of it does nothing, on POSIX systems: both stay."""
+    source, target = tmp_path / "source.jpg", tmp_path / "target.jpg"
+    source.write_bytes(PICTURE)
+    os.link(source, target)
+    voc_output._put(str(target), lambda temporary: os.link(source, temporary))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source.jpg", "target.jpg"]

@@ -115,14 +115,9 @@ def test_without_libgl_the_right_opencv_is_named(script: str, tmp_path: Path) ->
     assert done.stderr.count("\n") == 1 and not done.stdout
 
 
-@pytest.mark.parametrize("how", ["absent", "of another torch"])
-def test_torchvision_that_does_not_load(how: str, tmp_path: Path) -> None:
+def test_torchvision_of_another_torch(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
-    error = (
-        "ModuleNotFoundError('torchvision')"
-        if how == "absent"
-        else "RuntimeError('operator torchvision::nms does not exist')"
-    )
+    error = "RuntimeError('operator torchvision::nms does not exist')"
     (tmp_path / "torchvision/__init__.py").write_text(f"raise {error}\n")
     data = write_yolo_set(tmp_path / "set", 8)
     done = run("train.py", "--data", data, "--epochs", 1, "--imgsz", 64, "--batch-size", 4, "--workers", 0, "--device",
