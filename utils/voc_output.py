@@ -128,11 +128,18 @@ def write_if_changed(path: Path | str, data: bytes, flush: bool = False) -> bool
     except FileNotFoundError:
         pass
     if flush:
-        with atomic_write(path) as f:
-            f.write(data)
+        try:
+            _write_flushed(path, data)
+        except FileNotFoundError:  # swept away by a second conversion that was started meanwhile
+            _write_flushed(path, data)
     else:
         _put(str(path), lambda temporary: _write(temporary, data))
     return True
+
+
+def _write_flushed(path: Path | str, data: bytes) -> None:
+    with atomic_write(path) as f:
+        f.write(data)
 
 
 def image_writer(files: Files, name: str, target: str, link: str) -> Callable[[], None] | None:

@@ -486,3 +486,17 @@ def test_a_link_that_another_conversion_has_made_leaves_nothing_behind(tmp_path:
     os.link(source, target)
     voc_output._put(str(target), lambda temporary: os.link(source, temporary))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source.jpg", "target.jpg"]
+
+
+def test_what_another_conversion_swept_away_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.replace, []
+
+    def swept(source: str, target: str) -> None:
+        calls.append(source)
+        if len(calls) == 1:
+            voc_output.sweep(tmp_path, ["a.json"])
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", swept)
+    assert voc_output.write_if_changed(tmp_path / "a.json", b"{}", flush=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and len(calls) == 2
