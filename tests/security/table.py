@@ -26,7 +26,7 @@ def table() -> str:
         rows.setdefault((attack.surface, attack.outcome), []).append(attack.what)
     lines = ["| what is fed | with what | what happens |", "| --- | --- | --- |"]
     lines += [f"| {surface} | {'; '.join(whats)} | {outcome} |" for (surface, outcome), whats in rows.items()]
-    return "\n".join(lines)
+    return "\n".join(lines).replace("<", "&lt;")
 
 
 if __name__ == "__main__":
