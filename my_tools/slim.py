@@ -47,7 +47,7 @@ from utils.device import describe_device, seed_everything, select_device
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT, atomic_write, increment_path
 from utils.labels import load_labels
-from utils.loader import close_loader, create_loader
+from utils.loader import batches_of, close_loader, create_loader
 from utils.options import ValOptions
 from utils.profiling import count_gflops, time_in_turns
 
@@ -184,7 +184,7 @@ def sample(data: DataConfig, model: DetectionModel, swaps: Sequence[Swap], size:
     dataset = DetectionDataset(index, size, opt.batch_size, seed=opt.seed)
     loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=True)
     try:
-        return [images for _, (images, *_) in zip(range(max(min(most, wanted), 1)), loader, strict=False)]
+        return [images for _, (images, *_) in zip(range(max(min(most, wanted), 1)), batches_of(loader), strict=False)]
     finally:
         close_loader(loader)
 

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils.config import load_data
+from utils.config import MOST_CLASSES, load_data
 from utils.dataset import Batch, DetectionDataset
 from utils.errors import UserError
 from utils.labels import load_labels
 from utils.loader import create_loader
-
-MOST_CLASSES = 1 << 16  # a script does not tell how many there are, so labels may name any of these
 
 
 def check_dataset(data: str | Path, autodownload: bool = False) -> dict[str, Any]:
@@ -72,6 +70,7 @@ def create_dataloader(
     if augment and hyp is None:
         raise UserError("create_dataloader: augment needs the strengths in hyp, such as those of utils.config.load_hyp")
     sources = [path] if isinstance(path, (str, Path)) else path
+    # a script does not tell how many classes there are, so labels may name any that can be
     index = load_labels(tuple(Path(p) for p in sources), MOST_CLASSES, prefix)
     batch_size = min(batch_size, len(index))
     dataset = DetectionDataset(index, imgsz, batch_size, hyp if augment else None, rect, int(stride), pad,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from utils.config import is_number, is_whole
+from utils.config import MOST_CLASSES, is_number, is_whole
 from utils.console import has_control
 from utils.errors import UserError
 
@@ -83,7 +83,7 @@ def checked(tree: Mapping[str, Any], where: str) -> ExportFacts:
 
     names, stride, shape = tree.get("names"), tree.get("stride"), tree.get("shape")
     precision, nms, source = tree.get("precision", "float32"), tree.get("nms"), tree.get("source", "")
-    check("names", isinstance(names, dict) and 0 < len(names) <= 65536 and all(
+    check("names", isinstance(names, dict) and 0 < len(names) <= MOST_CLASSES and all(
         isinstance(v, str) and not has_control(v) and str(k).isdecimal() for k, v in names.items()))  # fmt: skip
     names = {int(k): v for k, v in names.items()}
     check("names", sorted(names) == list(range(len(names))))

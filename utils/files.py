@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ROOT.parent / "datasets"  # where YOLOv5 keeps its data sets: beside the checkout
 IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm".split())
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv .webm".split())
+LARGEST_LIST = 2**28  # bytes of a text that lists files
 # the same without the dot, in the tuples that YOLOv5's scripts add up and search
 IMG_FORMATS, VID_FORMATS = (tuple(sorted(s[1:] for s in suffixes)) for suffixes in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
 

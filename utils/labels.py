@@ -17,13 +17,13 @@ import numpy as np
 
 from utils.console import LOGGER, printable, progress
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, atomic_write, read_file, walk
+from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, atomic_write, read_file, walk
 from utils.images import MOST_PIXELS, ImageError, read_image
 
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
 LEAST_SIDE = 1e-6  # of a box in the image, a fraction
-LARGEST_LABELS, LARGEST_LIST = 2**24, 2**28  # bytes of a label file, of a list of images
+LARGEST_LABELS = 2**24  # bytes of a label file
 
 
 @dataclass(frozen=True)

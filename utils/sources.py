@@ -22,13 +22,12 @@ from utils.augment import letterbox
 from utils.console import LOGGER, printable
 from utils.download import download
 from utils.errors import UserError, shorten
-from utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_file
+from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, VIDEO_SUFFIXES, read_file
 from utils.images import ImageError, read_image
 
 STREAM_SCHEMES = ("rtsp", "rtmp", "tcp", "udp", "http", "https")
 LISTED_SCHEMES = (*STREAM_SCHEMES, "rtsps", "rtmps", "rtp", "srt", "mms")  # in a .streams file
 RECONNECTS = 3
-LARGEST_LIST = 2**28  # bytes
 NO_SCREENSHOTS = "--source {}: screenshots are not supported; record a video and give its file"
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from utils.archive import Archive, ArchiveError
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, read_file
 from utils.voc import VocAnnotation
 
 MAX_XML = 5_000_000  # bytes
@@ -82,8 +82,7 @@ class FolderFiles:
         if size > limit:
             raise UserError(f"too large: {size} bytes, at most {limit} are read")
         try:
-            with open(f"{self.where}/{name}", "rb") as f:
-                return f.read(limit)
+            return read_file(f"{self.where}/{name}", limit)
         except OSError as e:
             raise UserError(f"cannot be read: {e.strerror}") from e
 

@@ -30,8 +30,9 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for k, data in enumerate(seeds()):
         (corpus / f"seed{k}").write_bytes(data)
-    atheris.Setup([sys.argv[0], str(corpus), f"-artifact_prefix={corpus.parent}/", "-timeout=30", "-rss_limit_mb=4096",
-                  *sys.argv[1:]], feed)  # fmt: skip
+    alone = any(not word.startswith("-") for word in sys.argv[1:])  # files to run, and nothing else
+    limits = [f"-artifact_prefix={corpus.parent}/", "-timeout=30", "-rss_limit_mb=4096"]
+    atheris.Setup([sys.argv[0], *([] if alone else [str(corpus)]), *limits, *sys.argv[1:]], feed)
     atheris.Fuzz()
 
 

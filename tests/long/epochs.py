@@ -113,6 +113,7 @@ def report(samples: list[Sample], seconds: np.ndarray, plot: str) -> dict[str, f
         top.legend(fontsize=8)
         bottom.plot(seconds.sum(1), linewidth=0.8)
         bottom.set(xlabel="epoch", ylabel="seconds of an epoch", ylim=(0, None))
+        Path(plot).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(plot, dpi=110)
     return found
 

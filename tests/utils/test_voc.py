@@ -48,10 +48,17 @@ def test_size_that_is_no_size_is_zero(size: str, expected: tuple[int, int]) -> N
     assert (voc.width, voc.height) == expected
 
 
+def test_a_name_is_one_line() -> None:
+    text = OBJECT.format(name="traffic\n light", extra="")
+    read = read_voc_xml(f"<annotation>{text}</annotation>".encode())
+    assert [thing.name for thing in read.objects] == ["traffic light"]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         (OBJECT.format(name="", extra=""), "object without a <name>"),
+        (OBJECT.format(name="dog\x7f", extra=""), "holds a control character"),
         ("<object><name>dog</name></object>", "no <xmin>"),
         (OBJECT.format(name="dog", extra="").replace("<ymax>60</ymax>", ""), "no <ymax>"),
         (OBJECT.format(name="dog", extra="").replace(">30<", ">nan<"), "not a number: xmax 'nan'"),
