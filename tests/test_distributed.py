@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import run, together
 from helpers import ROOT, run_script, write_yolo_set
 
 import models.training
@@ -43,9 +44,9 @@ def flags(folder: Path, name: str, **others: object) -> list[str]:
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     """28 images in batches of 8: the last batch is a smaller one. Scored in batches of 16: each process has one."""
     write_yolo_set(tmp_path / "set", 28)
-    one = run_script(*flags(tmp_path, "one"))
+    one = run(*flags(tmp_path, "one"))
     two = run_script(*TORCHRUN, *flags(tmp_path, "two"), "--sync-bn")
-    assert one.returncode == 0 and two.returncode == 0, two.stderr[-2000:]
+    assert one.code == 0 and two.returncode == 0, two.stderr[-2000:]
     rows = []
     for name in ("one", "two"):
         with open(tmp_path / name / "results.csv", newline="") as f:
@@ -56,7 +57,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     a, b = (load_checkpoint(tmp_path / n / "weights/last.pt")["training"]["model"] for n in ("one", "two"))
     for key, tensor in a.items():
         torch.testing.assert_close(b[key].float(), tensor.float(), rtol=1e-2, atol=2e-3, msg=key)
-    tables = [re.findall(r"^ +all +(\d+) +(\d+)", done.stdout, re.MULTILINE) for done in (one, two)]
+    tables = [re.findall(r"^ +all +(\d+) +(\d+)", text, re.MULTILINE) for text in (one.text, two.stdout)]
     assert set(tables[0]) == set(tables[1]) == {("28", "42")}  # no image is scored twice, none is left out
     assert two.stdout.count("2 epochs in") == 1  # one of them speaks
 
@@ -64,19 +65,19 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_resume_of_two_processes_is_exact(tmp_path: Path) -> None:
     write_yolo_set(tmp_path / "set", 16)
-    whole = run_script(*TORCHRUN, *flags(tmp_path, "whole"))
-    assert whole.returncode == 0, whole.stderr[-2000:]
+    whole = together(*flags(tmp_path, "whole"))
+    assert [done.code for done in whole] == [0, 0], whole[0].text
     stop = "import train, signal\nreal = train.record\ndef record(run, *a):\n    real(run, *a)\n" \
            "    signal.raise_signal(signal.SIGTERM)\ntrain.record = record\n" \
            "train.run_script(train.main, train.parse_opt())\n"  # fmt: skip
-    (tmp_path / "stop.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{stop}")
-    stopped = run_script(*TORCHRUN, tmp_path / "stop.py", *flags(tmp_path, "stopped")[1:])
-    assert "and saved; to go on" in stopped.stderr, stopped.stderr[-2000:]
+    (tmp_path / "stop.py").write_text(stop)
+    stopped = together(tmp_path / "stop.py", *flags(tmp_path, "stopped")[1:])
+    assert "and saved; to go on" in stopped[0].text
     state = load_checkpoint(tmp_path / "stopped/weights/last.pt")["training"]
     assert (state["epoch"], state["batch"], len(state["processes"])) == (1, 1, 2)
-    assert "torchrun --standalone --nproc_per_node 2 train.py --resume" in stopped.stderr
-    resumed = run_script(*TORCHRUN, "train.py", "--resume", tmp_path / "stopped")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "torchrun --standalone --nproc_per_node 2 train.py --resume" in stopped[0].text
+    resumed = together("train.py", "--resume", tmp_path / "stopped")
+    assert [done.code for done in resumed] == [0, 0], resumed[0].text
     a, b = (load_checkpoint(tmp_path / n / "weights/last.pt") for n in ("whole", "stopped"))
     assert all(torch.equal(v, b["training"]["model"][k]) for k, v in a["training"]["model"].items())
     assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
@@ -88,9 +89,9 @@ def test_two_processes_stop_while_validating(tmp_path: Path) -> None:
     stop = "import signal, sys\nimport train, val\nreal = val.detect_boxes\ndef stopping(*args):\n" \
            "    signal.raise_signal(signal.SIGTERM)\n    return real(*args)\nval.detect_boxes = stopping\n" \
            "train.run_script(train.main, train.parse_opt())\n"  # fmt: skip
-    (tmp_path / "stop.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{stop}")
-    done = run_script(*TORCHRUN, tmp_path / "stop.py", *flags(tmp_path, "x", **{"batch-size": 2, "epochs": 1})[1:])
-    assert "stopped in epoch 0, after batch 8 of 8, and saved" in done.stderr, done.stderr[-2000:]
+    (tmp_path / "stop.py").write_text(stop)
+    done = together(tmp_path / "stop.py", *flags(tmp_path, "x", **{"batch-size": 2, "epochs": 1})[1:])
+    assert "stopped in epoch 0, after batch 8 of 8, and saved" in done[0].text
     assert load_checkpoint(tmp_path / "x/weights/last.pt")["training"]["batch"] == 8
 
 
@@ -98,8 +99,7 @@ def test_two_processes_stop_while_validating(tmp_path: Path) -> None:
 def test_synchronised_batch_norm_of_two_processes(tmp_path: Path) -> None:
     """Values and gradients are those of one process with all images, far from zero too."""
     script = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[1])
+import torch, torch.distributed as dist
 from models.sync_bn import CpuSyncBatchNorm
 dist.init_process_group("gloo")
 torch.manual_seed(0)
@@ -119,8 +119,7 @@ print("agreed")
 dist.destroy_process_group()
 """
     (tmp_path / "bn.py").write_text(script)
-    done = run_script(*TORCHRUN, tmp_path / "bn.py", ROOT)
-    assert done.returncode == 0 and done.stdout.count("agreed") == 2, done.stderr[-2000:]
+    assert [done.last for done in together(tmp_path / "bn.py")] == ["agreed", "agreed"]
 
 
 @pytest.mark.slow
@@ -161,19 +160,21 @@ def process_of_rank(rank: int, word: str) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-@pytest.mark.parametrize(
-    ("others", "message"),
-    [
-        ({"batch-size": 7}, "--batch-size 7 is for all 2 processes together and must be a multiple of 2"),
-        ({"cfg": "yolov5_shuflenet.yaml"}, "did you mean 'yolov5_shufflenet.yaml'"),
-    ],
-)
 @pytest.mark.slow
-def test_wrong_input_is_told_once(others: dict, message: str, tmp_path: Path) -> None:
+def test_wrong_input_is_told_once(tmp_path: Path) -> None:
     write_yolo_set(tmp_path / "set", 8)
-    done = run_script(*TORCHRUN, *flags(tmp_path, "x", **others))
+    done = run_script(*TORCHRUN, *flags(tmp_path, "x", cfg="yolov5_shuflenet.yaml"))
     assert done.returncode != 0 and len(re.findall("^error: ", done.stderr, re.MULTILINE)) == 1
-    assert message in done.stderr and not (tmp_path / "x").exists()
+    assert "did you mean 'yolov5_shufflenet.yaml'" in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_a_batch_is_for_all_processes_together(
+    yolo_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--batch-size 7 is for all 2 processes together and must be a multiple of 2"):
+        train.run(data=str(yolo_set), batch_size=7, imgsz=64, device="cpu", project=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_first_process_has_time_to_tell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

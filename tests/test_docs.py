@@ -158,7 +158,7 @@ SMALLER = {  # what is appended to a step's command; of a flag given twice the l
 }
 # the large model is built for its layer table only: where it is trained, its smallest relative is instead, or none
 SMALL_MODELS = {"yolov5l_slimneck.yaml": "--cfg yolov5n_slimneck.yaml",
-                "--reproduce": f"{TRAINING} --models yolov5_shufflenet.yaml yolov5_stem_shufflenet.yaml"}  # fmt: skip
+                "--reproduce": f"{TRAINING} --models yolov5_shufflenet.yaml"}
 # Runs each command in a fork, which spares it the imports (the batch norm is for those that torch puts off until a
 # network is built on the meta device); what asks for the network gets an error
 RUNNER = """

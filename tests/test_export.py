@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from exports import NEEDS, missing, need_packages, network
-from helpers import run_script, write_yolo_set
+from helpers import run_main, run_script, write_yolo_set
 
 import detect
 import export
@@ -489,10 +490,12 @@ def test_a_folder_without_its_facts_is_told(exported: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "ncnn", "tflite"])
-def test_a_missing_package_is_told_with_what_installs_it(kind: str, weights: Path, tmp_path: Path) -> None:
+def test_a_missing_package_is_told_with_what_installs_it(
+    kind: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     shutil.copy(weights, tmp_path / "best.pt")
-    code = ("import sys; sys.modules.update({name: None for name in %r}); import export; "
-            "from utils.console import run_script; run_script(lambda opt: export.run(**opt), %r)")  # fmt: skip
-    ran = run_script("-c", code % (NEEDS[kind], {"weights": str(tmp_path / "best.pt"), "include": [kind]}))
-    assert ran.returncode == 1 and f"pip install '.[{kind}]'" in ran.stderr and "Traceback" not in ran.stderr
+    for name in NEEDS[kind]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run_main(monkeypatch, export, "--weights", tmp_path / "best.pt", "--include", kind) == 1
+    assert f"pip install '.[{kind}]'" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]

@@ -7,109 +7,44 @@ Those that need a small or read-only disk mount one in a namespace of their own,
 
 from __future__ import annotations
 
-import os
-import runpy
+import atexit
+import ctypes
+import functools
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (2, 1)]
 
-import torch
+from forked import Done, finish, run, start
 from helpers import ROOT, write_yolo_set
 
-import train  # noqa: F401  what the scripts import is there when they start
 from models.checkpoint import load_checkpoint
 from my_tools.check_resume import differences
 
+CLONE_NEWNS = 0x20000  # of Linux's sched.h
 INJECT = Path(__file__).with_name("inject.py")
-PATIENCE = 300  # seconds
 
 
 class NotHere(Exception):
     """The scenario cannot be had on this machine, and why."""
 
 
-@dataclass(frozen=True)
-class Done:
-    """A process that has ended: its exit code, what it wrote, and its last line, which users read."""
-
-    code: int
-    text: str
-
-    @property
-    def last(self) -> str:
-        lines = [line for line in self.text.replace("\r", "\n").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
-
-
-def run(*words: object, shell: str = "") -> Done:
-    """Run a script with its flags, in a copy of this process, which saves the start of another.
-
-    shell: commands that come before it, in a mount namespace of its own; then it is another process.
-    """
-    return finish(start(*words)) if not shell else run_mounted(*words, shell=shell)
-
-
-def start(*words: object) -> tuple[int, IO[bytes]]:
-    """Begin to run a script; `finish` takes what this returns."""
-    output = tempfile.TemporaryFile()  # noqa: SIM115  closed by finish
-    if pid := os.fork():
-        return pid, output
-    code = 1
-    try:
-        os.chdir(ROOT)
-        for number in (1, 2):
-            os.dup2(output.fileno(), number)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
-        sys.argv = [str(w) for w in words]
-        torch.set_num_threads(1)
-        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
-        code = 0
-    except SystemExit as e:
-        code = int(e.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def finish(started: tuple[int, IO[bytes]]) -> Done:
-    """Wait for a script that `start` began. Raises AssertionError for a traceback, and for one that does not end."""
-    pid, output = started
-    end = time.monotonic() + PATIENCE
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-            end += PATIENCE
-        time.sleep(0.01)
-    with output:
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    assert "Traceback" not in text and ended[1] != signal.SIGKILL, text
-    return Done(os.waitstatus_to_exitcode(ended[1]), text)
-
-
-def run_mounted(*words: object, shell: str) -> Done:
-    """Run Python in a mount namespace of its own, after commands of a shell."""
+def mounting(*options: str) -> Callable[[], None]:
+    """What gives a process a view of the file systems of its own, with more mounts. Raises NotHere if it may not."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         raise NotHere("needs the right to mount file systems")
-    command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh", sys.executable, *map(str, words)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          timeout=PATIENCE, errors="replace")  # fmt: skip
-    assert "Traceback" not in done.stdout, done.stdout
-    return Done(done.returncode, done.stdout)
+
+    def mount() -> None:
+        assert not ctypes.CDLL(None).unshare(CLONE_NEWNS)
+        for words in ("--make-rprivate /", *options):
+            subprocess.run(["mount", *words.split()], check=True)
+
+    return mount
 
 
 def lines_with(done: Done, words: str) -> list[str]:
@@ -121,7 +56,7 @@ def flags(folder: Path, name: str = "run", **more: object) -> list[str]:
     """train.py's flags for a short run on a small set, which is drawn first."""
     if not (folder / "set").exists():
         write_yolo_set(folder / "set", 100)  # more than are kept decoded
-    options = {"data": folder / "set/squares.yaml", "epochs": 4, "batch_size": 16, "imgsz": 64, "workers": 1,
+    options = {"data": folder / "set/squares.yaml", "epochs": 3, "batch_size": 16, "imgsz": 64, "workers": 1,
                "project": folder / "runs", "name": name, "device": "cpu", "noplots": True, **more}  # fmt: skip
     words: list[str] = []
     for key, value in options.items():
@@ -133,9 +68,17 @@ def resumed_like_undisturbed(folder: Path) -> str:
     """Resume a run that was cut off; it must end as one that was left alone."""
     done = run("train.py", "--resume", folder / "runs/run")
     assert done.code == 0, done.text
-    whole = run("train.py", *flags(folder, "whole"))
-    assert whole.code == 0 and differences(folder / "runs/whole", folder / "runs/run") == []
+    assert differences(left_alone(), folder / "runs/run") == []
     return "; resumed, it ends bit for bit like a run left alone"
+
+
+@functools.cache
+def left_alone() -> Path:
+    """The folder of a run like those of the scenarios that nothing happened to."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    assert run("train.py", *flags(folder)).code == 0
+    return folder / "runs/run"
 
 
 def readable(folder: Path) -> str:
@@ -189,32 +132,29 @@ def batch_is_nan(folder: Path) -> str:
 def disk_is_full(folder: Path) -> str:
     (folder / "runs").mkdir()
     words = flags(folder)
-    # what is on it is gone with the namespace: copied out before
-    keep = f"mount -t tmpfs -o size=24m tmpfs {folder}/runs"
-    script = f'"$@"; code=$?; cp -r {folder}/runs/run {folder}/kept; exit $code'
-    done = run("-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))", "sh", "-c", script, "sh",
-               sys.executable, "train.py", *words, "--save-period", 1, shell=keep)  # fmt: skip
+    done = run("train.py", *words, "--save-period", 1, before=mounting(f"-t tmpfs -o size=24m tmpfs {folder}/runs"),
+               after=lambda: shutil.copytree(folder / "runs/run", folder / "kept"))  # fmt: skip
     assert done.code == 1 and "cannot be written (No space left on device)" in done.last, done.text
     return done.last + readable(folder / "kept")
 
 
 def disk_becomes_read_only(folder: Path) -> str:
     (folder / "runs").mkdir()
-    done = run(INJECT, "read-only", 1, *flags(folder), shell=f"mount -t tmpfs -o size=99m tmpfs {folder}/runs")
+    done = run(INJECT, "read-only", 1, *flags(folder), before=mounting(f"-t tmpfs -o size=99m tmpfs {folder}/runs"))
     assert done.code == 1 and "cannot be written (Read-only file system)" in done.last, done.text
     return done.last
 
 
 def folder_is_read_only(folder: Path) -> str:
     (folder / "runs").mkdir()
-    done = run("train.py", *flags(folder), shell=f"mount -t tmpfs -o ro tmpfs {folder}/runs")
+    done = run("train.py", *flags(folder), before=mounting(f"-t tmpfs -o ro tmpfs {folder}/runs"))
     assert done.code == 1 and "choose another --project" in done.last, done.text
     return done.last
 
 
 def shared_memory_is_full(folder: Path) -> str:
     words = flags(folder, imgsz=640)
-    done = run("train.py", *words, shell="mount -t tmpfs -o size=1m tmpfs /dev/shm")
+    done = run("train.py", *words, before=mounting("-t tmpfs -o size=1m tmpfs /dev/shm"))
     assert done.code == 1 and "--workers 0" in done.last and "--shm-size" in done.last, done.text
     return done.last + readable(folder / "runs/run")
 
