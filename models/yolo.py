@@ -286,9 +286,11 @@ class DetectionModel(nn.Module):
         """Run an empty image through, set the head's strides and put the anchors in units of them."""
         head: Detect = self.model[-1]
         # on the meta device shapes need no memory, but its first use imports a compiler, which takes seconds
-        twin = copy.deepcopy(self).to("cpu" if _stays_small(self.model) else "meta").eval()
-        twin.model[-1].train()
-        shapes = trace_shapes(twin, PROBE_SIZE, where)
+        probe = self if _stays_small(self.model) else copy.deepcopy(self).to("meta")
+        probe.eval()  # or batch norms would learn from it
+        probe.model[-1].train()
+        shapes = trace_shapes(probe, PROBE_SIZE, where)
+        self.train()
         maps = [shapes[f % head.i] for f in head.f]
         for f, shape in zip(head.f, maps, strict=True):
             if PROBE_SIZE % shape[-1] or PROBE_SIZE % shape[-2] or shape[-1] != shape[-2]:

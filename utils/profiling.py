@@ -6,10 +6,12 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.console import LOGGER
@@ -106,6 +108,15 @@ def model_info(model: nn.Module, verbose: bool = False, imgsz: int | Sequence[in
                 f"{count_gflops(model, imgsz):.2f} GFLOPs at {height}x{width} px")  # fmt: skip
 
 
+class _WithoutBatchNorms(TorchFunctionMode):
+    """Leaves batch norms out: they are not counted, and without memory they take longer than all else together."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is nn.functional.batch_norm else func(*args, **(kwargs or {}))
+
+
 def count_gflops(model: nn.Module, imgsz: int | Sequence[int] = 640) -> float:
     """Return 1e9 floating point operations (2 per multiply-add) of one eval pass over one image.
 
@@ -115,6 +126,6 @@ def count_gflops(model: nn.Module, imgsz: int | Sequence[int] = 640) -> float:
     twin = copy.deepcopy(model).float().eval().to("meta")
     channels = getattr(model, "yaml", {}).get("ch", 3)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, torch.no_grad(), _WithoutBatchNorms():
         twin(torch.zeros(1, channels, *size, device="meta"))
     return counter.get_total_flops() / 1e9

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (2, 1)]
 
 from forked import Done, finish, run, start
-from helpers import ROOT, write_yolo_set
+from helpers import write_yolo_set
 
 from models.checkpoint import load_checkpoint
 from my_tools.check_resume import differences
