@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_epochs_leave_nothing_behind(tmp_path: Path) -> None:
-    samples, seconds = epochs.train(14, 60, tmp_path)
+    samples, seconds = epochs.train(11, 48, tmp_path)
     found = epochs.report(samples, seconds, str(tmp_path / "plot.png"))
     late = [s for s in samples if s.epoch >= epochs.FIRST]
     half = len(late) // 2  # files are open for a moment while a checkpoint is written
