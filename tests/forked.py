@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import runpy
 import signal
@@ -57,6 +58,7 @@ def start(
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
         sys.argv = [str(w) for w in words]
         torch.set_num_threads(1)
+        multiprocessing.set_start_method("fork", force=True)  # others leave semaphores to be cleaned up at a real exit
         before()
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
         code = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from threading import current_thread, main_thread
@@ -85,6 +86,8 @@ def create_loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        # from 3.14 on Python would start empty processes: each would import torch, and hold all --cache ram of its own
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
