@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.foreign import LARGEST_IMAGE, check_plain, foreign_content, outline, what_is
+from models.foreign import check_plain, foreign_content, outline, what_is
 from models.yolo import DetectionModel
-from utils.config import check_model_cfg, is_whole
+from utils.config import LARGEST_IMAGE, check_model_cfg, is_whole
 from utils.console import has_control
 from utils.errors import UserError, did_you_mean
-from utils.files import atomic_write
+from utils.files import atomic_write, check_plain_file
 from utils.unpickle import Inert, RefusedPickle, read_torch_zip
 
 FORMAT, VERSION = "yolov5-light", 1
@@ -184,6 +184,7 @@ def _read(path: Path) -> Any:
         inside = sorted((*path.glob("weights/*.pt"), *path.glob("*.pt")))
         raise UserError(f"{path}: is a folder; give a .pt file" + (f" in it, such as {inside[0]}" if inside else ""))
     try:
+        check_plain_file(path)
         with open(path, "rb") as f:
             begin = f.read(len(OLD_MAGIC))
         return _read_zip(path) if begin.startswith(b"PK") else _read_old(path, begin)

@@ -108,8 +108,8 @@ def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.flo
     """
     kind = kind_of(path)
     path = path.parent if kind in ("openvino", "ncnn") and path.is_file() else path
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}")
     try:
         return OPENERS[kind](path, device, dtype)
     except UserError:

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from models.yolo import parse_model
-from utils.config import MODEL_KEYS, MOST_CLASSES, is_number, is_whole
+from utils.config import LARGEST_IMAGE, MODEL_KEYS, MOST_CLASSES, is_number, is_whole
 from utils.errors import UserError
 from utils.unpickle import Inert
 
 BATCH_NORM_EPS = 1e-3  # of every batch norm in YOLOv5 and here
 LONGEST_PREFIX = 200  # letters of a key; a damaged network may contain blocks in blocks without end
-LARGEST_IMAGE = 16384  # pixels
 PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 # what two layers of a class and of equal tensors can still differ in
 FACTS = ("kernel_size stride padding dilation groups padding_mode ceil_mode scale_factor mode size align_corners "

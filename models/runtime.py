@@ -13,6 +13,7 @@ from models.exported import ExportedRuntime
 from models.packed import pack
 from models.yolo import DetectionModel
 from utils.augment import make_divisible
+from utils.config import LARGEST_IMAGE
 from utils.console import LOGGER
 from utils.errors import UserError
 from utils.files import newest
@@ -119,12 +120,12 @@ def input_size(runtime: AnyRuntime, imgsz: int | list[int] | None) -> list[int]:
 def check_img_size(imgsz: int | list[int], stride: int) -> list[int]:
     """Return [height, width], each rounded up to a multiple of `stride`, with a warning if that changes it.
 
-    Raises UserError for sizes below 1 or more than two of them.
+    Raises UserError for sizes below 1 or too large, or more than two of them.
     """
     sizes = [imgsz] * 2 if isinstance(imgsz, int) else list(imgsz)
     sizes = sizes * 2 if len(sizes) == 1 else sizes
-    if len(sizes) != 2 or min(sizes) < 1:
-        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one or two sizes in pixels, from 1")
+    if len(sizes) != 2 or min(sizes) < 1 or max(sizes) > LARGEST_IMAGE:
+        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one or two sizes in pixels, from 1 to {LARGEST_IMAGE}")
     fitting = [make_divisible(s, stride) for s in sizes]
     if fitting != sizes:
         given, used = (" ".join(map(str, dict.fromkeys(s) if s[0] == s[1] else s)) for s in (sizes, fitting))

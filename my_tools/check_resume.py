@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
+from my_tools.default_set import prepare_shapes
 from utils.config import load_yaml
 from utils.console import LOGGER, Parser, run_script
 from utils.errors import UserError
-from utils.files import ROOT, increment_path
+from utils.files import ROOT, find_file, increment_path
 from utils.logs import COLUMNS, TIMES
 
 
@@ -123,6 +124,7 @@ def run(opt: argparse.Namespace) -> Path:
     """Compare an undisturbed run with others, killed `opt.kills` times in all. Raises UserError if they differ."""
     project = increment_path(ROOT / "runs" / "check_resume" / "exp")
     log = project / "training.log"
+    prepare_shapes(find_file(opt.data, ("data",), "--data"))  # or the first run would be taken to need that long
     LOGGER.info(f"an undisturbed run (its output goes to {log})")
     start = time.perf_counter()
     run_killed_after(train_command(opt, project, "whole"), None, log)

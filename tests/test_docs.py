@@ -162,9 +162,12 @@ SMALL_MODELS = {"yolov5l_slimneck.yaml": "--cfg yolov5n_slimneck.yaml",
 # Runs each command in a fork, which spares it the imports (the batch norm is for those that torch puts off until a
 # network is built on the meta device); what asks for the network gets an error
 RUNNER = """
-import cv2, json, matplotlib.figure, numpy, os, pandas, runpy, socket, sys, torch, torchvision, traceback
+import json, multiprocessing, os, runpy, socket, sys, traceback
+import cv2, matplotlib.figure, numpy, pandas, torch, torchvision
 
 torch.nn.BatchNorm2d(1, device="meta")(torch.empty(2, 1, 2, 2, device="meta"))
+
+multiprocessing.set_start_method("fork")  # others leave semaphores to be cleaned up at a real exit
 
 def refuse(*args):
     raise RuntimeError("asked for the network")

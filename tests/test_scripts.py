@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,16 @@ def test_an_interrupted_script_says_so(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as e:
         console.run_script(interrupted, None)
     assert e.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("take", [lambda opt: np.empty(2**60, np.uint8), lambda opt: torch.empty(2**60)])
+def test_memory_that_is_not_there_is_one_line(
+    take: Callable[[object], object], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        console.run_script(take, None)
+    told = caplog.text + capsys.readouterr().err
+    assert e.value.code == 1 and "there is not enough memory" in told and "Traceback" not in told
 
 
 def test_an_interrupted_detection_says_where_its_results_are(

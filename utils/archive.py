@@ -41,6 +41,8 @@ class Archive:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
+            raise ArchiveError(f"no plain file: {self.path}")
         try:
             self._zip = zipfile.ZipFile(self.path)
         except FileNotFoundError:

@@ -54,6 +54,7 @@ MODEL_KEYS = (
 ).split()
 LARGEST_YAML = 2**22  # bytes
 MOST_CLASSES = 65536
+LARGEST_IMAGE = 16384  # pixels of a side, for a network
 DATA_KEYS = "path train val test nc names download hint defaults roboflow".split()
 
 
@@ -201,6 +202,8 @@ def load_data(name: str | Path) -> DataConfig:
     if not isinstance(defaults, dict):
         raise UserError(f"{file}: defaults must be 'flag: value' lines")
     hint = " ".join(str(content.get("hint", "")).split())
+    if content.get("download") and not hint:
+        hint = "Its 'download:' is not run here: put the images there, or correct 'path:' or the split in the yaml"
     return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, **splits)
 
 

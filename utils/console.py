@@ -135,6 +135,10 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
         main(opt)
     except UserError as e:
         fail(str(e))
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and "allocate memory" not in str(e):
+            raise
+        fail("there is not enough memory: a smaller --imgsz or --batch-size needs less")
     except BrokenPipeError:  # what reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

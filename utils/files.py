@@ -93,15 +93,27 @@ def read_file(path: str | Path, most: int) -> bytes:
     return content
 
 
+SYSTEM = ("/proc/", "/sys/", "/dev/")
+
+
+def check_plain_file(path: str | Path) -> None:
+    """Raise OSError unless a path leads to a plain file: a pipe would be waited for, a device may have no end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+
+
 def walk(folder: str | Path) -> Iterator[str]:
     """The files below a folder, links followed, each real folder once, by its own path if it has one there.
 
     A link may lead back up, and several links to the same folder, one behind the other, make endlessly many paths.
+    None is followed to what the system shows of itself, where the whole disk lies once more for each process.
     """
     seen: set[tuple[int, int]] = set()
     folders, links = [str(folder)], []
     while folders or links:
         where = folders.pop() if folders else links.pop()
+        if os.path.realpath(where).startswith(SYSTEM):
+            continue
         try:
             status = os.stat(where)
             if (status.st_dev, status.st_ino) in seen:

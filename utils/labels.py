@@ -75,14 +75,17 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
             files += walk(source)
         elif source.is_file():
             try:
-                lines = read_file(source, LARGEST_LIST).decode("utf-8-sig").replace("\0", "").splitlines()
+                text = read_file(source, LARGEST_LIST).decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise UserError(f"{source}: a list of images must be a text file in UTF-8") from None
             except OSError as e:
                 raise UserError(f"{source}: {e.strerror}") from e
-            files += [os.path.normpath(source.parent / line.strip()) for line in lines if line.strip()]
+            if "\0" in text:
+                raise UserError(f"{source}: a list of images must be a text file, this one holds zero bytes")
+            files += [os.path.normpath(source.parent / line.strip()) for line in text.splitlines() if line.strip()]
         else:
-            raise UserError(f"{source} does not exist: correct the data yaml")
+            what = "is no plain file" if source.exists() else "does not exist"
+            raise UserError(f"{source} {what}: correct the data yaml")
     images = sorted({f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES})
     if not images:
         raise UserError(f"no images ({' '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, sources))}")
@@ -148,8 +151,8 @@ def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, s
         return None, empty, f"{file}: not a text file in UTF-8"
     except OSError as e:
         return None, empty, f"{file}: {e.strerror}"
-    except ValueError as e:
-        return None, empty, f"{file}: {e}"
+    except ValueError as e:  # which quotes the file: not one that somebody else's link leads to
+        return None, empty, f"{file}: {'a link to no label file' if file.is_symlink() else e}"
 
 
 def _fingerprint(images: list[str], nc: int) -> str:
@@ -181,15 +184,27 @@ def load_labels(sources: tuple[Path, ...], nc: int, desc: str = "") -> LabelInde
     backgrounds = int((np.diff(index.offsets) == 0).sum())
     LOGGER.info(f"{desc}{len(index)} images, {len(index.values)} objects, {backgrounds} images without objects, "
                 f"{len(index.problems)} left out")  # fmt: skip
-    for problem in index.problems[:SHOWN_PROBLEMS]:
-        LOGGER.warning(f"left out: {problem}")
-    if len(index.problems) > SHOWN_PROBLEMS:
-        LOGGER.warning(f"... and {len(index.problems) - SHOWN_PROBLEMS} more")
+    _report(index.problems, cache.with_suffix("").with_suffix(".left_out.txt"))
     if not len(index):
         raise UserError(f"{desc}no usable image in {', '.join(map(str, sources))}")
     if not len(index.values):
         LOGGER.warning(f"{desc}not one object in these images; labels are looked for in {label_path(images[0]).parent}")
     return index
+
+
+def _report(problems: tuple[str, ...], file: Path) -> None:
+    """Warn of the first problems; if there are more, all of them go to a file beside the cache."""
+    for problem in problems[:SHOWN_PROBLEMS]:
+        LOGGER.warning(f"left out: {problem}")
+    if len(problems) <= SHOWN_PROBLEMS:
+        return
+    try:
+        with atomic_write(file, "w") as f:
+            f.write("".join(f"{problem}\n" for problem in problems))
+        where = f", all in {file}"
+    except OSError as e:
+        where = f" ({file} cannot be written: {e.strerror})"
+    LOGGER.warning(f"... and {len(problems) - SHOWN_PROBLEMS} more{where}")
 
 
 def _scan(images: list[str], nc: int, desc: str) -> LabelIndex:

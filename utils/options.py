@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from utils.config import check_keys, is_whole, load_hyp
-from utils.errors import UserError, did_you_mean
+from utils.config import LARGEST_IMAGE, check_keys, is_whole, load_hyp
+from utils.errors import UserError, did_you_mean, shorten
 from utils.files import ROOT
 from utils.precision import AMP_CHOICES
 from utils.protocols import PROTOCOLS
@@ -84,6 +84,8 @@ class TrainOptions:
         taken = []
         check_keys(defaults, DATA_DEFAULTS, f"{where}: defaults")
         for key, value in defaults.items():
+            if key == "hyp" and Path(str(value)).name != str(value):
+                raise UserError(f"{where}: defaults: hyp is {shorten(value)}, it must name a file in data/hyps")
             if key not in self.given:
                 setattr(self, key, value)
                 taken.append(f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}"))
@@ -106,6 +108,8 @@ class TrainOptions:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{where}--{name.replace('_', '-')} is {getattr(self, name)}, the least is {low}")
+        if self.imgsz > LARGEST_IMAGE:
+            raise UserError(f"{where}--imgsz is {self.imgsz}, the largest is {LARGEST_IMAGE}")
         if self.batch_size < 1 and self.batch_size != -1:
             raise UserError(f"{where}--batch-size is {self.batch_size}, the least is 1 (-1: as many as memory allows)")
         if self.seed >= 2**63:

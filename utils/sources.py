@@ -71,7 +71,8 @@ def list_media(source: str) -> list[str]:
         files = [str(path.parent / line) for line in lines if line]
         for file in files:
             if not Path(file).is_file():
-                LOGGER.warning(f"{source}: {file} does not exist; skipped")
+                what = "is no plain file" if os.path.exists(file) else "does not exist"
+                LOGGER.warning(f"{source}: {file} {what}; skipped")
     elif path.is_dir():
         files = [str(p) for p in sorted(path.iterdir()) if p.is_file()]
     elif path.is_file():

@@ -24,6 +24,7 @@ import numpy as np
 from utils.archive import Archive, ArchiveError
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, read_file
+from utils.images import ImageError, read_image
 from utils.voc import VocAnnotation
 
 MAX_XML = 5_000_000  # bytes
@@ -78,6 +79,7 @@ class FolderFiles:
 
     def read(self, name: str, limit: int) -> bytes:
         """See `Files.read`."""
+        self._is_link(name)
         size = self.size(name)
         if size > limit:
             raise UserError(f"too large: {size} bytes, at most {limit} are read")
@@ -98,7 +100,23 @@ class FolderFiles:
 
     def path(self, name: str) -> Path | None:
         """See `Files.path`."""
-        return Path(os.path.realpath(f"{self.where}/{name}"))
+        real = Path(os.path.realpath(f"{self.where}/{name}"))
+        if self._is_link(name):
+            try:
+                read_image(real)
+            except ImageError as e:
+                raise UserError(f"a link to no picture: {e}") from e
+        return real
+
+    def _is_link(self, name: str) -> bool:
+        """Whether a file is a link, which may lead anywhere. Raises UserError if it leads to another kind of file."""
+        path = f"{self.where}/{name}"
+        if not os.path.islink(path):
+            return False
+        kinds = [Path(p).suffix.lower() for p in (path, os.path.realpath(path))]
+        if len({"picture" if kind in IMAGE_SUFFIXES else kind for kind in kinds}) > 1:
+            raise UserError("a link to another kind of file")
+        return True
 
     def equals(self, name: str, other: str) -> bool:
         """See `Files.equals`."""

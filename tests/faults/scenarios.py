@@ -7,6 +7,7 @@ Those that need a small or read-only disk mount one in a namespace of their own,
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import ctypes
 import functools
@@ -214,6 +215,7 @@ def place() -> Iterator[Path]:
 
 def main() -> None:
     """Run all and print a row for each."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| what breaks | what happens |\n| --- | --- |")
     for what, scenario in SCENARIOS.items():
         with place() as folder:

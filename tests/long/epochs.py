@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--plot", default="", help="write a picture there")
     opt = parser.parse_args()
+    if opt.epochs < FIRST + 3:
+        parser.error(f"--epochs {opt.epochs}: a slope from epoch {FIRST} on needs {FIRST + 3}, a flat one some hundred")
     with tempfile.TemporaryDirectory() as folder:
         report(*train(opt.epochs, opt.images, Path(folder)), opt.plot)
 

@@ -56,6 +56,11 @@ def archive(folder: Path, data: bytes, records: dict[str, bytes] | None = None, 
     return folder / "x.pt"
 
 
+def piped(folder: Path, name: str = "x.pt", read: Callable = load_checkpoint) -> Any:
+    os.mkfifo(folder / name)
+    return read(folder / name) if read is load_checkpoint else read(folder / name, torch.device("cpu"))
+
+
 def pickled(data: bytes, folder: Path, **how: Any) -> Any:
     return load_checkpoint(archive(folder, data, **how))
 
@@ -302,6 +307,8 @@ ATTACKS = [
         partial(written, pickle.dumps(Runs(os.system, "touch ran"), 2), read=load_tensors),
         "is no checkpoint",
     ),
+    Attack("checkpoint", "a pipe", piped, "is no plain file"),
+    Attack("ONNX file", "a pipe", partial(piped, name="x.onnx", read=load_runtime), "is no plain file"),
     Attack(
         "label cache",
         "an object array, which is a pickle",

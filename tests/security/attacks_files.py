@@ -106,6 +106,33 @@ def loops(folder: Path) -> Any:
     assert len(found) == len({os.path.realpath(f) for f in found}) <= 8
 
 
+def system_linked(folder: Path) -> Any:
+    data = load_data(write_yolo_set(folder / "set", 4))
+    (folder / "set/images/train/a").symlink_to("/proc/self", target_is_directory=True)
+    assert len(list_images(data.train)) == 4
+
+
+def special(path: Path, make: Callable[[Path], Any]) -> Path:
+    make(path)
+    return path
+
+
+def linked(link: tuple[str, str], folder: Path) -> Any:
+    """Convert a VOC folder of a good image, an annotation of another, and a link from one path to another."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / "VOC" / name).mkdir(parents=True)
+    for stem in ("good", "bad"):
+        (folder / f"VOC/Annotations/{stem}.xml").write_text(
+            _xml("", tail="<size><width>50</width><height>40</height></size>")
+        )
+    (folder / "VOC/JPEGImages/good.png").write_bytes(PICTURE)
+    (folder / "VOC/JPEGImages/no.png").write_bytes(b"no picture")
+    (folder / "VOC" / link[0]).symlink_to(link[1])
+    done = voc2yolo.run(source=str(folder / "VOC"), out=str(folder / "out"), name="hostile", yaml=False)
+    assert sum(done.images.values()) == 1
+    print("\n".join(f"{file}: {reason}" for file, reason in done.problems))
+
+
 def listed(text: str | bytes, folder: Path, read: Callable = lambda f: list_images((f,))) -> Any:
     (folder / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read(folder / "list.txt")
@@ -223,11 +250,29 @@ ATTACKS = [
                 instead_of_label(lambda p: p.symlink_to("/dev/zero")),
                 "is no plain",
             ),
+            "a link to a file that is no label": (
+                instead_of_label(lambda p: p.symlink_to(p.parents[2] / "squares.yaml")),
+                "a link to no label file",
+            ),
             "a label of 17 MB": (instead_of_label(lambda p: p.write_bytes(bytes(17 * 2**20))), "is larger than"),
         },
         LEFT_OUT,
     ),
     Attack("file in a data set", "links that lead back up, in 2^40 ways", loops, "", "each picture once"),
+    Attack("file in a data set", "a link to /proc/self, where the whole disk lies", system_linked, "", "left out"),
+    *_all(
+        "VOC folder",
+        linked,
+        {
+            "a picture that is a link to a secret": (
+                ("JPEGImages/bad.png", "../../../secret/secret.txt"),
+                "another kind",
+            ),
+            "a picture that is a link to a text named .png": (("JPEGImages/bad.png", "no.png"), "no picture"),
+            "a list that is a link to a secret": (("ImageSets/Main/test.txt", "/etc/passwd"), "another kind"),
+        },
+        LEFT_OUT,
+    ),
     *_all(
         "label",
         label,
@@ -249,7 +294,7 @@ ATTACKS = [
         listed,
         {
             "a file of secrets": ("../secret/secret.txt\n/etc/passwd\n", "no images"),
-            "a NUL in a name": ("a.png\0/etc/passwd\n", "no images"),
+            "a NUL in a name": ("a.png\0/etc/passwd\n", "zero bytes"),
             "bytes that are no text": (b"\xff\xfe\x00", "must be a text file"),
         },
     ),
@@ -330,6 +375,13 @@ ATTACKS = [
         lambda folder: convert({"JPEGImages/bad.png": "/etc/passwd", "Annotations/bad.xml": _xml("").encode()}, folder),
         "symbolic link",
         LEFT_OUT,
+    ),
+    Attack("zip", "a pipe", lambda folder: Archive(special(folder / "x.zip", os.mkfifo)), "no plain file"),
+    Attack(
+        "zip",
+        "a link to /dev/zero",
+        lambda folder: Archive(special(folder / "x.zip", lambda p: p.symlink_to("/dev/zero"))),
+        "no plain file",
     ),
     Attack("zip", "a bomb, 1,000 to 1", bomb, "a zip bomb"),
     Attack("zip", "a member larger than it says", lying, "damaged in the zip"),

@@ -11,6 +11,7 @@ from security.zoo import Attack
 from models.yolo import DetectionModel
 from utils.config import load_data, load_hyp, load_model_cfg
 from utils.labels import list_images
+from utils.options import TrainOptions
 
 SPLITS = "train: images\nval: images\n"
 HEAD = "nc: 2\nanchors: 3\nhead:\n  - [[-1], 1, Detect, [nc, anchors]]\nbackbone:\n"
@@ -40,6 +41,10 @@ def data(text: str | bytes, folder: Path) -> Any:
 def missing(text: str, folder: Path) -> Any:
     """What happens where the images are not there, which is when other programs run `download:`."""
     return data(f"{SPLITS}names: [a]\n{text}", folder).existing("train")
+
+
+def defaults(text: str, folder: Path) -> Any:
+    return TrainOptions().with_defaults(data(f"{SPLITS}names: [a]\ndefaults: {text}", folder).defaults, "data.yaml")
 
 
 def images(text: str, folder: Path) -> Any:
@@ -131,16 +136,27 @@ ATTACKS = [
         images,
         {
             "a file that is no list of images": ("path: /etc\ntrain: passwd\nnames: [a]", "no images"),
-            "a device for a list of images": ("path: /dev\ntrain: zero\nnames: [a]", "does not exist"),
+            "a device for a list of images": ("path: /dev\ntrain: zero\nnames: [a]", "is no plain file"),
+        },
+    ),
+    *_all(
+        "data yaml",
+        defaults,
+        {
+            "a file of secrets as hyper-parameters": ("{hyp: /etc/shadow}", "must name a file in data/hyps"),
+            "pictures of 10^6 pixels a side": ("{imgsz: 1000000}", "the largest is 16384"),
         },
     ),
     *_all(
         "data yaml",
         missing,
         {
-            "a download: script in Python": ("download: |\n  import os\n  os.system('touch ran')\n", "is not there"),
-            "a download: command of the shell": ("download: bash -c 'touch ran'", "is not there"),
-            "a download: address": ("download: https://example.org/x.zip", "is not there"),
+            "a download: script in Python": (
+                "download: |\n  import os\n  os.system('touch ran')\n",
+                "'download:' is not run",
+            ),
+            "a download: command of the shell": ("download: bash -c 'touch ran'", "'download:' is not run"),
+            "a download: address": ("download: https://example.org/x.zip", "'download:' is not run"),
             "a hint with a terminal's escape": ('hint: "\\e[2Jall is well"', "is not there"),
         },
     ),

@@ -11,6 +11,7 @@ import pytest
 from helpers import write_yolo_set
 
 from utils import labels as module
+from utils.config import load_data
 from utils.errors import UserError
 from utils.labels import label_path, list_images, load_labels, parse_labels
 
@@ -141,3 +142,27 @@ def test_some_images_of_an_index(chosen: list[int], tmp_path: Path) -> None:
     assert len(some) == len(chosen)
     for k, i in enumerate(chosen):
         assert some.file(k) == index.file(i) and np.array_equal(some.labels(k), index.labels(i))
+
+
+def test_all_that_is_left_out_is_in_a_file_where_it_is_much(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = load_data(write_yolo_set(tmp_path / "set", 9))
+    for k in range(7):
+        (tmp_path / f"set/labels/train/{k:03d}.txt").write_text("0 9 9 9 9\n")
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        file = tmp_path / "set/labels/train.left_out.txt"
+        file.unlink(missing_ok=True)
+        with caplog.at_level(logging.WARNING, logger="yolov5"):
+            assert len(load_labels(data.train, data.nc)) == 2
+        assert [line.split("/")[-1][:15] for line in file.read_text().splitlines()] == [
+            f"{k:03d}.txt: line 1" for k in range(7)]  # fmt: skip
+        assert f"... and 2 more, all in {file}" in caplog.text
+
+
+def test_folders_of_the_system_are_no_data_set() -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc")
+    with pytest.raises(UserError, match="no images"):
+        list_images((Path("/proc/self"),))
