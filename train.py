@@ -41,7 +41,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.draw import draw_batch
-from utils.errors import UserError
+from utils.errors import UserError, no_memory
 from utils.evolve import run_evolution
 from utils.files import ROOT, atomic_write
 from utils.image_weights import image_weights
@@ -363,6 +363,10 @@ def train_and_finish(
             results = None if opt.evolve else finish(training)
     except KeyboardInterrupt as e:
         raise KeyboardInterrupt(str(e) or f"interrupted; {resume_command(training)}") from None
+    except Exception as e:
+        if not (told := no_memory(e)):
+            raise
+        raise UserError(f"{told}; {resume_command(training)}") from e
     finally:
         close_loader(training.loader)
         close_loader(training.val_loader)

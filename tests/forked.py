@@ -63,7 +63,7 @@ def start(
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
         code = 0
     except SystemExit as e:
-        code = int(e.code or 0)
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:
         traceback.print_exc()
     try:

@@ -91,7 +91,9 @@ def test_killed_and_resumed(owner: object, function: str, count: int, when: str,
     # a fork starts at once, with the number of threads the undisturbed run had
     process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=args)
     process.start()
-    process.join()  # with a time-out it would wait for the loader process, too, which ends 5 s later
+    end = time.monotonic() + 300
+    while process.is_alive() and time.monotonic() < end:  # join waits for the loader process, too, which ends 5 s later
+        time.sleep(0.01)
     assert process.exitcode == -signal.SIGKILL
     assert not load_checkpoint(folder / name / "weights/last.pt")["training"]["finished"]
     assert bool(list((folder / name).rglob(".last.pt.*.part"))) == bool(suffix)

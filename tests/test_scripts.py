@@ -128,7 +128,18 @@ def test_an_interrupted_script_says_so(capsys: pytest.CaptureFixture) -> None:
     assert e.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("take", [lambda opt: np.empty(2**60, np.uint8), lambda opt: torch.empty(2**60)])
+def raising(e: Exception) -> Callable[[object], object]:
+    def take(opt: object) -> object:
+        raise e
+
+    return take
+
+
+@pytest.mark.parametrize("take", [
+    lambda opt: np.empty(2**60, np.uint8), lambda opt: torch.empty(2**60),
+    raising(OSError(12, "Cannot allocate memory")), raising(RuntimeError("CUDA out of memory. Tried to allocate 9 GB")),
+    raising(RuntimeError("std::bad_alloc")),
+])  # fmt: skip
 def test_memory_that_is_not_there_is_one_line(
     take: Callable[[object], object], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
 ) -> None:
@@ -136,6 +147,22 @@ def test_memory_that_is_not_there_is_one_line(
         console.run_script(take, None)
     told = caplog.text + capsys.readouterr().err
     assert e.value.code == 1 and "there is not enough memory" in told and "Traceback" not in told
+
+
+def test_a_training_that_lacks_memory_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = train.train_batch, []
+
+    def starved(*args: object) -> bool:
+        calls.append(1)
+        return real(*args) if len(calls) < 3 else np.empty(2**60, np.uint8)
+
+    monkeypatch.setattr(train, "train_batch", starved)
+    with pytest.raises(UserError, match="not enough memory.*Unable to allocate.*to go on: python train.py --resume"):
+        train.run(data=str(write_yolo_set(tmp_path / "set", 8)), epochs=3, project=str(tmp_path / "runs"),
+                  noplots=True, **QUICK)  # fmt: skip
+    assert load_checkpoint(tmp_path / "runs/exp/weights/last.pt", training=True)
 
 
 def test_an_interrupted_detection_says_where_its_results_are(

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from utils.distributed import is_connected, is_main, rank
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, no_memory
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -135,18 +135,20 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
         main(opt)
     except UserError as e:
         fail(str(e))
-    except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and "allocate memory" not in str(e):
-            raise
-        fail("there is not enough memory: a smaller --imgsz or --batch-size needs less")
     except BrokenPipeError:  # what reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as e:
+        if told := no_memory(e):
+            fail(told)
         if e.errno not in DISK_TROUBLE:
             raise
         LOGGER.error(f"{e.filename or 'a file'}: cannot be written ({e.strerror})")
         sys.exit(1)
+    except Exception as e:
+        if not (told := no_memory(e)):
+            raise
+        fail(told)
     except KeyboardInterrupt as e:
         if is_main():
             sys.stderr.write(f"{str(e) or 'interrupted'}\n")  # as asked for: no error

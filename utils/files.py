@@ -93,13 +93,16 @@ def read_file(path: str | Path, most: int) -> bytes:
     return content
 
 
-SYSTEM = ("/proc/", "/sys/", "/dev/")
-
-
 def check_plain_file(path: str | Path) -> None:
     """Raise OSError unless a path leads to a plain file: a pipe would be waited for, a device may have no end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "is no plain file", str(path))
+
+
+def of_the_system(folder: str | Path) -> bool:
+    """Whether a folder is no disk, but what the system shows of itself. /dev/shm is a disk, in memory."""
+    parts = Path(os.path.realpath(folder)).parts
+    return parts[:1] == ("/",) and parts[1:2] in (("proc",), ("sys",), ("dev",)) and parts[1:3] != ("dev", "shm")
 
 
 def walk(folder: str | Path) -> Iterator[str]:
@@ -112,7 +115,7 @@ def walk(folder: str | Path) -> Iterator[str]:
     folders, links = [str(folder)], []
     while folders or links:
         where = folders.pop() if folders else links.pop()
-        if os.path.realpath(where).startswith(SYSTEM):
+        if of_the_system(where):
             continue
         try:
             status = os.stat(where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -151,8 +152,10 @@ def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, s
         return None, empty, f"{file}: not a text file in UTF-8"
     except OSError as e:
         return None, empty, f"{file}: {e.strerror}"
-    except ValueError as e:  # which quotes the file: not one that somebody else's link leads to
-        return None, empty, f"{file}: {'a link to no label file' if file.is_symlink() else e}"
+    except ValueError as e:
+        # a line of a file that a link leads to is not quoted: it may be anybody's
+        linked = os.path.realpath(file) != os.path.abspath(file)
+        return None, empty, f"{file}: {str(e).partition(' in ')[0] if linked else e}"
 
 
 def _fingerprint(images: list[str], nc: int) -> str:
@@ -197,6 +200,8 @@ def _report(problems: tuple[str, ...], file: Path) -> None:
     for problem in problems[:SHOWN_PROBLEMS]:
         LOGGER.warning(f"left out: {problem}")
     if len(problems) <= SHOWN_PROBLEMS:
+        with contextlib.suppress(OSError):  # none, or one of another time that is not ours to remove
+            file.unlink()
         return
     try:
         with atomic_write(file, "w") as f:

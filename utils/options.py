@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.config import LARGEST_IMAGE, check_keys, is_whole, load_hyp
 from utils.errors import UserError, did_you_mean, shorten
-from utils.files import ROOT
+from utils.files import ROOT, find_file
 from utils.precision import AMP_CHOICES
 from utils.protocols import PROTOCOLS
 
@@ -84,9 +84,10 @@ class TrainOptions:
         taken = []
         check_keys(defaults, DATA_DEFAULTS, f"{where}: defaults")
         for key, value in defaults.items():
-            if key == "hyp" and Path(str(value)).name != str(value):
-                raise UserError(f"{where}: defaults: hyp is {shorten(value)}, it must name a file in data/hyps")
             if key not in self.given:
+                if key == "hyp" and find_file(str(value), ("data/hyps",), "--hyp").parent != ROOT / "data/hyps":
+                    raise UserError(f"{where}: defaults: hyp is {shorten(value)}, it must lead to a file in data/hyps; "
+                                    "give another one with --hyp")  # fmt: skip
                 setattr(self, key, value)
                 taken.append(f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}"))
         self.check(f"{where}: defaults: ")

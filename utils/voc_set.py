@@ -23,7 +23,7 @@ import numpy as np
 
 from utils.archive import Archive, ArchiveError
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, read_file
+from utils.files import IMAGE_SUFFIXES, of_the_system, read_file
 from utils.images import ImageError, read_image
 from utils.voc import VocAnnotation
 
@@ -68,9 +68,10 @@ class FolderFiles:
         for folder, below, files in os.walk(self.where, followlinks=True):
             inside = os.path.relpath(folder, self.where).replace(os.sep, "/")
             real = os.path.realpath(folder)
-            if real in seen or inside.count("/") + 1 >= _MAX_LEVELS:
+            known = real in seen or of_the_system(real)
+            if known or inside.count("/") + 1 >= _MAX_LEVELS:
                 below.clear()
-            if real in seen:
+            if known:
                 continue
             seen.add(real)
             below.sort()
@@ -113,8 +114,10 @@ class FolderFiles:
         path = f"{self.where}/{name}"
         if not os.path.islink(path):
             return False
-        kinds = [Path(p).suffix.lower() for p in (path, os.path.realpath(path))]
-        if len({"picture" if kind in IMAGE_SUFFIXES else kind for kind in kinds}) > 1:
+        kind, leads_to = (Path(p).suffix.lower() for p in (path, os.path.realpath(path)))
+        kind, leads_to = ("picture" if k in IMAGE_SUFFIXES else k for k in (kind, leads_to))
+        # stores of large files call them by their content, without a suffix; the lines of a list are shown
+        if leads_to != kind and (leads_to or kind == ".txt"):
             raise UserError("a link to another kind of file")
         return True
 

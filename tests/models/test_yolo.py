@@ -176,3 +176,13 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert "did you mean 'yolov5_shufflenet.yaml'" in capsys.readouterr().err
     done = run_script("models/yolo.py", "--cfg", "models/yolov5_stem_shufflenet.yaml", "--imgsz", 256)
     assert done.returncode == 0 and "under about 32 px are out of its reach" in done.stdout
+
+
+@pytest.mark.parametrize("cfg", ["yolov5_shufflenet.yaml", "yolov5_stem_shufflenet.yaml", "yolov5n_slimneck.yaml"])
+def test_a_new_model_has_learnt_nothing(cfg: str) -> None:
+    """Its strides are read with an empty image, from which batch norms would learn."""
+    model = Model(cfg)
+    assert all(m.training for m in model.modules())
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and all(not m.running_mean.any() and (m.running_var == 1).all() for m in norms)
+    assert not any(m.num_batches_tracked for m in norms)

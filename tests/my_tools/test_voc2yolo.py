@@ -500,3 +500,16 @@ def test_what_another_conversion_swept_away_is_written_again(tmp_path: Path, mon
     monkeypatch.setattr(os, "replace", swept)
     assert voc_output.write_if_changed(tmp_path / "a.json", b"{}", flush=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and len(calls) == 2
+
+
+def test_pictures_may_be_links_into_a_store_of_files_without_suffix(tmp_path: Path) -> None:
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / "VOC" / name).mkdir(parents=True)
+    (tmp_path / "blob").write_bytes(PICTURE)
+    (tmp_path / "VOC/JPEGImages/a.jpg").symlink_to(tmp_path / "blob")
+    (tmp_path / "xml").write_text(
+        "<annotation><object><name>dog</name><bndbox><xmin>3</xmin><ymin>4</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        "</object></annotation>")  # fmt: skip
+    (tmp_path / "VOC/Annotations/a.xml").symlink_to(tmp_path / "xml")
+    done = run(source=tmp_path / "VOC", out=tmp_path / "out", name="dogs")
+    assert sum(done.images.values()) == 1

@@ -25,6 +25,7 @@ from utils.download import download, download_files
 from utils.images import read_image
 from utils.labels import list_images, load_labels
 from utils.sources import list_media, open_source
+from utils.voc_set import FolderFiles
 
 PICTURE = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))[1].tobytes()
 
@@ -110,6 +111,7 @@ def system_linked(folder: Path) -> Any:
     data = load_data(write_yolo_set(folder / "set", 4))
     (folder / "set/images/train/a").symlink_to("/proc/self", target_is_directory=True)
     assert len(list_images(data.train)) == 4
+    assert len(FolderFiles(folder / "set").names) == len([p for p in (folder / "set").rglob("*.*")])
 
 
 def special(path: Path, make: Callable[[Path], Any]) -> Path:
@@ -252,7 +254,7 @@ ATTACKS = [
             ),
             "a link to a file that is no label": (
                 instead_of_label(lambda p: p.symlink_to(p.parents[2] / "squares.yaml")),
-                "a link to no label file",
+                "squares.yaml|line 1: not a number$",
             ),
             "a label of 17 MB": (instead_of_label(lambda p: p.write_bytes(bytes(17 * 2**20))), "is larger than"),
         },

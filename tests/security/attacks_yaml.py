@@ -143,7 +143,10 @@ ATTACKS = [
         "data yaml",
         defaults,
         {
-            "a file of secrets as hyper-parameters": ("{hyp: /etc/shadow}", "must name a file in data/hyps"),
+            "a file of secrets as hyper-parameters": (
+                "{hyp: /etc/shadow}",
+                "must lead to a file in data/hyps|does not exist",
+            ),
             "pictures of 10^6 pixels a side": ("{imgsz: 1000000}", "the largest is 16384"),
         },
     ),

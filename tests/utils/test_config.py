@@ -124,3 +124,12 @@ def test_data_defaults_yield_to_given_flags() -> None:
         opt.with_defaults({"epoch": 1}, "d.yaml")
     with pytest.raises(UserError, match="d.yaml: defaults: --imgsz is 'big'"):
         opt.with_defaults({"imgsz": "big"}, "d.yaml")
+
+
+def test_hyper_parameters_that_a_data_yaml_names() -> None:
+    outside = str(ROOT / "data/VOC.yaml")
+    with pytest.raises(UserError, match="d.yaml: defaults: hyp is .*VOC.yaml, it must lead to a file in data/hyps"):
+        TrainOptions().with_defaults({"hyp": outside}, "d.yaml")
+    for name in ("hyp.scratch-med.yaml", "data/hyps/hyp.scratch-med.yaml"):
+        assert TrainOptions().with_defaults({"hyp": name}, "d.yaml") == [f"--hyp {name}"]
+    assert TrainOptions.from_flags({"hyp": "own.yaml"}).with_defaults({"hyp": outside}, "d.yaml") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,3 +327,11 @@ def test_rescale_covers_half_to_one_and_a_half() -> None:
     images = torch.rand(1, 3, 64, 96)
     shapes = {tuple(rescale(images, 96, 32, np.random.default_rng(k)).shape[2:]) for k in range(40)}
     assert shapes == {(64, 64), (64, 96), (96, 128)} and rescale(images, 96, 32, np.random.default_rng(1)).dim() == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere as Python has it")
+def test_loader_processes_share_the_memory_of_the_main_one(index: LabelIndex) -> None:
+    """Whatever Python's default is: others get a copy of the data set, with all cached images, each."""
+    dataset = DetectionDataset(index, 64, 4)
+    assert create_loader(dataset, 4, 1, shuffle=False).multiprocessing_context.get_start_method() == "fork"
+    assert create_loader(dataset, 4, 0, shuffle=False).multiprocessing_context is None

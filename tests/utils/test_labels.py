@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,33 @@ def test_all_that_is_left_out_is_in_a_file_where_it_is_much(
         assert [line.split("/")[-1][:15] for line in file.read_text().splitlines()] == [
             f"{k:03d}.txt: line 1" for k in range(7)]  # fmt: skip
         assert f"... and 2 more, all in {file}" in caplog.text
+    for k in range(7):
+        (tmp_path / f"set/labels/train/{k:03d}.txt").unlink()
+    load_labels(data.train, data.nc)
+    assert not file.exists()
+
+
+def test_a_linked_label_is_told_of_but_not_quoted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = load_data(write_yolo_set(tmp_path / "set", 4))
+    for k, (text, link) in enumerate((("a password", True), ("0 .5 .5 .1 .1\n7 .5 .5 .1 .1", True), ("a word", False))):
+        file = tmp_path / f"set/labels/train/{k:03d}.txt"
+        file.unlink()
+        (tmp_path / f"{k}.txt" if link else file).write_text(text)
+        if link:
+            file.symlink_to(tmp_path / f"{k}.txt")
+    with caplog.at_level(logging.WARNING, logger="yolov5"):
+        load_labels(data.train, data.nc)
+    assert "000.txt: line 1: not a number" in caplog.text and "password" not in caplog.text
+    assert "001.txt: line 2: class 7 is not one" in caplog.text
+    assert "002.txt: line 1: not a number in 'a word'" in caplog.text
+
+
+def test_memory_can_be_a_disk() -> None:
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("needs /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        data = load_data(write_yolo_set(Path(folder) / "set", 2))
+        assert len(list_images(data.train)) == 2
 
 
 def test_folders_of_the_system_are_no_data_set() -> None:
