@@ -35,7 +35,7 @@ from models.yolo import DetectionModel
 from utils.config import LARGEST_IMAGE, check_model_cfg, is_whole
 from utils.console import has_control
 from utils.errors import UserError, did_you_mean
-from utils.files import atomic_write, check_plain_file
+from utils.files import atomic_write, no_file
 from utils.unpickle import Inert, RefusedPickle, read_torch_zip
 
 FORMAT, VERSION = "yolov5-light", 1
@@ -183,8 +183,9 @@ def _read(path: Path) -> Any:
     if path.is_dir():
         inside = sorted((*path.glob("weights/*.pt"), *path.glob("*.pt")))
         raise UserError(f"{path}: is a folder; give a .pt file" + (f" in it, such as {inside[0]}" if inside else ""))
+    if path.exists() and (why := no_file(path)):
+        raise UserError(f"{path}: {why}")
     try:
-        check_plain_file(path)
         with open(path, "rb") as f:
             begin = f.read(len(OLD_MAGIC))
         return _read_zip(path) if begin.startswith(b"PK") else _read_old(path, begin)

@@ -23,6 +23,7 @@ import torch
 
 from utils.errors import UserError
 from utils.export_facts import LARGEST, ExportFacts, facts_of_yolov5, read_facts
+from utils.files import no_file
 
 Engine = Callable[[np.ndarray], np.ndarray]
 LOWEST = 0.001  # confidence from which boxes of a graph with NMS are asked for, as val.py does
@@ -108,8 +109,8 @@ def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.flo
     """
     kind = kind_of(path)
     path = path.parent if kind in ("openvino", "ncnn") and path.is_file() else path
-    if not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}")
+    if not path.is_dir() and (why := no_file(path)):
+        raise UserError(f"{path} {why}")
     try:
         return OPENERS[kind](path, device, dtype)
     except UserError:

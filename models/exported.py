@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.engines import first_line, open_engine
 from utils.console import LOGGER
-from utils.errors import UserError
+from utils.errors import UserError, no_memory
 from utils.precision import inference_precision
 
 
@@ -69,7 +69,7 @@ class ExportedRuntime:
         except (UserError, MemoryError):
             raise
         except Exception as e:  # each engine has errors of its own
-            if any(word in str(e).lower() for word in ("bad_alloc", "out of memory", "allocate memory")):
+            if no_memory(e):
                 raise MemoryError(f"{self.path} on {images.shape}: {first_line(e)}") from e
             raise UserError(f"{self.path} does not run on {images.shape}: {first_line(e)}") from e
         if made.ndim != 3 or len(made) != len(images) or made.shape[2] != 5 + len(self.names):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from utils.errors import UserError
+from utils.files import no_file
 
 MAX_RATIO = 200  # unpacked to packed size above which a member counts as a bomb ...
 RATIO_FROM = 1 << 20  # ... if it is larger than this many bytes: a small blank picture may well shrink a thousandfold
@@ -41,8 +42,8 @@ class Archive:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
-            raise ArchiveError(f"no plain file: {self.path}")
+        if self.path.exists() and (why := no_file(self.path)):
+            raise ArchiveError(f"{why}: {self.path}")
         try:
             self._zip = zipfile.ZipFile(self.path)
         except FileNotFoundError:

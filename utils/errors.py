@@ -28,7 +28,7 @@ def shorten(value: object, most: int = 300) -> str:
 
 def no_memory(e: Exception) -> str:
     """What to tell if an error says that memory has run out, or an empty string."""
-    words = ("allocate memory", "out of memory", "bad_alloc", "Insufficient memory")
-    if isinstance(e, UserError) or not isinstance(e, MemoryError) and not any(word in str(e) for word in words):
+    words = ("allocate memory", "out of memory", "bad_alloc", "insufficient memory")
+    if isinstance(e, UserError) or not isinstance(e, MemoryError) and not any(word in str(e).lower() for word in words):
         return ""
     return f"there is not enough memory ({shorten(e)}): smaller images or smaller batches need less"

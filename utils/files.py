@@ -93,10 +93,10 @@ def read_file(path: str | Path, most: int) -> bytes:
     return content
 
 
-def check_plain_file(path: str | Path) -> None:
-    """Raise OSError unless a path leads to a plain file: a pipe would be waited for, a device may have no end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "is no plain file", str(path))
+def no_file(path: str | Path) -> str:
+    """Why a path leads to no file, or an empty string: a pipe would be waited for, a device may have no end."""
+    path = Path(path)
+    return "" if path.is_file() else "is no plain file" if path.exists() else "does not exist"
 
 
 def of_the_system(folder: str | Path) -> bool:

@@ -18,13 +18,14 @@ import numpy as np
 
 from utils.console import LOGGER, printable, progress
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, atomic_write, read_file, walk
+from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, atomic_write, no_file, read_file, walk
 from utils.images import MOST_PIXELS, ImageError, read_image
 
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
 LEAST_SIDE = 1e-6  # of a box in the image, a fraction
 LARGEST_LABELS = 2**24  # bytes of a label file
+QUOTE = " in '"  # what comes before the text of a label file in a complaint
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
                 raise UserError(f"{source}: a list of images must be a text file, this one holds zero bytes")
             files += [os.path.normpath(source.parent / line.strip()) for line in text.splitlines() if line.strip()]
         else:
-            what = "is no plain file" if source.exists() else "does not exist"
-            raise UserError(f"{source} {what}: correct the data yaml")
+            raise UserError(f"{source} {no_file(source)}: correct the data yaml")
     images = sorted({f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES})
     if not images:
         raise UserError(f"no images ({' '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, sources))}")
@@ -108,7 +108,7 @@ def parse_labels(text: str, nc: int) -> np.ndarray:
                 raise ValueError
             values = [float(v) for v in fields]
         except ValueError:
-            raise ValueError(f"line {number}: not a number in '{line.strip()[:60]}'") from None
+            raise ValueError(f"line {number}: not a number{QUOTE}{line.strip()[:60]}'") from None
         if len(values) > 6 and len(values) % 2 == 1:
             xs, ys = values[1::2], values[2::2]
             x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
@@ -153,9 +153,8 @@ def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, s
     except OSError as e:
         return None, empty, f"{file}: {e.strerror}"
     except ValueError as e:
-        # a line of a file that a link leads to is not quoted: it may be anybody's
-        linked = os.path.realpath(file) != os.path.abspath(file)
-        return None, empty, f"{file}: {str(e).partition(' in ')[0] if linked else e}"
+        linked = os.path.realpath(file) != os.path.abspath(file)  # a line of it may be anybody's
+        return None, empty, f"{file}: {str(e).partition(QUOTE)[0] if linked else e}"
 
 
 def _fingerprint(images: list[str], nc: int) -> str:

@@ -109,7 +109,7 @@ def model_info(model: nn.Module, verbose: bool = False, imgsz: int | Sequence[in
 
 
 class _WithoutBatchNorms(TorchFunctionMode):
-    """Leaves batch norms out: they are not counted, and without memory they take longer than all else together."""
+    """Leaves batch norms out: they are not counted, and on the meta device take about as long as all else."""
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None

@@ -22,7 +22,7 @@ from utils.augment import letterbox
 from utils.console import LOGGER, printable
 from utils.download import download
 from utils.errors import UserError, shorten
-from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, VIDEO_SUFFIXES, read_file
+from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, VIDEO_SUFFIXES, no_file, read_file
 from utils.images import ImageError, read_image
 
 STREAM_SCHEMES = ("rtsp", "rtmp", "tcp", "udp", "http", "https")
@@ -70,9 +70,8 @@ def list_media(source: str) -> list[str]:
             raise UserError(f"--source {source}: {e.strerror}") from e
         files = [str(path.parent / line) for line in lines if line]
         for file in files:
-            if not Path(file).is_file():
-                what = "is no plain file" if os.path.exists(file) else "does not exist"
-                LOGGER.warning(f"{source}: {file} {what}; skipped")
+            if why := no_file(file):
+                LOGGER.warning(f"{source}: {file} {why}; skipped")
     elif path.is_dir():
         files = [str(p) for p in sorted(path.iterdir()) if p.is_file()]
     elif path.is_file():

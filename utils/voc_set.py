@@ -104,7 +104,7 @@ class FolderFiles:
         real = Path(os.path.realpath(f"{self.where}/{name}"))
         if self._is_link(name):
             try:
-                read_image(real)
+                read_image(real, reduce=8)  # small: sets may be made of links
             except ImageError as e:
                 raise UserError(f"a link to no picture: {e}") from e
         return real
