@@ -15,26 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import utils  # noqa: F401  where OpenCV does not load, this says what to do
-
-# isort: split
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
-from utils.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
+from models.inference.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
 from utils.boxes import scale_boxes, xyxy2xywhn
-from utils.console import LOGGER, Parser, run_script
-from utils.device import describe_device, has_display, select_device
-from utils.draw import Annotator, color_of, count_text, crop_box
+from utils.data.images import write_image
+from utils.data.sources import LoadImages, LoadStreams, open_source
+from utils.draw.boxes import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
+from utils.evaluation.nms import non_max_suppression
 from utils.files import ROOT, atomic_write, csv_text, increment_path, safe_name
-from utils.images import write_image
-from utils.nms import non_max_suppression
-from utils.precision import AMP_CHOICES
-from utils.sources import LoadImages, LoadStreams, open_source
+from utils.settings.options import AMP_CHOICES
+from utils.system.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
+from utils.system.console import LOGGER, Parser, run_script
+from utils.system.device import describe_device, has_display, select_device
+from utils.system.opencv import cv2
 
 WRITABLE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .mp4".split())  # other kinds of picture become .jpg
 
@@ -145,7 +142,7 @@ def show(title: str, picture: np.ndarray) -> None:
 
 def save_features(runtime: AnyRuntime, image: Tensor, folder: Path) -> None:
     """Write a picture of every layer's output for one image (1, 3, h, w)."""
-    from utils.plots import plot_features  # half a second, for what is rarely asked for
+    from utils.draw.plots import plot_features  # half a second, for what is rarely asked for
 
     handles = []
     for layer in runtime.model.model[:-1]:

@@ -23,23 +23,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoint import load_checkpoint, model_from_checkpoint
-from models.engines import INSIDE, first_line, kind_of, need
-from models.export_check import check
-from models.export_form import ExportForm
-from models.exporters import FORMATS, Job
-from models.quantize import Calibration, sensitive_first, with_sensitive_left
-from models.runtime import DEFAULT_IMGSZ, check_img_size, load_runtime, weights_file
+from models.export.check import check
+from models.export.engines import INSIDE, first_line, kind_of, need
+from models.export.exporters import FORMATS, Job
+from models.export.facts import ExportFacts
+from models.export.form import ExportForm
+from models.export.quantize import Calibration, sensitive_first, with_sensitive_left
+from models.inference.runtime import DEFAULT_IMGSZ, check_img_size, load_runtime, weights_file
+from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
 from models.yolo import DetectionModel
-from utils.augment import letterbox
-from utils.config import check_keys, load_data
-from utils.console import LOGGER, Parser, quoted, run_script, shown
+from utils.data.augment import letterbox
+from utils.data.images import read_image
+from utils.data.labels import load_labels
 from utils.errors import UserError, did_you_mean
-from utils.export_facts import ExportFacts
 from utils.files import ROOT, size_of
-from utils.images import read_image
-from utils.labels import load_labels
-from utils.options import ValOptions
+from utils.settings.config import check_keys, load_data
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER, Parser, quoted, run_script, shown
 from val import Split, check_classes, evaluate_at, load_split
 
 CHECKED = 3  # pictures that a file is checked on

@@ -1,4 +1,4 @@
-"""Entry points for `torch.hub.load(<this folder>, <name>, ..., source="local")`: `custom`, and one per models/*.yaml.
+"""Entry points for `torch.hub.load(<this folder>, <name>, ..., source="local")`: `custom`, and one per model yaml.
 
 >>> import torch
 >>> model = torch.hub.load(".", "yolov5_shufflenet", classes=2, source="local", _verbose=False)
@@ -28,7 +28,7 @@ def _check_modules() -> None:
 
 _check_modules()
 
-import models.hub as _hub  # noqa: E402
+import models.inference.hub as _hub  # noqa: E402
 
 
 def custom(
@@ -36,8 +36,8 @@ def custom(
 ) -> _hub.AutoShape | _hub.DetectionModel:
     """A detector from a checkpoint of this program or of YOLOv5.
 
-    autoshape: it takes pictures of any kind (`models.hub.AutoShape`); otherwise the bare network, for tensors and for
-    training. Both in eval mode. device: 'cpu', 'mps' or a GPU's number; None for the best there is.
+    autoshape: it takes images of any kind (`models.inference.hub.AutoShape`); otherwise the bare network, for tensors
+    and for training. Both in eval mode. device: 'cpu', 'mps' or a GPU's number; None for the best there is.
     Raises UserError if the file is no checkpoint.
     """
     return _hub.load_custom(path, autoshape, _verbose, device)
@@ -51,31 +51,12 @@ def _entry(name: str) -> typing.Callable[..., _hub.AutoShape | _hub.DetectionMod
         return _hub.create(name, pretrained, channels, classes, autoshape, _verbose, device)
 
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"""A detector of models/{name}.yaml, untrained, or with what fits of a checkpoint.
+    entry.__doc__ = f"""A detector of {name}.yaml, untrained, or with what fits of a checkpoint.
 
     pretrained: the path of that checkpoint; nothing is downloaded. The rest is as `custom` says.
     """
     return entry
 
 
-yolov5_shufflenet = _entry("yolov5_shufflenet")
-yolov5_shufflenet_slimneck = _entry("yolov5_shufflenet_slimneck")
-yolov5_shufflenet_x0_5 = _entry("yolov5_shufflenet_x0_5")
-yolov5_shufflenet_x1_0 = _entry("yolov5_shufflenet_x1_0")
-yolov5_shufflenet_x1_5 = _entry("yolov5_shufflenet_x1_5")
-yolov5_shufflenet_x2_0 = _entry("yolov5_shufflenet_x2_0")
-yolov5_stem_shufflenet = _entry("yolov5_stem_shufflenet")
-yolov5_stem_shufflenet_p3 = _entry("yolov5_stem_shufflenet_p3")
-yolov5lite_s = _entry("yolov5lite_s")
-yolov5n = _entry("yolov5n")
-yolov5s = _entry("yolov5s")
-yolov5m = _entry("yolov5m")
-yolov5l = _entry("yolov5l")
-yolov5x = _entry("yolov5x")
-yolov5n_gsconv = _entry("yolov5n_gsconv")
-yolov5s_gsconv = _entry("yolov5s_gsconv")
-yolov5n_slimneck = _entry("yolov5n_slimneck")
-yolov5s_slimneck = _entry("yolov5s_slimneck")
-yolov5s_slimneck_c = _entry("yolov5s_slimneck_c")
-yolov5m_slimneck = _entry("yolov5m_slimneck")
-yolov5l_slimneck = _entry("yolov5l_slimneck")
+for _name in _hub.model_yamls():
+    globals()[_name] = _entry(_name)

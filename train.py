@@ -14,49 +14,49 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.settings.train_flags import train_parser
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line; `utils/settings/train_flags.py` lists the flags."""
+    return train_parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import load_checkpoint, model_from_checkpoint
-from models.resume import open_resumed, resume_command, save_state, save_weights
-from models.runtime import Runtime, to_input
-from models.training import DEFAULT_CFG, Run, eval_loader, setup
-from my_tools.default_set import prepare_shapes
-from utils.batch_augment import augment_batch
-from utils.coco import usable_annotations
-from utils.config import DataConfig, load_data
-from utils.console import LOGGER, Parser, progress, quoted, run_script, shown
-from utils.dataset import rescale
-from utils.distributed import (
-    disconnect,
-    gather,
-    highest,
-    is_main,
-    locked,
-    lost_process_is_told,
-    rank,
-    spread,
-    total,
-    world_size,
-)
-from utils.draw import draw_batch
+from models.inference.runtime import Runtime, to_input
+from models.run.resume import open_resumed, resume_command, save_state, save_weights
+from models.run.setup import Run, eval_loader, setup
+from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
+from utils.data.batch_augment import augment_batch
+from utils.data.dataset import rescale
+from utils.data.image_weights import image_weights
+from utils.data.images import write_image
+from utils.data.loader import LoaderError, batches_of, close_loader
+from utils.draw.boxes import draw_batch
+from utils.draw.plots import plot_results
 from utils.errors import UserError, no_memory
-from utils.evolve import run_evolution
+from utils.evaluation.coco import usable_annotations
+from utils.evaluation.metrics import fitness
+from utils.evaluation.scoring import Part
 from utils.files import ROOT, atomic_write
-from utils.image_weights import image_weights
-from utils.images import write_image
-from utils.loader import LoaderError, batches_of, close_loader
-from utils.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
-from utils.loss_checks import BadLoss
-from utils.metrics import fitness
-from utils.optim import lr_factor, set_rates, warmup_steps
-from utils.options import OPTIMIZERS, TrainOptions, effective_hyp
-from utils.plots import plot_results
-from utils.precision import AMP_CHOICES
-from utils.scoring import Part
-from utils.signals import StopRequest
-from utils.tensorboard import PICTURES, TensorBoardLog, require_package
+from utils.settings.config import DataConfig, load_data
+from utils.settings.options import TrainOptions, effective_hyp
+from utils.system.console import LOGGER, progress, quoted, run_script, shown
+from utils.system.distributed import disconnect, gather, highest, locked, lost_process_is_told, spread, total
+from utils.system.processes import is_main, rank, world_size
+from utils.system.signals import StopRequest
+from utils.training.evolve import run_evolution
+from utils.training.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
+from utils.training.loss_checks import BadLoss
+from utils.training.optim import lr_factor, set_rates, warmup_steps
+from utils.training.tensorboard import PICTURES, TensorBoardLog, require_package
+from utils.voc.default_set import prepare_shapes
 from val import Results, Settings, evaluate, results_table
 
 PICTURED_BATCHES = 3
@@ -374,56 +374,9 @@ def train_and_finish(
     return training, results
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Train a detector. In brackets: the defaults; those of the data yaml come before them")
-    add = parser.add_argument
-    add("--weights", default=None, help="checkpoint to start from, or torchvision: its ImageNet backbone, downloaded")
-    add("--backbone-weights", default=None, help="file of a torchvision ShuffleNetV2, to start the backbone from")
-    add("--cfg", default=None, help=f"model yaml, also looked for in models/ ({DEFAULT_CFG})")
-    add("--data", default=None, help="data yaml, also looked for in data/ (shapes.yaml)")
-    add("--hyp", default=None, help="hyper-parameters, also looked for in data/hyps/ (hyp.scratch-low.yaml)")
-    add("--epochs", type=int, default=None, help="(100)")
-    add("--batch-size", "--batch", type=int, default=None, help="of all processes together, -1: what fits (16)")
-    add("--imgsz", "--img", "--img-size", type=int, default=None, help="side of the images in pixels (640)")
-    add("--rect", action="store_true", default=None, help="batches of like proportions, without mosaic")
-    add("--resume", nargs="?", const=True, default=None, help="go on with the newest run, or with this last.pt")
-    add("--nosave", action="store_true", default=None, help="write checkpoints at the end only")
-    add("--noval", action="store_true", default=None, help="evaluate after the last epoch only")
-    add("--noautoanchor", action="store_true", default=None, help="leave the anchors as they are")
-    add("--noplots", action="store_true", default=None, help="draw no pictures")
-    add("--evolve", nargs="?", type=int, const=300, default=None, help="search hyper-parameters, so many generations")
-    add("--resume-evolve", "--resume_evolve", nargs="?", const=True, default=None, metavar="FOLDER",
-        help="go on with the newest evolution, or with this one, up to --evolve generations")  # fmt: skip
-    add("--cache", nargs="?", const="ram", default=None, help="keep decoded images in ram (default) or on disk")
-    add("--image-weights", action="store_true", default=None, help="draw images with badly detected classes more often")
-    add("--device", default=None, help="cpu, mps, or a GPU's number")
-    add("--multi-scale", action="store_true", default=None, help="each batch at another size, 0.5 to 1.5 times --imgsz")
-    add("--single-cls", action="store_true", default=None, help="treat all classes as one")
-    add("--optimizer", default=None, help=f"{', '.join(OPTIMIZERS)} (SGD)")
-    add("--sync-bn", action="store_true", default=None, help="batch norm over all processes")
-    add("--workers", type=int, default=None, help="loader processes at most (8)")
-    add("--project", default=None, help="results go to project/name (runs/train)")
-    add("--name", default=None, help="(exp)")
-    add("--exist-ok", action="store_true", default=None, help="use project/name even if it exists")
-    add("--quad", action="store_true", default=None, help="four images as one of twice the side")
-    add("--cos-lr", action="store_true", default=None, help="learning rate along a cosine")
-    add("--label-smoothing", type=float, default=None, help="share of a class target given to the others (0)")
-    add("--patience", type=int, default=None, help="epochs without improvement before stopping, 0: never (100)")
-    add("--fresh-head", action="store_true", default=None, help="take nothing of the head from --weights")
-    add("--verbose", action="store_true", default=None, help="say for each layer what was taken from --weights")
-    add("--freeze", nargs="+", type=int, default=None, help="leave layers as they are: 10 the first ten, 0 1 2 these")
-    add("--save-period", type=int, default=None, help="keep the weights of every so many epochs too (-1: none)")
-    add("--seed", type=int, default=None, help="(0)")
-    add("--amp", default=None, choices=AMP_CHOICES, help="number format of forward passes (auto)")
-    add("--compile", action="store_true", default=None, help="let torch.compile make kernels for the network, on a GPU")
-    add("--gpu-augment", action="store_true", default=None, help="colours and flips on the GPU, not in the loader")
-    add("--tensorboard", action="store_true", default=None, help="log for TensorBoard too (pip install tensorboard)")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -24,29 +24,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
-from my_tools.default_set import prepare_shapes
-from utils.background import calls_at_a_time, share_of, side_by_side
+from models.inference.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
 from utils.boxes import xyxy2xywh
-from utils.coco import Annotated, require_package, usable_annotations
-from utils.config import DataConfig, load_data, warn_of_names
-from utils.console import LOGGER, Parser, progress, run_script
-from utils.dataset import Batch, DetectionDataset
-from utils.device import describe_device, select_device
-from utils.draw import draw_batch
+from utils.data.dataset import Batch, DetectionDataset
+from utils.data.images import write_image
+from utils.data.labels import LabelIndex, load_labels
+from utils.data.loader import batches_of, create_loader
+from utils.draw.boxes import draw_batch
+from utils.draw.mistakes import mistakes_picture
+from utils.draw.plots import plot_confusion, plot_curves, plot_study
 from utils.errors import UserError
-from utils.files import atomic_write, distinct, increment_path
-from utils.hybrid import nms_with_labels
-from utils.images import write_image
-from utils.labels import LabelIndex, load_labels
-from utils.loader import batches_of, create_loader
-from utils.mistakes import mistakes_picture
-from utils.nms import non_max_suppression
-from utils.options import SPLITS, TASKS, ValOptions
-from utils.plots import plot_confusion, plot_curves, plot_study
-from utils.precision import AMP_CHOICES
-from utils.protocols import PROTOCOLS
-from utils.scoring import (
+from utils.evaluation.coco import Annotated, require_package, usable_annotations
+from utils.evaluation.hybrid import nms_with_labels
+from utils.evaluation.nms import non_max_suppression
+from utils.evaluation.scoring import (
     HEADER,
     ImageRecord,
     Part,
@@ -61,6 +52,13 @@ from utils.scoring import (
     results_table,
     speed_line,
 )
+from utils.files import atomic_write, distinct, increment_path
+from utils.settings.config import DataConfig, load_data, warn_of_names
+from utils.settings.options import AMP_CHOICES, PROTOCOLS, SPLITS, TASKS, ValOptions
+from utils.system.background import calls_at_a_time, share_of, side_by_side
+from utils.system.console import LOGGER, Parser, progress, run_script
+from utils.system.device import describe_device, select_device
+from utils.voc.default_set import prepare_shapes
 
 # uint8 images -> decoded boxes, and the raw maps if a loss is wanted
 Forward = Callable[[Tensor], tuple[Tensor, list[Tensor] | None]]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.gradients import deinterleave, dense_gradient, interleave, is_channels_last
+from models.blocks.memory import deinterleave, dense_gradient, interleave, is_channels_last
 from models.registry import register
 
 Activation = bool | nn.Module
@@ -338,7 +338,7 @@ class SlimNeck(nn.Module):
     """A convolution made light: grouped k x k, then 1x1 across the groups; a batch norm after each, one activation.
 
     Keeps the size of the map at stride 1 (the published form had no padding and shrank it). Nothing stands between
-    the two but a batch norm, so that it can start from a trained convolution (`models/surgery.py`).
+    the two but a batch norm, so that it can start from a trained convolution (`models/slimming/surgery.py`).
     """
 
     def __init__(
@@ -370,7 +370,7 @@ def __getattr__(name: str) -> type[nn.Module]:
     """Old import paths, found when asked for: what runs a network imports the blocks, so they must not import it."""
     from importlib import import_module
 
-    places = {"DetectMultiBackend": "models.backend", "AutoShape": "models.hub"}
+    places = {"DetectMultiBackend": "models.inference.backend", "AutoShape": "models.inference.hub"}
     if name not in places:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(places[name]), name)

@@ -1,5 +1,5 @@
-"""Old name for YOLOv5's scripts; what it names lives in `models.backend`."""
+"""YOLOv5's import path; the code is in `models.inference.backend`."""
 
-from models.backend import attempt_load
+from models.inference.backend import attempt_load
 
 __all__ = ["attempt_load"]

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from utils.config import is_whole
 from utils.errors import did_you_mean
+from utils.settings.config import is_whole
 
 MOST_PARAMETERS = 2**30  # of a network; YOLOv5's largest has 2**27
 USUAL = 2**24  # parameters that a layer may have without being measured first

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
+import importlib
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -20,72 +21,25 @@ import torch
 from torch import Tensor, nn
 
 import models.common  # noqa: F401  registers the blocks
+from models.blocks.fuse import fuse_batch_norms
+from models.blocks.shuffle_free import permute_inputs, unshuffle
 from models.common import Conv
-from models.deploy import permute_inputs, unshuffle
-from models.fuse import fuse_batch_norms
-from models.registry import MOST_PARAMETERS, check_arguments, check_size, find_block, register
-from utils.augment import make_divisible
-from utils.config import check_model_cfg, is_number, is_whole, load_model_cfg
-from utils.console import LOGGER, Parser, run_script
+from models.heads.anchors import Detect
+from models.registry import MOST_PARAMETERS, check_arguments, check_size, find_block
+from utils.data.augment import make_divisible
 from utils.errors import UserError, did_you_mean, shorten
-from utils.profiling import count_gflops
+from utils.settings.config import check_model_cfg, is_number, is_whole, load_model_cfg
+from utils.system.console import LOGGER, Parser, run_script
+from utils.system.profiling import count_gflops
+
+for _room in (models.blocks, models.heads):  # importing a file registers the blocks in it
+    for _file in pkgutil.iter_modules(_room.__path__, f"{_room.__name__}."):
+        importlib.import_module(_file.name)
 
 _KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
 ACTIVATIONS = {cls.__name__: cls for cls in _KNOWN}
 LARGEST_MAP = 2**29  # numbers in the output of a layer
 PROBE_SIZE = 256  # pixels: side of the empty image on which strides are read off; strides divide it
-
-
-@register(channels="head", example=(20, [[10, 13, 16, 30, 33, 23]]))
-class Detect(nn.Module):
-    """YOLOv5's head: a 1x1 convolution per map; `na` anchors of `no` = nc + 5 numbers at each place.
-
-    Training: a list of raw maps (b, na, h, w, no). Otherwise a pair: decoded boxes (b, n, no) as cx, cy, w, h in
-    pixels, objectness and class scores in [0, 1]; and the raw maps.
-    """
-
-    def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]) -> None:
-        super().__init__()
-        self.nc = nc
-        self.no = nc + 5
-        self.nl = len(anchors)
-        self.na = len(anchors[0]) // 2
-        if len(ch) != self.nl:
-            raise ValueError(f"Detect has {len(ch)} input maps but {self.nl} rows of anchors")
-        self.stride = torch.zeros(self.nl)
-        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).reshape(self.nl, -1, 2))
-        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
-
-    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        raw = [self._raw(conv(xi)) for conv, xi in zip(self.m, x, strict=True)]
-        if self.training:
-            return raw
-        return torch.cat([self.decode(r, i) for i, r in enumerate(raw)], 1), raw
-
-    def _raw(self, y: Tensor) -> Tensor:
-        b, _, h, w = y.shape
-        return y.reshape(b, self.na, self.no, h, w).permute(0, 1, 3, 4, 2).contiguous()
-
-    def decode(self, raw: Tensor, level: int) -> Tensor:
-        """Turn one raw map (b, na, h, w, no) into boxes (b, na * h * w, no), in float32."""
-        b, na, h, w, no = raw.shape
-        stride = float(self.stride[level])
-        ys = torch.arange(h, device=raw.device, dtype=torch.float32)
-        xs = torch.arange(w, device=raw.device, dtype=torch.float32)
-        grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1) - 0.5
-        anchors = self.anchors[level].float().reshape(1, na, 1, 1, 2) * stride
-        y = raw.float().sigmoid()
-        xy = (y[..., 0:2] * 2 + grid) * stride
-        wh = (y[..., 2:4] * 2) ** 2 * anchors
-        return torch.cat((xy, wh, y[..., 4:]), -1).reshape(b, na * h * w, no)
-
-    @torch.no_grad()
-    def initialize_biases(self) -> None:
-        """Start near the truth: about 8 objects in a 640 px image, classes equally likely (RetinaNet, 2017)."""
-        for conv, s in zip(self.m, self.stride.tolist(), strict=True):
-            b = conv.bias.view(self.na, -1)
-            b[:, 4] += math.log(8 / (640 / s) ** 2)
-            b[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 
 
 def parse_activation(text: str | None) -> nn.Module | None:
@@ -298,20 +252,10 @@ class DetectionModel(nn.Module):
                     f"{where}: Detect cannot use layer {f}: its map is {shape[-2]}x{shape[-1]} for an image of "
                     f"{PROBE_SIZE}x{PROBE_SIZE}, which is no whole stride"
                 )
-        head.stride = torch.tensor([PROBE_SIZE / shape[-1] for shape in maps])
-        head.anchors /= head.stride.reshape(-1, 1, 1)
-        _order_anchors(head)
+        head.set_strides([PROBE_SIZE / shape[-1] for shape in maps])
 
 
 Model = DetectionModel
-
-
-def _order_anchors(head: Detect) -> None:
-    """Small anchors go with small strides; a yaml that lists them the other way round is turned."""
-    area = (head.anchors * head.stride.reshape(-1, 1, 1)).prod(-1).mean(-1)
-    if (area[-1] - area[0]) * (head.stride[-1] - head.stride[0]) < 0:
-        pixels = head.anchors * head.stride.reshape(-1, 1, 1)
-        head.anchors.copy_(pixels.flip(0) / head.stride.reshape(-1, 1, 1))
 
 
 def _stays_small(layers: nn.Module) -> bool:

@@ -1,1 +1,1 @@
-import utils  # noqa: F401  where OpenCV does not load, this says what to do
+"""Command-line tools, one file per command; the parts of the larger ones are in folders of their own."""

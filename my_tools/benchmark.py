@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from models.checkpoint import find_weights, load_checkpoint
-from my_tools.benchmark_cases import (
+from models.weights.checkpoint import find_weights, load_checkpoint
+from my_tools.benchmarking.cases import (
     AS_DETECTED,
     END_TO_END,
     INFERRED,
@@ -35,15 +35,15 @@ from my_tools.benchmark_cases import (
     loading,
     training,
 )
-from my_tools.benchmark_engines import RUN_AS
-from my_tools.benchmark_files import detecting, scaling
-from my_tools.default_set import prepare_shapes
-from utils.config import load_data
-from utils.console import LOGGER, Parser, run_script, shown
-from utils.device import describe_device, select_device
+from my_tools.benchmarking.engines import RUN_AS
+from my_tools.benchmarking.files import detecting, scaling
 from utils.errors import UserError
-from utils.files import ROOT, atomic_write, find_file, increment_path
-from utils.precision import AMP_CHOICES
+from utils.files import MODEL_FOLDERS, ROOT, atomic_write, find_file, increment_path
+from utils.settings.config import load_data
+from utils.settings.options import AMP_CHOICES
+from utils.system.console import LOGGER, Parser, run_script, shown
+from utils.system.device import describe_device, select_device
+from utils.voc.default_set import prepare_shapes
 
 CASES: Mapping[str, Callable[[Conditions], list[Row]]] = MappingProxyType(
     {"train": training, "loader": loading, "val": evaluation, "infer": inference, "detect": detecting,
@@ -131,7 +131,7 @@ def run(
     config = load_data(data)
     prepare_shapes(config.yaml_file)
     file = find_weights(weights) if weights else None
-    conditions = Conditions(config, [str(find_file(c, ("models",), "--cfg")) for c in cfg], file, imgsz, batch_size,
+    conditions = Conditions(config, [str(find_file(c, MODEL_FOLDERS, "--cfg")) for c in cfg], file, imgsz, batch_size,
                             rounds, where, workers, amp)  # fmt: skip
     if file:  # what is wrong with it is told now, not after minutes
         load_trained(conditions) if "val" in cases else load_checkpoint(file)

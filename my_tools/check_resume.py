@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from models.checkpoint import load_checkpoint
-from my_tools.default_set import prepare_shapes
-from utils.config import load_yaml
-from utils.console import LOGGER, Parser, run_script
+from models.weights.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, find_file, increment_path
-from utils.logs import COLUMNS, TIMES
+from utils.settings.config import load_yaml
+from utils.system.console import LOGGER, Parser, run_script
+from utils.training.logs import COLUMNS, TIMES
+from utils.voc.default_set import prepare_shapes
 
 
 def train_command(opt: argparse.Namespace, project: Path, name: str) -> list[str]:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from my_tools.compare_models import (
+from my_tools.comparing.models import (
     Candidate,
     add_intervals,
     list_pictures,
@@ -36,19 +36,18 @@ from my_tools.compare_models import (
     pictures_of_split,
     speakable,
 )
-from my_tools.default_set import prepare_shapes
-from my_tools.reproduce import EXPERIMENTS, train_all
-from utils.bootstrap import LEAST_DRAWS, LEAST_IMAGES
-from utils.comparison import COLUMNS, Comparison, Entry, Reference, table, unlike
-from utils.config import DataConfig, check_keys, load_data
-from utils.console import LOGGER, Parser, run_script, shown
-from utils.device import describe_device, select_device
+from my_tools.comparing.reproduce import EXPERIMENTS, train_all
 from utils.errors import UserError
+from utils.evaluation.bootstrap import LEAST_DRAWS, LEAST_IMAGES
+from utils.evaluation.scoring import protocol_line
 from utils.files import ROOT, increment_path
-from utils.options import OPTIMIZERS, ValOptions
-from utils.precision import AMP_CHOICES
-from utils.report import write_report
-from utils.scoring import protocol_line
+from utils.report.comparison import COLUMNS, Comparison, Entry, Reference, table, unlike
+from utils.report.html import write_report
+from utils.settings.config import DataConfig, check_keys, load_data
+from utils.settings.options import AMP_CHOICES, OPTIMIZERS, ValOptions
+from utils.system.console import LOGGER, Parser, run_script, shown
+from utils.system.device import describe_device, select_device
+from utils.voc.default_set import prepare_shapes
 from val import load_split
 
 SEED = 0  # of the bootstrap

@@ -29,20 +29,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import export
-from models.checkpoint import load_checkpoint, weights_size
-from models.engines import kind_of
-from models.exported import ExportedRuntime
-from models.exporters import FORMATS
-from models.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
-from models.transfer import with_classes
-from utils.config import check_keys, load_data
-from utils.console import LOGGER, Parser, progress, quiet, run_script, shown
-from utils.device import describe_device, select_device
+from models.export.engines import kind_of
+from models.export.exported import ExportedRuntime
+from models.export.exporters import FORMATS
+from models.inference.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
+from models.weights.checkpoint import load_checkpoint, weights_size
+from models.weights.transfer import with_classes
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write, increment_path, size_of
-from utils.options import ValOptions
-from utils.precision import inference_precision
-from utils.profiling import REST, time_in_turns
+from utils.settings.config import check_keys, load_data
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER, Parser, progress, quiet, run_script, shown
+from utils.system.device import describe_device, select_device
+from utils.system.precision import inference_precision
+from utils.system.profiling import REST, time_in_turns
 from val import evaluate_at, load_split
 
 CHECKPOINT = "pytorch"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
-from models.runtime import DEFAULT_IMGSZ
+from models.inference.runtime import DEFAULT_IMGSZ
+from models.weights.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
 from models.yolo import model_summary
-from utils.console import LOGGER, Parser, run_script
 from utils.errors import UserError
+from utils.system.console import LOGGER, Parser, run_script
 
 
 def run(weights: str | Path, out: str | Path = "", exist_ok: bool = False) -> Path:

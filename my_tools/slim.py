@@ -26,7 +26,10 @@ import torch
 from torch import Tensor
 
 import val
-from models.checkpoint import (
+from models.inference.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
+from models.slimming.reconstruct import Fit, SideBySide, fit_layer, held_bytes, parts, polish
+from models.slimming.surgery import KINDS, Swap, parse_layers, plan_swaps, slim_config, transplant, unexplained_kernel
+from models.weights.checkpoint import (
     find_weights,
     load_checkpoint,
     model_from_checkpoint,
@@ -34,22 +37,19 @@ from models.checkpoint import (
     weights_content,
     weights_size,
 )
-from models.reconstruct import Fit, SideBySide, fit_layer, held_bytes, parts, polish
-from models.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
-from models.surgery import KINDS, Swap, parse_layers, plan_swaps, slim_config, transplant, unexplained_kernel
-from models.transfer import with_classes
+from models.weights.transfer import with_classes
 from models.yolo import DetectionModel
-from my_tools.default_set import prepare_shapes
-from utils.config import DataConfig, check_keys, load_data, save_yaml
-from utils.console import LOGGER, Parser, quoted, run_script, shown
-from utils.dataset import DetectionDataset
-from utils.device import describe_device, seed_everything, select_device
+from utils.data.dataset import DetectionDataset
+from utils.data.labels import load_labels
+from utils.data.loader import batches_of, close_loader, create_loader
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT, atomic_write, increment_path
-from utils.labels import load_labels
-from utils.loader import batches_of, close_loader, create_loader
-from utils.options import ValOptions
-from utils.profiling import count_gflops, time_in_turns
+from utils.settings.config import DataConfig, check_keys, load_data, save_yaml
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER, Parser, quoted, run_script, shown
+from utils.system.device import describe_device, seed_everything, select_device
+from utils.system.profiling import count_gflops, time_in_turns
+from utils.voc.default_set import prepare_shapes
 
 HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
 MEDIAN = 3  # which of `costs` is the median time

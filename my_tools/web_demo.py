@@ -26,11 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from my_tools.web_demo_files import Item, build_site, install, write_site
-from utils.config import check_keys
-from utils.console import LOGGER, Parser, run_script, shown
+from my_tools.serving.files import Item, build_site, install, write_site
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.settings.config import check_keys
+from utils.system.console import LOGGER, Parser, run_script, shown
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADERS = {

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import torch
 
-from utils.bootstrap import Interval
-from utils.comparison import Comparison, Difference, Entry, PictureRow, Reference, TrainingRecord
-from utils.metrics import IOU_THRESHOLDS, process_batch
-from utils.scoring import ImageRecord, Part, Results, Settings, results_of
+from utils.evaluation.bootstrap import Interval
+from utils.evaluation.metrics import IOU_THRESHOLDS, process_batch
+from utils.evaluation.scoring import ImageRecord, Part, Results, Settings, results_of
+from utils.report.comparison import Comparison, Difference, Entry, PictureRow, Reference, TrainingRecord
 
 NAMES = {0: "cat", 1: "dog", 2: "pottedplant"}
 

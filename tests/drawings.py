@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from utils.augment import GREY
+from utils.data.augment import GREY
 
 COLOURS = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255))
 STILL = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0, "perspective": 0.0}

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from models.exporters import FORMATS
+from models.export.exporters import FORMATS
 from models.yolo import DetectionModel
 
 NEEDS = {kind: format_.packages for kind, format_ in FORMATS.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from utils import console
+from utils.system import console
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

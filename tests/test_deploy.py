@@ -19,12 +19,12 @@ from test_docs import FENCED, page
 
 import detect
 import export
-from models.checkpoint import save_checkpoint, weights_content
-from models.runtime import load_runtime
-from utils.augment import letterbox
+from models.inference.runtime import load_runtime
+from models.weights.checkpoint import save_checkpoint, weights_content
 from utils.boxes import scale_boxes, xywh2xyxy
-from utils.images import read_image
-from utils.nms import non_max_suppression
+from utils.data.augment import letterbox
+from utils.data.images import read_image
+from utils.evaluation.nms import non_max_suppression
 
 CPU = torch.device("cpu")
 PICTURE = ROOT / "data/images/shapes1.jpg"

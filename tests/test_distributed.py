@@ -19,16 +19,16 @@ import torch
 from forked import run, together
 from helpers import ROOT, run_script, write_yolo_set
 
-import models.training
+import models.run.setup
 import train
-import utils.autobatch
-from models.checkpoint import load_checkpoint
-from models.sync_bn import CpuSyncBatchNorm, synchronise_batch_norms
+import utils.training.autobatch
+from models.run.sync_bn import CpuSyncBatchNorm, synchronise_batch_norms
+from models.weights.checkpoint import load_checkpoint
 from models.yolo import Model
-from utils import console
-from utils.device import select_device
-from utils.distributed import gather, highest, locked, lost_process_is_told, total
 from utils.errors import UserError
+from utils.system import console
+from utils.system.device import select_device
+from utils.system.distributed import gather, highest, locked, lost_process_is_told, total
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -100,7 +100,7 @@ def test_synchronised_batch_norm_of_two_processes(tmp_path: Path) -> None:
     """Values and gradients are those of one process with all images, far from zero too."""
     script = """
 import torch, torch.distributed as dist
-from models.sync_bn import CpuSyncBatchNorm
+from models.run.sync_bn import CpuSyncBatchNorm
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 whole, weight = torch.randn(6, 3, 4, 4, dtype=torch.float32) * 0.05 + 300, torch.randn(6, 3, 4, 4)
@@ -194,7 +194,7 @@ def test_labels_are_scanned_before_the_processes_wait_for_each_other(
     def connect(device: torch.device) -> None:
         raise ConnectionError("here")
 
-    monkeypatch.setattr(models.training, "connect", connect)
+    monkeypatch.setattr(models.run.setup, "connect", connect)
     with pytest.raises(ConnectionError, match="here"):
         train.run(data=str(yolo_set), imgsz=64, device="cpu", project=str(tmp_path / "runs"))
     assert (yolo_set.parent / "labels/train.cache.npz").is_file() and not (tmp_path / "runs").exists()
@@ -252,7 +252,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_processes_share_the_memory_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model("yolov5_shufflenet.yaml")
-    monkeypatch.setattr(utils.autobatch, "available_memory", lambda: 2**29)
-    alone = utils.autobatch.check_train_batch_size(model, 256, torch.device("cpu"), 1000)
+    monkeypatch.setattr(utils.training.autobatch, "available_memory", lambda: 2**29)
+    alone = utils.training.autobatch.check_train_batch_size(model, 256, torch.device("cpu"), 1000)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert 4 * utils.autobatch.check_train_batch_size(model, 256, torch.device("cpu"), 1000) <= alone
+    assert 4 * utils.training.autobatch.check_train_batch_size(model, 256, torch.device("cpu"), 1000) <= alone

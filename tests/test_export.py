@@ -19,19 +19,19 @@ import detect
 import export
 import hubconf
 import val
-from models.checkpoint import save_checkpoint, weights_content
-from models.engines import need
-from models.export_check import seen
-from models.export_form import ExportForm
-from models.exported import ExportedRuntime
-from models.exporters import FORMATS
-from models.runtime import load_runtime
+from models.export.check import seen
+from models.export.engines import need
+from models.export.exported import ExportedRuntime
+from models.export.exporters import FORMATS
+from models.export.facts import ExportFacts, facts_of_yolov5, read_facts
+from models.export.form import ExportForm
+from models.inference.runtime import load_runtime
+from models.weights.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
+from utils.data.images import read_image
 from utils.errors import UserError
-from utils.export_facts import ExportFacts, facts_of_yolov5, read_facts
+from utils.evaluation.nms import non_max_suppression
 from utils.files import size_of
-from utils.images import read_image
-from utils.nms import non_max_suppression
 
 CPU = torch.device("cpu")
 CONFIGS = ("yolov5_shufflenet.yaml", "yolov5_shufflenet_slimneck.yaml", "yolov5_stem_shufflenet.yaml", "yolov5n.yaml",
@@ -357,7 +357,7 @@ def test_one_format_that_fails_does_not_keep_the_others_away(
 def test_signals_after_openvino_models_that_are_gone(exported: dict[str, Path]) -> None:
     """The stack for signals is not one that went with the first of them."""
     need_packages("openvino")
-    code = ("import gc, os, signal, torch; from models.runtime import load_runtime\n"
+    code = ("import gc, os, signal, torch; from models.inference.runtime import load_runtime\n"
             "a, b = (load_runtime(%r, torch.device('cpu')) for _ in range(2))\n"
             "del a; gc.collect(); del b; gc.collect(); signal.signal(signal.SIGUSR1, lambda *_: print('told'))\n"
             "os.kill(os.getpid(), signal.SIGUSR1); print('alive')")  # fmt: skip
@@ -371,7 +371,7 @@ def test_nothing_is_reported_to_anyone(weights: Path, tmp_path: Path) -> None:
     shutil.copy(weights, tmp_path / "best.pt")
     (tmp_path / "home").mkdir()
     code = ("import os; os.environ.pop('CI', None); os.environ['HOME'] = %r; import export; files = export.run(**%r); "
-            "from models.runtime import load_runtime; load_runtime(files[0], export.torch.device('cpu'))")  # fmt: skip
+            "from models.inference import runtime as r; r.load_runtime(files[0], export.torch.device('cpu'))")
     flags = {"weights": str(tmp_path / "best.pt"), "include": "openvino"}
     ran = run_script("-c", code % (str(tmp_path / "home"), flags))
     assert ran.returncode == 0, ran.stderr

@@ -15,20 +15,20 @@ from exports import need_packages, network
 from helpers import write_yolo_set
 
 import export
-from models import exporters
-from models.checkpoint import save_checkpoint, weights_content
-from models.engines import need, openvino_core
-from models.export_form import ExportForm
-from models.exporters import FORMATS, Job
-from models.quantize import Calibration, change, in_8_bits, layers_of, sensitive_first, with_sensitive_left
-from models.runtime import load_runtime
-from utils.augment import letterbox
+from models.export import exporters
+from models.export.engines import need, openvino_core
+from models.export.exporters import FORMATS, Job
+from models.export.facts import ExportFacts
+from models.export.form import ExportForm
+from models.export.quantize import Calibration, change, in_8_bits, layers_of, sensitive_first, with_sensitive_left
+from models.inference.runtime import load_runtime
+from models.weights.checkpoint import save_checkpoint, weights_content
 from utils.boxes import scale_boxes, xyxy2xywh
+from utils.data.augment import letterbox
+from utils.data.images import read_image
 from utils.errors import UserError
-from utils.export_facts import ExportFacts
+from utils.evaluation.nms import non_max_suppression
 from utils.files import size_of
-from utils.images import read_image
-from utils.nms import non_max_suppression
 
 CPU = torch.device("cpu")
 MORE = {"onnx": (), "openvino": ("nncf",)}

@@ -12,12 +12,13 @@ import torch
 from helpers import ROOT, run_script
 
 import hubconf
-from models.checkpoint import save_checkpoint, weights_content
-from models.detections import Detections
-from models.hub import AutoShape
+from models.inference.detections import Detections
+from models.inference.hub import AutoShape
+from models.weights.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
+from utils.files import model_yamls
 
-CONFIGS = sorted(p.stem for p in (ROOT / "models").glob("*.yaml"))
+CONFIGS = sorted(model_yamls())
 
 
 def test_every_config_has_its_entry_point_and_nothing_else_is_listed() -> None:
@@ -25,7 +26,7 @@ def test_every_config_has_its_entry_point_and_nothing_else_is_listed() -> None:
     assert sorted(listed) == sorted(["custom", *CONFIGS])
     for name in CONFIGS:
         entry = getattr(hubconf, name)
-        assert entry.__name__ == name and f"models/{name}.yaml" in entry.__doc__
+        assert entry.__name__ == name and f"{name}.yaml" in entry.__doc__
 
 
 def test_a_config_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

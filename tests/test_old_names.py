@@ -26,14 +26,14 @@ import torch
 from helpers import ROOT
 
 import export
-from models.backend import DetectMultiBackend, attempt_load
-from models.checkpoint import save_checkpoint, weights_content
-from models.runtime import load_runtime
+from models.inference.backend import DetectMultiBackend, attempt_load
+from models.inference.runtime import load_runtime
+from models.weights.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
-from utils import augmentations, dataloaders, general, plots, torch_utils
-from utils.augment import letterbox
-from utils.config import load_hyp
+from utils import augmentations, autoanchor, dataloaders, downloads, general, plots, torch_utils
+from utils.data.augment import letterbox
 from utils.errors import UserError
+from utils.settings.config import load_hyp
 
 SCRIPTS = ROOT / "tests/old_scripts"
 NAMES = {
@@ -45,11 +45,18 @@ NAMES = {
         time_synchronized""",
     "utils.dataloaders": "IMG_FORMATS LoadImages LoadScreenshots LoadStreams VID_FORMATS create_dataloader letterbox",
     "utils.augmentations": "augment_hsv letterbox random_perspective",
-    "utils.plots": "Annotator colors save_one_box",
-    "models.common": "AutoShape Bottleneck C3 Concat Conv DetectMultiBackend SPPF",
+    "utils.plots": "Annotator colors plot_evolve plot_labels plot_results save_one_box",
+    "utils.metrics": "ConfusionMatrix ap_per_class box_iou compute_ap fitness process_batch smooth",
+    "utils.loss": "ComputeLoss",
+    "utils.nms": "non_max_suppression",
+    "utils.autoanchor": "check_anchor_order check_anchors kmean_anchors",
+    "utils.downloads": "attempt_download is_url safe_download",
+    "models.common": """AutoShape Bottleneck C3 CRM Concat Conv DetectMultiBackend GSBottleneck GSConv InvertedResidual
+        SPPF SlimNeck StemBlock VoVGSCSP channel_shuffle""",
+    "models.yolo": "Detect DetectionModel Model parse_model",
     "models.experimental": "attempt_load",
 }
-SHIMS = ["utils.general", "utils.torch_utils", "utils.dataloaders", "utils.augmentations", "models.experimental"]
+SHIMS = [name for name in NAMES if name not in ("models.common", "models.yolo")]
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +254,8 @@ def test_check_file(file: str, suffix: str, expected: str, tmp_path: Path, monke
         (lambda: attempt_load(["a.pt", "b.pt"]), "2 files; ensembles"),
         (lambda: DetectMultiBackend("nowhere.pt"), "nowhere.pt: no such file"),
         (lambda: augmentations.random_perspective(drawn(), segments=[1]), "polygons"),
+        (lambda: downloads.attempt_download("yolov5s.pt"), "yolov5s.pt: no such file; weights are not downloaded"),
+        (lambda: downloads.safe_download("a.zip", "ftp://a/b.zip", error_msg="try later"), "only http.*; try later"),
     ],
 )
 def test_refusals_are_one_line(call, message: str) -> None:
@@ -259,6 +268,36 @@ def test_a_file_by_its_address(server: str, tmp_path: Path, monkeypatch: pytest.
     cv2.imwrite(str(tmp_path / "www/a.jpg"), drawn())
     monkeypatch.chdir(tmp_path)
     assert general.check_file(f"{server}a.jpg?b=1", ".jpg") == "a.jpg" and (tmp_path / "a.jpg").is_file()
+
+
+def test_weights_by_their_address(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "www/a.pt").write_bytes(b"1234")
+    monkeypatch.chdir(tmp_path)
+    assert downloads.is_url(f"{server}a.pt") and not downloads.is_url(f"{server}b.pt")
+    assert downloads.is_url(f"{server}b.pt", check=False) and not downloads.is_url("a.pt", check=False)
+    assert downloads.attempt_download(f"{server}a.pt") == downloads.attempt_download("a.pt") == "a.pt"
+    downloads.safe_download("b.pt", f"{server}none.pt", f"{server}a.pt")
+    assert (tmp_path / "b.pt").read_bytes() == b"1234"
+    with pytest.raises(UserError, match="is smaller than 5 bytes"):
+        downloads.safe_download("c.pt", f"{server}a.pt", min_bytes=5)
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_anchors(yolo_set: Path) -> None:
+    _, dataset = dataloaders.create_dataloader(yolo_set.parent / "images/train", 128, 4, 32, workers=0)
+    anchors = autoanchor.kmean_anchors(str(yolo_set), 3, 128, gen=20, verbose=False)
+    assert np.array_equal(anchors, autoanchor.kmean_anchors(dataset, 3, 128, gen=20))
+    assert anchors.shape == (3, 2) and (anchors > 20).all() and (anchors < 44).all()  # squares of 24 to 40 px
+    model = DetectionModel("yolov5_shufflenet.yaml", nc=2)
+    head, before = model.model[-1], model.model[-1].anchors.clone()
+    autoanchor.check_anchor_order(head)
+    assert torch.equal(head.anchors, before)
+    head.anchors.copy_((before * torch.tensor([1.0, 4, 16]).reshape(3, 1, 1)).flip(0))  # in the wrong order
+    autoanchor.check_anchor_order(head)
+    assert torch.equal(head.anchors[0], before[0])
+    head.anchors *= 100
+    autoanchor.check_anchors(dataset, model, 4.0, 128)
+    assert (head.anchors * head.stride.reshape(-1, 1, 1)).max() < 60
 
 
 def test_increment_path_makes_nothing_unless_asked(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from helpers import ROOT, write_yolo_set
 
 import train
 import val
-from models.checkpoint import load_checkpoint, save_checkpoint
-from models.state import data_digest
+from models.run.state import data_digest
+from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from my_tools.check_resume import differences, unequal
+from utils.data.labels import load_labels
 from utils.errors import UserError
-from utils.labels import load_labels
 
 resource = pytest.importorskip("resource", reason="processes are killed and limited as POSIX systems allow")
 

@@ -17,12 +17,12 @@ from helpers import ROOT, run_main, run_script, write_yolo_set
 import detect
 import train
 import val
-from models.checkpoint import load_checkpoint, save_checkpoint, weights_content
+from models.weights.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from models.yolo import Model
-from utils import console
 from utils.errors import UserError
 from utils.files import safe_name
-from utils.logs import COLUMNS
+from utils.system import console
+from utils.training.logs import COLUMNS
 
 QUICK = {"cfg": "yolov5_shufflenet.yaml", "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
 RUN_FILES = """weights/best.pt weights/last.pt results.csv results.png opt.yaml hyp.yaml labels.jpg train_batch0.jpg

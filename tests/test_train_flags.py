@@ -16,16 +16,16 @@ import torch
 import yaml
 from helpers import write_yolo_set
 
-import models.training
+import models.run.setup
 import train
-from models.checkpoint import load_checkpoint
-from models.training import Run
+from models.run.setup import Run
+from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
-from utils.batch_augment import augment_batch
-from utils.dataset import DetectionDataset
+from utils.data.batch_augment import augment_batch
+from utils.data.dataset import DetectionDataset
 from utils.errors import UserError
-from utils.loss import ComputeLoss
-from utils.precision import Precision
+from utils.system.precision import Precision
+from utils.training.loss import ComputeLoss
 
 Train = Callable[..., Run]
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trai
     runs = []
 
     def noting(*args, **kwargs) -> Run:
-        run = models.training.setup(*args, **kwargs)
+        run = models.run.setup.setup(*args, **kwargs)
         run.began = copy.deepcopy(run.model.state_dict())
         runs.append(run)
         return run
@@ -164,7 +164,7 @@ def test_cache(cache: str, trained: Train, data: Path) -> None:
 
 def test_noautoanchor(trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    monkeypatch.setattr(models.training, "check_anchors", lambda *args: called.append(args))
+    monkeypatch.setattr(models.run.setup, "adapt_anchors", lambda *args: called.append(args))
     trained(noautoanchor=True)
     assert not called
     trained()
@@ -289,7 +289,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(
         return (loss * float("nan") if len(calls) == 2 else loss), parts
 
     monkeypatch.setattr(ComputeLoss, "__call__", broken)
-    monkeypatch.setattr(models.training, "choose_precision", lambda amp, device: Precision(dtype, device, "as told"))
+    monkeypatch.setattr(models.run.setup, "choose_precision", lambda amp, device: Precision(dtype, device, "as told"))
     with pytest.raises(UserError, match=rf"the loss is nan in epoch 0, batch 1.*lr0.*{advice}.*bad_batch.jpg"):
         trained()
     with np.load(tmp_path / "exp/bad_batch.npz") as kept:

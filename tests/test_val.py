@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import val
-from utils.console import LOGGER
-from utils.dataset import DetectionDataset
+from utils.data.dataset import DetectionDataset
+from utils.data.labels import label_path, load_labels
+from utils.data.loader import create_loader
 from utils.errors import UserError
-from utils.labels import label_path, load_labels
-from utils.loader import create_loader
-from utils.options import ValOptions
-from utils.scoring import Settings
+from utils.evaluation.scoring import Settings
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER
 
 PICTURES = {"confusion_matrix.png", "errors.jpg", "F1_curve.png", "P_curve.png", "PR_curve.png", "R_curve.png",
             "val_batch0_labels.jpg", "val_batch0_pred.jpg"}  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from exports import network
 
 import export
-from models.checkpoint import save_checkpoint, weights_content
+from models.weights.checkpoint import save_checkpoint, weights_content
 
 NAMES = {0: "red", 1: "<b>blue</b>"}
 

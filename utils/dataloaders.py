@@ -1,9 +1,9 @@
-"""Old names for YOLOv5's scripts; what they name lives in `utils.sources`, `utils.files` and `utils.dataset_yolov5`."""
+"""YOLOv5's import path; the code is in `utils.data` and `utils.files`."""
 
-from utils.augment import letterbox
-from utils.dataset_yolov5 import create_dataloader
+from utils.data.augment import letterbox
+from utils.data.dataset_yolov5 import create_dataloader
+from utils.data.sources import LoadImages, LoadScreenshots, LoadStreams
 from utils.files import IMG_FORMATS, VID_FORMATS
-from utils.sources import LoadImages, LoadScreenshots, LoadStreams
 
 __all__ = [
     "IMG_FORMATS", "VID_FORMATS", "LoadImages", "LoadScreenshots", "LoadStreams", "create_dataloader", "letterbox",

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Bad input, told in one line: what, which file, which line or key, what to do.
 
-    Scripts print it and exit with code 1 (see `utils.console.run_script`); code that calls `run()` catches it.
+    Scripts print it and exit with code 1 (see `utils.system.console.run_script`); code that calls `run()` catches it.
     """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known word nearest to `word`, or an empty string."""
-    by_lower = {str(k).lower(): str(k) for k in known}
-    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
-    return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
+    """Return ` (did you mean 'x'?)` for the known word nearest to `word`, or an empty string if none is near.
+
+    What all of a kind have in common does not count: the dashes of flags, the suffix of yaml files.
+    """
+    by_core = {_core(k): str(k) for k in known}
+    near = difflib.get_close_matches(_core(word), by_core, n=1, cutoff=0.65)
+    return f" (did you mean '{by_core[near[0]]}'?)" if near else ""
+
+
+def _core(word: object) -> str:
+    return re.sub(r"^-+|\.ya?ml$", "", str(word).lower())
 
 
 def shorten(value: object, most: int = 300) -> str:

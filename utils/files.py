@@ -16,6 +16,7 @@ from typing import IO
 from utils.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL_FOLDERS = ("models", "models/hub", "models/zoo")  # where model yamls are, below ROOT
 DATASETS = ROOT.parent / "datasets"  # where YOLOv5 keeps its data sets: beside the checkout
 IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm".split())
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv .webm".split())
@@ -166,22 +167,35 @@ def _umask() -> int:
 def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
     """Return the file `name` names: as given, below ROOT, or below one of ROOT's `folders`.
 
-    Raises UserError, with the nearest known name, if there is none.
+    A path such as models/x.yaml, whose folder is one of `folders`, is looked up in the others too.
+    Raises UserError, with the nearest known name, if there is none, and if two of `folders` have one of this name.
     """
     if not str(name):
         raise UserError(f"{what} is empty")
     name = Path(name)
     names = [name] if name.suffix in (".yaml", ".yml") else [name, name.with_name(f"{name.name}.yaml")]
-    tried = [base / n for n in names for base in (Path(), ROOT, *(ROOT / folder for folder in folders))]
-    for path in tried:
-        if path.is_file():
-            return path.resolve()
-    known = sorted(p.name for folder in folders for p in (ROOT / folder).glob("*.yaml"))
+    for n in names:
+        for path in (n, ROOT / n):
+            if path.is_file():
+                return path.resolve()
+        below = Path(n.name) if n.parent.as_posix() in folders else n
+        found = [ROOT / folder / below for folder in folders if (ROOT / folder / below).is_file()]
+        if len(found) > 1:
+            both = " and ".join(path.relative_to(ROOT).as_posix() for path in found)
+            raise UserError(f"{what} '{name}' is ambiguous: there are {both}; give the path of one, or rename one")
+        if found:
+            return found[0].resolve()
+    known = sorted({p.name for folder in folders for p in (ROOT / folder).glob("*.yaml")})
     hint = did_you_mean(name.name, known)
     listed = f"; known: {', '.join(known)}" if known and not hint else ""
     if name.is_dir():
         raise UserError(f"{what} '{name}' is a folder; give a yaml file")
     raise UserError(f"{what} '{name}' does not exist{hint}{listed}")
+
+
+def model_yamls() -> dict[str, Path]:
+    """The model yamls of this checkout by their names without suffix, in the order of MODEL_FOLDERS."""
+    return {file.stem: file for folder in MODEL_FOLDERS for file in sorted((ROOT / folder).glob("*.yaml"))}
 
 
 def check_suffix(file: str | Path, suffix: str | Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-// From what the network gives to boxes on the picture, as utils/nms.py and utils/boxes.py do it, in float32.
+// From what the network gives to boxes on the picture, as utils/evaluation/nms.py and utils/boxes.py do it, in float32.
 // Detections are rows of six numbers: x1, y1, x2, y2, confidence, class; the most confident first.
 
 import { roundHalfEven } from './letterbox.js';

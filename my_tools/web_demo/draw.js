@@ -1,6 +1,6 @@
 // Draws a picture with boxes and labels on a canvas, at the size at which the page shows it.
 
-// the hues of utils/draw.py
+// the hues of utils/draw/boxes.py
 const HUES = ('FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB '
   + '2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7').split(' ');
 const FONT = 13; // CSS pixels: labels stay legible however large the picture is

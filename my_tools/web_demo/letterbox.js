@@ -1,4 +1,4 @@
-// From a picture's pixels to what the network takes, as utils/augment.py's letterbox does it with OpenCV.
+// From a picture's pixels to what the network takes, as utils/data/augment.py's letterbox does it with OpenCV.
 // A canvas would resize too, but differently in every browser, and the boxes would be others.
 
 const GREY = 114;

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 import train
-from models.training import Run
-from utils.console import run_script
-from utils.signals import StopRequest
+from models.run.setup import Run
+from utils.system.console import run_script
+from utils.system.signals import StopRequest
 
 
 def first_image(run: Run) -> Path:

@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (2, 1)]
 from forked import Done, finish, run, start
 from helpers import write_yolo_set
 
-from models.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint
 from my_tools.check_resume import differences
 
 CLONE_NEWNS = 0x20000  # of Linux's sched.h

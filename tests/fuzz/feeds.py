@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 import torch
 
-from models.checkpoint import check_fit, load_checkpoint, weights_content
+from models.weights.checkpoint import check_fit, load_checkpoint, weights_content
 from models.yolo import DetectionModel, parse_model
-from utils.config import check_model_cfg, load_data, load_yaml
+from utils.data.images import ImageError, decode_image
+from utils.data.labels import parse_labels
 from utils.errors import UserError
-from utils.images import ImageError, decode_image
-from utils.labels import parse_labels
-from utils.voc import VocError, pixel_box, read_voc_xml, yolo_line
+from utils.files import model_yamls
+from utils.settings.config import check_model_cfg, load_data, load_yaml
+from utils.voc.annotation import VocError, pixel_box, read_voc_xml, yolo_line
 
 CLASSES = 3
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -146,9 +147,8 @@ def xml_seeds() -> list[bytes]:
 
 
 def model_seeds() -> list[bytes]:
-    folder = Path(__file__).resolve().parents[2] / "models"
     names = ("yolov5_shufflenet", "yolov5_stem_shufflenet", "yolov5s_slimneck", "yolov5n")
-    return [(folder / f"{name}.yaml").read_bytes() for name in names]
+    return [model_yamls()[name].read_bytes() for name in names]
 
 
 def data_seeds() -> list[bytes]:

@@ -25,7 +25,7 @@ import numpy as np
 from helpers import ROOT, write_yolo_set
 from matplotlib.figure import Figure
 
-from utils.logs import COLUMNS, TIMES
+from utils.training.logs import COLUMNS, TIMES
 
 FIRST = 3  # epoch from which all should be flat
 

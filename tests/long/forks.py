@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 import cv2
 import numpy as np
 
-from utils.loader import Loader
+from utils.data.loader import Loader
 
 PATIENCE = 2.0  # seconds
 

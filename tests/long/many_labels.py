@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (2, 1)]
 import cv2
 import numpy as np
 
-from utils.labels import LabelIndex, load_labels
+from utils.data.labels import LabelIndex, load_labels
 
 PICTURES = 100  # different ones; the others are further names of theirs
 

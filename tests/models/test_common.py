@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from models import yolo  # noqa: F401  registers Detect too
+from models.blocks.fuse import fuse_batch_norms
 from models.common import (
     C3,
     CRM,
@@ -25,7 +26,6 @@ from models.common import (
     VoVGSCSPC,
     channel_shuffle,
 )
-from models.fuse import fuse_batch_norms
 from models.registry import BLOCKS, find_block
 
 PLAIN = sorted(n for n, b in BLOCKS.items() if b.channels in ("out", "same"))

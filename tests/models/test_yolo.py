@@ -7,16 +7,17 @@ import json
 
 import pytest
 import torch
-from helpers import GOLDEN, ROOT, run_main, run_script
+from helpers import GOLDEN, run_main, run_script
 
 import models.yolo
 from models.yolo import Detect, Model, layer_table, parse_activation, parse_model
-from utils.config import load_model_cfg
 from utils.errors import UserError
-from utils.profiling import count_gflops
+from utils.files import model_yamls
+from utils.settings.config import load_model_cfg
+from utils.system.profiling import count_gflops
 
 REFERENCE = json.loads((GOLDEN / "models.json").read_text())
-CONFIGS = sorted(p.name for p in (ROOT / "models").glob("*.yaml"))
+CONFIGS = sorted(p.name for p in model_yamls().values())
 OURS = {  # configs without reference numbers
     "yolov5_stem_shufflenet_p3.yaml": [8, 16, 32],
     "yolov5_shufflenet_x1_0.yaml": [8, 16, 32],

@@ -11,12 +11,15 @@ import pytest
 import torch
 from helpers import run_main, write_yolo_set
 
-from models.checkpoint import save_checkpoint, weights_content
+from models.weights.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
-from my_tools import benchmark, benchmark_cases, benchmark_engines, benchmark_files
+from my_tools import benchmark
 from my_tools.benchmark import aim, by_model, draw_chart, table
-from my_tools.benchmark_cases import Conditions, Row, compared, fire_everywhere
-from utils.config import load_data
+from my_tools.benchmarking import cases as benchmark_cases
+from my_tools.benchmarking import engines as benchmark_engines
+from my_tools.benchmarking import files as benchmark_files
+from my_tools.benchmarking.cases import Conditions, Row, compared, fire_everywhere
+from utils.settings.config import load_data
 
 
 @pytest.mark.parametrize(

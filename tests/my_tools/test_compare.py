@@ -16,15 +16,16 @@ from helpers import ROOT, run_main, write_yolo_set
 import export
 import train
 import val
-from models.checkpoint import find_weights, load_checkpoint, save_checkpoint, weights_content
+from models.weights.checkpoint import find_weights, load_checkpoint, save_checkpoint, weights_content
 from models.yolo import Model
-from my_tools import compare, reproduce
-from my_tools.compare_models import labels_beside, labels_for, score_of, training_record
-from utils.comparison import COLUMNS, Entry
-from utils.config import load_data
+from my_tools import compare
+from my_tools.comparing import reproduce
+from my_tools.comparing.models import labels_beside, labels_for, score_of, training_record
 from utils.errors import UserError
-from utils.metrics import IOU_THRESHOLDS, process_batch
-from utils.scoring import ImageRecord, Part, Settings, results_of
+from utils.evaluation.metrics import IOU_THRESHOLDS, process_batch
+from utils.evaluation.scoring import ImageRecord, Part, Settings, results_of
+from utils.report.comparison import COLUMNS, Entry
+from utils.settings.config import load_data
 
 SMALL = {"epochs": 1, "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu", "amp": "off",
          "noplots": True}  # fmt: skip

@@ -12,7 +12,7 @@ from exports import missing, network
 from helpers import write_yolo_set
 
 import export
-from models.checkpoint import save_checkpoint, weights_content
+from models.weights.checkpoint import save_checkpoint, weights_content
 from my_tools import compare_formats
 from utils.errors import UserError
 

@@ -12,8 +12,10 @@ import pytest
 from defusedxml.ElementTree import fromstring
 
 from my_tools import make_shapes
-from my_tools.make_shapes import CLASSES, SAMPLES_OUT, annotation, cut, draw_image, draw_scene, run, shape_points
+from my_tools.make_shapes import run
 from utils.errors import UserError
+from utils.voc import shapes
+from utils.voc.shapes import CLASSES, SAMPLES_OUT, annotation, cut, draw_image, draw_scene, shape_points
 
 IMAGES = 12
 
@@ -29,7 +31,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[make_shapes.Scene]:
+def scenes() -> list[shapes.Scene]:
     return [draw_image(0, index) for index in range(100)]
 
 
@@ -72,7 +74,7 @@ def test_splits_are_disjoint_and_complete(drawn: Path) -> None:
     assert sorted(sum(splits.values(), [])) == [f"{k:06d}" for k in range(IMAGES)]
 
 
-def test_classes_are_balanced_and_few_objects_difficult(scenes: list[make_shapes.Scene]) -> None:
+def test_classes_are_balanced_and_few_objects_difficult(scenes: list[shapes.Scene]) -> None:
     boxes = [box for scene in scenes for box in scene.boxes]
     counts = Counter(box.name for box in boxes)
     assert set(counts) == set(CLASSES)
@@ -84,12 +86,12 @@ def test_classes_are_balanced_and_few_objects_difficult(scenes: list[make_shapes
     assert min(longer) >= 24 and max(longer) <= 120
 
 
-def test_boxes_are_inside_the_image_and_apart(scenes: list[make_shapes.Scene]) -> None:
+def test_boxes_are_inside_the_image_and_apart(scenes: list[shapes.Scene]) -> None:
     for scene in scenes:
         height, width = scene.image.shape[:2]
         for k, box in enumerate(scene.boxes):
             assert 0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height
-            assert all(make_shapes.iou(box, other) <= make_shapes.MAX_IOU for other in scene.boxes[:k])
+            assert all(shapes.iou(box, other) <= shapes.MAX_IOU for other in scene.boxes[:k])
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -121,20 +123,20 @@ def test_a_shape_has_the_size_asked_for(name: str) -> None:
 
 def test_a_shape_mostly_hidden_is_marked_difficult() -> None:
     rng = np.random.default_rng(3)
-    hidden = [c for _ in range(150) for c in make_shapes.arrange(rng, 224, 224, 6, 3) if c.box.difficult]
+    hidden = [c for _ in range(150) for c in shapes.arrange(rng, 224, 224, 6, 3) if c.box.difficult]
     assert hidden and all(c.box.name for c in hidden)
 
 
 def test_coordinates_in_the_xml_count_from_one() -> None:
-    box = make_shapes.Box("star", 0, 5, 30, 40, truncated=True, difficult=True)
-    root = fromstring(annotation("a&b.jpg", make_shapes.Scene(np.zeros((40, 30, 3), np.uint8), [box])))
+    box = shapes.Box("star", 0, 5, 30, 40, truncated=True, difficult=True)
+    root = fromstring(annotation("a&b.jpg", shapes.Scene(np.zeros((40, 30, 3), np.uint8), [box])))
     assert root.findtext("filename") == "a&b.jpg"
     assert [e.text for e in root.find("object/bndbox")] == ["1", "6", "30", "40"]
     assert root.findtext("object/truncated") == root.findtext("object/difficult") == "1"
 
 
 def test_a_finished_set_is_left_alone(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make_shapes, "_draw_set", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(shapes, "_draw_set", lambda *_: pytest.fail("drawn again"))
     assert run(out=drawn, images=IMAGES) == drawn
 
 
@@ -144,13 +146,13 @@ def test_an_interrupted_drawing_is_completed_by_the_next(
 ) -> None:
     out = tmp_path / "VOCshapes"
 
-    def interrupt(seed: int, index: int, size: int) -> make_shapes.Scene:
+    def interrupt(seed: int, index: int, size: int) -> shapes.Scene:
         if index == 5:
             raise stop(28, "No space left on device")
         return draw_image(seed, index, size)
 
     with monkeypatch.context() as m, pytest.raises(UserError if stop is OSError else stop):
-        m.setattr(make_shapes, "draw_image", interrupt)
+        m.setattr(shapes, "draw_image", interrupt)
         run(out=out, images=IMAGES)
     assert not list(tmp_path.iterdir())  # neither a part of the set nor a temporary folder
     left = tmp_path / ".VOCshapes.00000000.part"  # what a killed drawing leaves
@@ -163,13 +165,13 @@ def test_an_interrupted_drawing_is_completed_by_the_next(
 def test_a_second_drawing_at_the_same_time_does_no_harm(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, draw = tmp_path / "VOCshapes", make_shapes._draw_set
+    out, draw = tmp_path / "VOCshapes", shapes._draw_set
 
     def overtaken(folder: Path, wanted: dict[str, int]) -> None:
         draw(folder, wanted)
         draw(out, wanted)
 
-    monkeypatch.setattr(make_shapes, "_draw_set", overtaken)
+    monkeypatch.setattr(shapes, "_draw_set", overtaken)
     run(out=out, images=IMAGES)
     assert contents(out) == contents(drawn)
     assert list(tmp_path.iterdir()) == [out]
@@ -216,5 +218,5 @@ def test_the_sample_pictures_are_small_and_can_be_redrawn(tmp_path: Path) -> Non
 
 def test_command_line_defaults() -> None:
     opt = make_shapes.parse_opt([])
-    assert (opt.images, opt.size, opt.seed, opt.samples) == (make_shapes.IMAGES, make_shapes.SIZE, 0, 0)
-    assert make_shapes.OUT.parts[-3:] == ("datasets", "shapes", "VOCshapes")
+    assert (opt.images, opt.size, opt.seed, opt.samples) == (shapes.IMAGES, shapes.SIZE, 0, 0)
+    assert shapes.OUT.parts[-3:] == ("datasets", "shapes", "VOCshapes")

@@ -14,13 +14,13 @@ from helpers import run_main, write_yolo_set
 
 import train
 import val
-from models import reconstruct
-from models.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
+from models.slimming import reconstruct
+from models.weights.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools import slim
 from my_tools.slim import fitted
-from utils.console import LOGGER
 from utils.errors import UserError
+from utils.system.console import LOGGER
 
 CFG = {
     "nc": 2,

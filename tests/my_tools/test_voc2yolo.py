@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers import shared
+from helpers import ROOT, shared
 
-from my_tools import voc2yolo
-from my_tools.voc2yolo import ROOT, main, parse_opt, run
-from utils import voc_output
-from utils.console import printable
+from my_tools.voc2yolo import main, parse_opt, run
 from utils.errors import UserError
-from utils.voc import VOC_NAMES
+from utils.system.console import printable
+from utils.voc import convert
+from utils.voc import output as voc_output
+from utils.voc.annotation import VOC_NAMES
 
 W, H = 100, 80
 PICTURE = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (H, W, 3), np.uint8))[1].tobytes()
@@ -346,7 +346,7 @@ def test_image_in_two_splits_is_reported_and_converted(tmp_path: Path) -> None:
 
 
 def test_default_places_downloads_and_the_message_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voc2yolo, "DATASETS", tmp_path)
+    monkeypatch.setattr(convert, "DATASETS", tmp_path)
     asked: list[str] = []
 
     def fetch(url: str, path: Path) -> Path:
@@ -354,7 +354,7 @@ def test_default_places_downloads_and_the_message_without_any(tmp_path: Path, mo
         return to_zip(path, {n: d for n, d in OFFICIAL.items() if ("Main/test" in n) == ("test" in url.lower())}
                       | voc({"000003": xml(thing())}))  # fmt: skip
 
-    monkeypatch.setattr(voc2yolo, "download", fetch)
+    monkeypatch.setattr(convert, "download", fetch)
     with pytest.raises(UserError) as caught:
         run()
     for part in (str(tmp_path / "VOC/images"), "`python my_tools/voc2yolo.py`", "voc2yolo.py --download`"):
@@ -366,7 +366,7 @@ def test_default_places_downloads_and_the_message_without_any(tmp_path: Path, mo
     assert summary.missing[0].startswith("VOC2007 test: not found in")
     assert summary.data_yaml == ROOT / "data/VOC.yaml"
     summary = run(download=True, years=[2007])
-    assert asked == [voc2yolo.URL + "VOCtest_06-Nov-2007.zip"] and summary.missing == []
+    assert asked == [convert.URL + "VOCtest_06-Nov-2007.zip"] and summary.missing == []
     assert set(summary.images) == {"train2007", "val2007", "test2007"}
 
 

@@ -20,9 +20,10 @@ import pytest
 from helpers import ROOT, run_main, run_script
 from web_models import to_onnx, untrained
 
-from my_tools import web_demo, web_demo_files
+from my_tools import web_demo
+from my_tools.serving import files as web_demo_files
+from my_tools.serving.files import Item, build_site
 from my_tools.web_demo import HEADERS, Server, make_server
-from my_tools.web_demo_files import Item, build_site
 from utils.errors import UserError
 
 pytest.importorskip("onnx", reason="needs onnx")

@@ -21,10 +21,10 @@ from web_models import draw_picture, to_onnx, untrained
 
 import detect
 import export
+from my_tools.serving.files import Item, build_site, check_installed, write_site
 from my_tools.web_demo import make_server
-from my_tools.web_demo_files import Item, build_site, check_installed, write_site
+from utils.data.images import read_image
 from utils.errors import UserError
-from utils.images import read_image
 
 pytest.importorskip("onnx", reason="needs onnx")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from my_tools.web_demo_files import FOLDER
-from utils.augment import letterbox
+from my_tools.serving.files import FOLDER
 from utils.boxes import scale_boxes
-from utils.nms import non_max_suppression
+from utils.data.augment import letterbox
+from utils.evaluation.nms import non_max_suppression
 
 RUNNER = """
 import { readFileSync } from 'node:fs';

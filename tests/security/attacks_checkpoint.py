@@ -20,15 +20,15 @@ from exports import need_packages
 from helpers import write_yolo_set
 from security.zoo import MADE_ANEW, Attack
 
-from models.checkpoint import load_checkpoint, load_tensors, model_from_checkpoint, weights_content
-from models.engines import need
-from models.resume import open_resumed
-from models.runtime import load_runtime
+from models.export.engines import need
+from models.inference.runtime import load_runtime
+from models.run.resume import open_resumed
+from models.weights.checkpoint import load_checkpoint, load_tensors, model_from_checkpoint, weights_content
 from models.yolo import DetectionModel
-from utils.config import load_data
-from utils.dataset import DetectionDataset
-from utils.labels import load_labels
-from utils.options import TrainOptions
+from utils.data.dataset import DetectionDataset
+from utils.data.labels import load_labels
+from utils.settings.config import load_data
+from utils.settings.options import TrainOptions
 
 SMALL = {
     "nc": 1,

@@ -20,12 +20,12 @@ from security.zoo import LEFT_OUT, REFUSED, Attack
 
 from my_tools import voc2yolo
 from utils.archive import Archive
-from utils.config import load_data
-from utils.download import download, download_files
-from utils.images import read_image
-from utils.labels import list_images, load_labels
-from utils.sources import list_media, open_source
-from utils.voc_set import FolderFiles
+from utils.data.images import read_image
+from utils.data.labels import list_images, load_labels
+from utils.data.sources import list_media, open_source
+from utils.settings.config import load_data
+from utils.system.download import download, download_files
+from utils.voc.source import FolderFiles
 
 PICTURE = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))[1].tobytes()
 

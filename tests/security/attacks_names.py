@@ -16,11 +16,11 @@ from helpers import write_yolo_set
 from security.zoo import Attack
 
 import detect
-from models.checkpoint import save_checkpoint, weights_content
-from utils.console import LOGGER
+from models.weights.checkpoint import save_checkpoint, weights_content
+from utils.draw.plots import plot_confusion, plot_labels
 from utils.files import safe_name
-from utils.plots import plot_confusion, plot_labels
-from utils.report import _text
+from utils.report.html import _text
+from utils.system.console import LOGGER
 
 NAMES = {
     "a line end": "a\nerror: all is well",

@@ -9,9 +9,9 @@ from typing import Any
 from security.zoo import Attack
 
 from models.yolo import DetectionModel
-from utils.config import load_data, load_hyp, load_model_cfg
-from utils.labels import list_images
-from utils.options import TrainOptions
+from utils.data.labels import list_images
+from utils.settings.config import load_data, load_hyp, load_model_cfg
+from utils.settings.options import TrainOptions
 
 SPLITS = "train: images\nval: images\n"
 HEAD = "nc: 2\nanchors: 3\nhead:\n  - [[-1], 1, Detect, [nc, anchors]]\nbackbone:\n"

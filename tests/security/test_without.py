@@ -14,13 +14,13 @@ import yaml
 from security.guard import guarded
 from security.table import ATTACKS
 
-import models.checkpoint
+import models.weights.checkpoint
 import utils.archive
-import utils.config
-import utils.download
+import utils.data.labels
 import utils.files
-import utils.labels
-import utils.voc
+import utils.settings.config
+import utils.system.download
+import utils.voc.annotation
 from utils.errors import UserError
 
 Patch = pytest.MonkeyPatch
@@ -40,17 +40,17 @@ class PlainParser(plain_xml.XMLParser):
 # protection: how to take it out, and the beginnings of attacks that then come through
 WITHOUT: dict[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {
     "the reader of checkpoints": (
-        lambda p: p.setattr(models.checkpoint, "read_torch_zip", torch_load),
+        lambda p: p.setattr(models.weights.checkpoint, "read_torch_zip", torch_load),
         ("checkpoint: a pickle that calls os.system", "checkpoint: a pickle that calls eval",
          "checkpoint: a pickle that calls open"),
     ),
     "yaml as data": (
-        lambda p: p.setattr(utils.config, "parse_yaml", yaml.unsafe_load),
+        lambda p: p.setattr(utils.settings.config, "parse_yaml", yaml.unsafe_load),
         ("model yaml: a tag that calls os.system", "model yaml: a tag that makes an object",
          "data yaml: a tag that calls os.system", "data yaml: a date that is none"),
     ),
     "defusedxml": (
-        lambda p: p.setattr(utils.voc, "DefusedXMLParser", PlainParser),
+        lambda p: p.setattr(utils.voc.annotation, "DefusedXMLParser", PlainParser),
         ("VOC xml: a parameter entity",),
     ),
     "what a zip may name": (
@@ -62,16 +62,16 @@ WITHOUT: dict[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {
         ("zip: a bomb, 1,000 to 1",),
     ),
     "the check of caches": (
-        lambda p: p.setattr(utils.labels, "_is_sound", lambda *args: True),
+        lambda p: p.setattr(utils.data.labels, "_is_sound", lambda *args: True),
         ("label cache: the path of another file", "label cache: a class that is none",
          "label cache: labels outside the image"),
     ),
     "what may be downloaded": (
-        lambda p: p.setattr(utils.download, "_check_scheme", lambda url: None),
+        lambda p: p.setattr(utils.system.download, "_check_scheme", lambda url: None),
         ("--source: a file: address",),
     ),
     "the check of labels": (
-        lambda p: p.setattr(utils.labels, "_checked_row", lambda values, nc, number: tuple(values)),
+        lambda p: p.setattr(utils.data.labels, "_checked_row", lambda values, nc, number: tuple(values)),
         ("label: a box outside the image", "label: not a number", "label: infinity", "label: a class of 10^9"),
     ),
 }  # fmt: skip

@@ -12,11 +12,22 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.console import LOGGER
-from utils.draw import Annotator, color_of, crop_box
+from utils import files
+from utils.data.images import ImageError, decode_image, read_image, shrink, write_image
+from utils.draw.boxes import Annotator, color_of, crop_box
 from utils.errors import UserError, did_you_mean
-from utils.files import atomic_write, find_file, increment_path, newest, read_file, walk
-from utils.images import ImageError, decode_image, read_image, shrink, write_image
+from utils.files import (
+    MODEL_FOLDERS,
+    ROOT,
+    atomic_write,
+    find_file,
+    increment_path,
+    model_yamls,
+    newest,
+    read_file,
+    walk,
+)
+from utils.system.console import LOGGER
 
 
 def test_run_folders_count_up(tmp_path: Path) -> None:
@@ -62,6 +73,40 @@ def _umask() -> int:
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5n.yaml", "models/yolov5n.yaml"])
 def test_find_file(name: str) -> None:
     assert find_file(name, ("models",), "--cfg").name == "yolov5n.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a", "models/a.yaml"),
+        ("b.yaml", "models/hub/b.yaml"),
+        ("c", "models/zoo/c.yaml"),
+        ("models/c.yaml", "models/zoo/c.yaml"),  # where it was in older versions
+        ("models/zoo/a.yaml", "models/a.yaml"),
+        ("models/hub/twice.yaml", "models/hub/twice.yaml"),
+        ("twice", "'twice' is ambiguous: there are models/hub/twice.yaml and models/zoo/twice.yaml"),
+        ("models/twice.yaml", "is ambiguous"),
+        ("other/a.yaml", "does not exist"),
+        ("twic", "did you mean 'twice.yaml'"),
+        ("nothing", "known: a.yaml, b.yaml, c.yaml, twice.yaml$"),
+    ],
+)
+def test_model_yamls_are_found_in_all_their_folders(
+    name: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    for file in ("a", "hub/b", "zoo/c", "hub/twice", "zoo/twice"):
+        (tmp_path / f"models/{file}.yaml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"models/{file}.yaml").write_text("nc: 1\n")
+    if found.startswith("models/"):
+        assert find_file(name, MODEL_FOLDERS, "--cfg") == tmp_path / found
+    else:
+        with pytest.raises(UserError, match=found):
+            find_file(name, MODEL_FOLDERS, "--cfg")
+
+
+def test_no_two_model_yamls_share_a_name() -> None:
+    assert len(model_yamls()) == sum(len(list((ROOT / folder).glob("*.yaml"))) for folder in MODEL_FOLDERS)
 
 
 def test_a_folder_is_no_yaml(tmp_path: Path) -> None:
@@ -127,7 +172,7 @@ def chunked_png(extra: bytes) -> bytes:
 )
 def test_the_size_is_known_before_a_picture_is_unpacked(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode_image(content).shape == (64, 64, 3)
-    monkeypatch.setattr("utils.images.MOST_PIXELS", 4000)
+    monkeypatch.setattr("utils.data.images.MOST_PIXELS", 4000)
     with pytest.raises(ImageError, match="more than 4,000 pixels"):
         decode_image(content)
 

@@ -1,0 +1,297 @@
+"""What runs an exported model: TorchScript, ONNX Runtime, OpenVINO, ncnn, TensorFlow Lite.
+
+An engine is a function from images (b, 3, h, w) RGB, float32 in [0, 1] or uint8, to what the file's graph gives. Its
+package is imported when a file of its kind is opened, and a missing one is told with the command that installs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from models.export.facts import LARGEST, ExportFacts, facts_of_yolov5, read_facts
+from utils.errors import UserError
+from utils.files import no_file
+
+Engine = Callable[[np.ndarray], np.ndarray]
+LOWEST = 0.001  # confidence from which boxes of a graph with NMS are asked for, as val.py does
+INSIDE = "metadata.json"  # a file or field in formats that can carry one, beside the files of those that cannot
+REPORTER = "openvino_telemetry"
+GPU_PROVIDER = "CUDAExecutionProvider"
+# package to import -> what to install, and the extra of pyproject.toml that has it
+PACKAGES = MappingProxyType({
+    "onnx": ("onnx", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "onnxslim": ("onnxslim", "onnx"),
+    "openvino": ("openvino", "openvino"), "nncf": ("nncf", "openvino"), "ncnn": ("ncnn", "ncnn"),
+    "pnnx": ("pnnx", "ncnn"), "litert_torch": ("litert-torch", "tflite"),
+    "ai_edge_litert": ("ai-edge-litert", "tflite"),
+})  # fmt: skip
+
+
+class Opened(NamedTuple):
+    """An exported model, ready to run: `engine`, what it says of itself, the engine's name and number format.
+
+    shared: whether several threads may call it at once, each with its share of the cores; otherwise it takes all.
+    """
+
+    engine: Engine
+    facts: ExportFacts
+    name: str
+    dtype: torch.dtype
+    shared: bool = False
+
+
+def need(package: str, what: str) -> ModuleType:
+    """Import a package. Raises UserError that says how to install it, if it is not there or does not load."""
+    pip, extra = PACKAGES[package]
+    try:
+        with _unreported(), without_logs():
+            return importlib.import_module(package)
+    except ModuleNotFoundError as e:
+        if e.name != package:
+            raise UserError(f"{what} needs {pip}, which does not load here ({e})") from e
+        raise UserError(f"{what} needs {pip}: pip install {pip}, or pip install '.[{extra}]' in the folder of this "
+                        "program") from e  # fmt: skip
+    except (ImportError, OSError, AttributeError, RuntimeError) as e:
+        raise UserError(f"{what} needs {pip}, which does not load here ({first_line(e)})") from e
+
+
+@contextlib.contextmanager
+def _unreported() -> Iterator[None]:
+    """OpenVINO reports its import and each use to its makers, unasked, unless it finds no package to do it with."""
+    if REPORTER in sys.modules:
+        yield
+        return
+    sys.modules[REPORTER] = None
+    try:
+        yield
+    finally:
+        del sys.modules[REPORTER]
+
+
+@contextlib.contextmanager
+def without_logs() -> Iterator[None]:
+    """Without what packages write to the log that all programs share, and the handlers that doing so adds there."""
+    handlers = list(logging.root.handlers)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.handlers[:] = handlers
+
+
+def kind_of(path: Path) -> str:
+    """The format of an exported model by its name or, of a folder, by its files; empty for what is none."""
+    if path.is_dir():
+        found = [kind for kind, pattern in (("openvino", "*.xml"), ("ncnn", "*.ncnn.param")) if any(path.glob(pattern))]
+        return found[0] if found else ""
+    kinds = {".torchscript": "torchscript", ".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino",
+             ".param": "ncnn"}  # fmt: skip
+    return kinds.get(path.suffix.lower(), "")
+
+
+def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Opened:
+    """Open an exported model. Raises UserError if the file, or the package for it, cannot be used.
+
+    dtype: the number format to calculate in, for engines that leave a choice.
+    """
+    kind = kind_of(path)
+    path = path.parent if kind in ("openvino", "ncnn") and path.is_file() else path
+    if not path.is_dir() and (why := no_file(path)):
+        raise UserError(f"{path} {why}")
+    try:
+        return OPENERS[kind](path, device, dtype)
+    except UserError:
+        raise
+    except Exception as e:  # each engine has errors of its own for a file that is none
+        raise UserError(f"{path} cannot be opened as {kind}: {first_line(e)}") from e
+
+
+def in_unit(images: np.ndarray) -> np.ndarray:
+    """Images of uint8 or float32 as float32 in [0, 1].
+
+    Not by torch: its threads would go on looking for work for a while, on the cores that the engine is to have.
+    """
+    return images if images.dtype != np.uint8 else np.divide(images, np.float32(255), dtype=np.float32)
+
+
+def first_line(error: Exception) -> str:
+    """What an engine's error says first."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    extra = {INSIDE: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch has another format of its own for such files
+        network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
+    facts = read_facts(_text(extra[INSIDE]), str(path))
+    kind = {"float16": torch.float16}.get(facts.precision, torch.float32)
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(in_unit(images)).to(device, kind)).float().cpu().numpy()
+
+    return Opened(run, facts, f"TorchScript in torch {torch.__version__}", kind, shared=True)
+
+
+def onnx_session(source: str | bytes, device: torch.device) -> Any:
+    """ONNX Runtime for a file or the bytes of one, on torch's number of threads, on a GPU if it can and is asked to."""
+    onnxruntime = need("onnxruntime", "an .onnx file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only
+    wanted = (GPU_PROVIDER,) * (device.type == "cuda") + ("CPUExecutionProvider",)
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    return onnxruntime.InferenceSession(source, options, providers=providers)
+
+
+def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    session = onnx_session(str(path), device)
+    fields, (first, *_) = session.get_modelmeta().custom_metadata_map, session.get_inputs()
+    facts = (read_facts(fields[INSIDE], str(path)) if INSIDE in fields
+             else facts_of_yolov5(fields, str(path), list(first.shape)))  # fmt: skip
+    kind = np.float16 if "float16" in first.type else np.float32
+
+    def run(images: np.ndarray) -> np.ndarray:
+        feed = {first.name: in_unit(images).astype(kind, copy=False), **low}
+        found = session.run(None, feed)[0].astype(np.float32, copy=False)
+        return as_decoded(found, len(images), len(facts.names), int(facts.nms["max_det"])) if facts.nms else found
+
+    # a lower threshold adds boxes and changes none of the others, and who calls has one of its own
+    low = {"conf_thres": np.array([LOWEST], np.float32)} if facts.nms else {}
+    on_cpu = " on the CPU" * (device.type == "cuda" and GPU_PROVIDER not in session.get_providers())
+    return Opened(run, facts, f"ONNX Runtime {need('onnxruntime', '').__version__}{on_cpu}", torch.float32)
+
+
+def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
+    """Detections (m, 7) of `models.export.onnx_nms.with_nms`, in the form of decoded boxes (b, most, 5 + nc).
+
+    Each keeps its one class; what is missing to `most`, that of an image, is sure of nothing.
+    """
+    made = np.zeros((batch, most, 5 + nc), np.float32)
+    for k in range(batch):
+        mine = rows[rows[:, 0] == k]
+        made[k, : len(mine), :2] = (mine[:, 1:3] + mine[:, 3:5]) / 2
+        made[k, : len(mine), 2:4] = mine[:, 3:5] - mine[:, 1:3]
+        made[k, : len(mine), 4] = mine[:, 5]
+        made[k, np.arange(len(mine)), 5 + mine[:, 6].astype(int)] = 1
+    return made
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO, once for the whole process.
+
+    Each that ends gives the stack for signals back to the one before it, even if that has ended too: the next signal,
+    be it Ctrl-C or the end of a child, would then crash Python.
+    """
+    return need("openvino", "an OpenVINO model").Core()
+
+
+def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    openvino = need("openvino", "an OpenVINO model")
+    facts = _facts_beside(path)
+    core, bf16 = openvino_core(), dtype == torch.bfloat16
+    network = core.read_model(_only(path, "*.xml"))
+
+    @functools.cache
+    def request_for(element: np.dtype) -> Any:
+        """Images come as uint8 from detect.py and val.py: that is a quarter of the memory to read."""
+        asked = network
+        if element == np.uint8:
+            steps = openvino.preprocess.PrePostProcessor(network.clone())
+            steps.input().tensor().set_element_type(openvino.Type.u8)
+            steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
+            asked = steps.build()
+        return core.compile_model(asked, "CPU", {
+            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}).create_infer_request()  # fmt: skip
+
+    def run(images: np.ndarray) -> np.ndarray:
+        request = request_for(images.dtype)
+        request.infer({0: images})
+        return request.get_output_tensor(0).data.astype(np.float32)  # a copy, as the next call writes over it
+
+    request_for(np.dtype(np.uint8))  # what cannot be run is told now
+    return Opened(run, facts, f"OpenVINO {openvino.__version__.split('-')[0]}", dtype if bf16 else torch.float32)
+
+
+def open_ncnn(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    ncnn = need("ncnn", "an ncnn model")
+    facts = _facts_beside(path)
+    param = _only(path, "*.ncnn.param")
+    net = ncnn.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    # where a CPU has these formats they are the default, and another network than the one that was checked
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
+    if net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin"))):
+        raise UserError(f"{param} cannot be read by ncnn; export it again")
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.stack([one(image) for image in in_unit(images)])
+
+    def one(image: np.ndarray) -> np.ndarray:
+        extractor = net.create_extractor()
+        extractor.input("in0", ncnn.Mat(image))
+        code, found = extractor.extract("out0")
+        if code:
+            raise UserError(f"{param}: ncnn could not run it on an image of {image.shape[1]}x{image.shape[2]} px")
+        return np.array(found)
+
+    return Opened(run, facts, f"ncnn {ncnn.__version__}", torch.float32)
+
+
+def open_tflite(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    need("ai_edge_litert", "a .tflite file")
+    interpreter_of = importlib.import_module("ai_edge_litert.interpreter").Interpreter
+    with zipfile.ZipFile(path) as z:
+        facts = read_facts(_text(z.read(INSIDE)), str(path))
+    interpreter = interpreter_of(str(path), num_threads=torch.get_num_threads())
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given, in_unit(images))
+        interpreter.invoke()
+        return interpreter.get_tensor(made)
+
+    return Opened(run, facts, "TensorFlow Lite (LiteRT)", torch.float32)
+
+
+OPENERS = MappingProxyType({"torchscript": open_torchscript, "onnx": open_onnx, "openvino": open_openvino,
+                            "ncnn": open_ncnn, "tflite": open_tflite})  # fmt: skip
+
+
+def _text(content: str | bytes) -> str:
+    return content if isinstance(content, str) else content.decode("utf-8", "replace")
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise UserError(f"{folder}: {len(files)} files {pattern}; an exported model has one")
+    return files[0]
+
+
+def _facts_beside(folder: Path) -> ExportFacts:
+    file = folder / INSIDE
+    try:
+        with open(file, "rb") as f:
+            content = f.read(LARGEST + 1)
+    except OSError as e:
+        raise UserError(f"{file} cannot be read ({e.strerror}): it says which classes the model knows; export "
+                        "the model again") from e  # fmt: skip
+    return read_facts(_text(content), str(folder))

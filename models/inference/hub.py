@@ -1,0 +1,340 @@
+"""A detector for code: pictures of any kind in, a results object out. What `hubconf.py` offers is made here.
+
+    model = torch.hub.load(".", "custom", "best.pt", source="local")
+    results = model(["street.jpg", image])
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from numbers import Integral
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from models.export.engines import kind_of
+from models.export.exported import ExportedRuntime
+from models.inference.detections import Detections
+from models.inference.runtime import DEFAULT_IMGSZ, to_input
+from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
+from models.weights.transfer import transfer_weights
+from models.yolo import DetectionModel
+from utils.boxes import scale_boxes
+from utils.data.augment import GREY, letterbox, make_divisible
+from utils.data.images import ImageError, read_image
+from utils.errors import UserError
+from utils.evaluation.nms import non_max_suppression
+from utils.files import model_yamls
+from utils.settings.config import is_number, is_whole
+from utils.system.console import LOGGER
+from utils.system.device import describe_device, select_device
+from utils.system.download import download
+from utils.system.profiling import seconds
+
+Picture = str | Path | Image.Image | np.ndarray
+Device = str | int | torch.device | None
+
+
+class Engine(Protocol):
+    """What else than a network `AutoShape` can run: a `models.inference.runtime.Runtime`, or one that looks like it."""
+
+    names: dict[int, str]
+    stride: int
+    imgsz: int
+
+    def predict(self, images: Tensor, augment: bool = False) -> Tensor: ...
+
+
+class AutoShape(nn.Module):
+    """A detector that takes pictures as they come and answers with `Detections`.
+
+    Set before a call: `conf` and `iou` (thresholds of NMS), `agnostic`, `multi_label`, `classes` (a list, to keep only
+    these), `max_det` (per picture). `names` {index: class name}, `stride` (largest, pixels) and `imgsz` (pixels it was
+    trained at, or 640) describe it. `to`, `half` and the like work as with any module.
+
+    >>> import numpy as np
+    >>> model = AutoShape(DetectionModel("yolov5_shufflenet.yaml", nc=2))  # untrained
+    >>> model.conf, model.max_det = 0.0, 3
+    >>> image = np.full((48, 64, 3), 255, np.uint8)  # RGB
+    >>> results = model([image, image[:, :32]], size=64)
+    >>> len(results), results.s, results.xyxy[0].shape
+    (2, (2, 3, 64, 64), torch.Size([3, 6]))
+    >>> list(results.pandas().xywhn[1].columns)
+    ['xcenter', 'ycenter', 'width', 'height', 'confidence', 'class', 'name']
+    >>> [im.shape for im in results.render()]
+    [(48, 64, 3), (48, 32, 3)]
+    """
+
+    conf = 0.25
+    iou = 0.45
+    agnostic = False
+    multi_label = False
+    classes: list[int] | None = None
+    max_det = 1000
+
+    def __init__(self, model: nn.Module | Engine, imgsz: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.names: dict[int, str] = dict(model.names)
+        self.stride = int(torch.as_tensor(model.stride).max())
+        self.imgsz = imgsz or getattr(model, "imgsz", DEFAULT_IMGSZ)
+        if isinstance(model, DetectionModel) and model.yaml["ch"] != 3:
+            raise UserError(f"this model takes {model.yaml['ch']} channels and pictures have 3: with autoshape=False it"
+                            " takes tensors")  # fmt: skip
+        self.eval()
+
+    @torch.no_grad()
+    def forward(
+        self, ims: Picture | Sequence[Picture] | Tensor, size: int | Sequence[int] | None = None,
+        augment: bool = False, profile: bool = False,
+    ) -> Detections | Tensor | tuple | list:  # fmt: skip
+        """Detect objects in one picture or a list of them; all run as one batch, letterboxed to one shape.
+
+        ims: a file's path or http(s) address (fetched), a PIL image, an array (h, w, 3) uint8 RGB, also (h, w), with
+        alpha or channels first. A tensor (b, 3, h, w), float in [0, 1] or uint8, sides multiples of `stride`, goes
+        straight through: the answer is what the network gives (of another engine: its predictions).
+        size: pixels of the longer side, or (height, width) to fit into; rounded up to multiples of `stride`.
+        augment: test-time augmentation. profile: print the time of every layer.
+        Raises UserError for pictures or settings that cannot be used.
+        """
+        if isinstance(ims, Tensor):
+            return self._run(self._checked(ims), augment, profile)
+        if self.training:
+            raise UserError("the network is in training mode; call .eval() first")
+        self._check_settings()
+        start = seconds()
+        pictures, files = read_pictures(ims)
+        only = getattr(self.model, "size", None)  # of an exported model
+        fitting = fitting_size(size if size is not None else only or self.imgsz, self.stride)
+        if only and fitting != tuple(only):
+            raise UserError(f"size={size!r}: this model was exported for {only[0]}x{only[1]} px; leave size out")
+        batch = torch.from_numpy(stack(pictures, fitting, self.stride, fill=bool(only)))
+        loaded = seconds()
+        prediction = self._run(batch, augment, profile)
+        predicted = seconds()
+        found = non_max_suppression(prediction, self.conf, self.iou, self.classes, self.agnostic, self.multi_label,
+                                    self.max_det)  # fmt: skip
+        for f, im in zip(found, pictures, strict=True):
+            scale_boxes(tuple(batch.shape[2:]), f[:, :4], im.shape[:2])
+        times = np.diff([start, loaded, predicted, seconds()]) * 1e3 / len(pictures)
+        return Detections(pictures, found, files, tuple(times.tolist()), self.names, tuple(batch.shape))
+
+    def _run(self, batch: Tensor, augment: bool, profile: bool) -> Tensor | tuple | list:
+        if not isinstance(self.model, nn.Module):
+            return self.model.predict(batch, augment)
+        parameter = next(self.model.parameters())
+        with printed_layer_times(self.model) if profile else nullcontext():
+            return self.model(to_input(batch, parameter.device).to(parameter.dtype), augment=augment)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != 3 or not x.numel() or x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise UserError(f"a tensor of shape {tuple(x.shape)}: it must be (b, 3, h, w) with h and w multiples of "
+                            f"{self.stride}; arrays and files may have any shape")  # fmt: skip
+        return x
+
+    def _check_settings(self) -> None:
+        if not all(is_number(v) and 0 <= v <= 1 for v in (self.conf, self.iou)):
+            raise UserError(f".conf {self.conf!r} and .iou {self.iou!r} must be numbers between 0 and 1")
+        if not is_whole(self.max_det) or self.max_det < 1:
+            raise UserError(f".max_det {self.max_det} must be a whole number from 1")
+        wanted = [] if self.classes is None else self.classes
+        if not isinstance(wanted, (list, tuple)) or not all(is_whole(c) and c in self.names for c in wanted):
+            raise UserError(f".classes {wanted!r}: a list of class numbers, or None; this model knows 0 to "
+                            f"{len(self.names) - 1}")  # fmt: skip
+
+
+@contextmanager
+def printed_layer_times(model: nn.Module) -> Iterator[None]:
+    """Print how many milliseconds each layer of the `DetectionModel` in `model` takes, of what is run inside."""
+    marks: list[tuple[int, str, float]] = []
+
+    def note(module: nn.Module, args: object, output: object) -> None:
+        marks.append((module.i, module.type, seconds()))
+
+    layers = [m for d in model.modules() if isinstance(d, DetectionModel) for m in d.model]
+    handles = [m.register_forward_hook(note) for m in layers]
+    last = seconds()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = [f"{'layer':>6}  {'module':<18}{'ms':>8}"]
+    for i, name, moment in marks:
+        rows.append(f"{i:>6}  {name:<18}{(moment - last) * 1e3:>8.2f}")
+        last = moment
+    LOGGER.info("\n".join(rows))
+
+
+def fitting_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
+    """(height, width) rounded up to multiples of `stride`. Raises UserError if `size` is not one or two pixel counts.
+
+    >>> fitting_size(600, 32), fitting_size((320, 600), 32)
+    ((608, 608), (320, 608))
+    """
+    sizes = list(size) if isinstance(size, (list, tuple)) else [size] * 2
+    if len(sizes) != 2 or not all(isinstance(s, Integral) and s > 0 for s in sizes):
+        raise UserError(f"size={size!r}: give the longer side in pixels, or (height, width)")
+    height, width = (make_divisible(s, stride) for s in sizes)
+    return height, width
+
+
+def stack(pictures: Sequence[np.ndarray], size: tuple[int, int], stride: int, fill: bool = False) -> np.ndarray:
+    """Letterbox pictures (h, w, 3) uint8, each as if it were alone, into one batch (b, 3, h', w') uint8.
+
+    h' and w' are the least multiples of `stride` that hold all of them at `size` (height, width), or with `fill` the
+    whole of it; grey fills the rest.
+    """
+    fitted = [letterbox(im, size, stride=stride, auto=not fill)[0].transpose(2, 0, 1) for im in pictures]
+    height, width = (max(f.shape[k] for f in fitted) for k in (1, 2))
+    batch = np.full((len(fitted), 3, height, width), GREY, np.uint8)
+    for k, f in enumerate(fitted):
+        top, left = (height - f.shape[1]) // 2, (width - f.shape[2]) // 2
+        batch[k, :, top : top + f.shape[1], left : left + f.shape[2]] = f
+    return batch
+
+
+def read_pictures(ims: Picture | Sequence[Picture]) -> tuple[list[np.ndarray], list[str]]:
+    """Read one picture or several: arrays (h, w, 3) uint8 RGB, and a file name (.jpg) for each, no two alike.
+
+    Raises UserError if there is none, or one cannot be read.
+    """
+    items = list(ims) if isinstance(ims, (list, tuple)) else [ims]
+    if not items:
+        raise UserError("an empty list: there is no picture to look at")
+    pictures, names, taken = [], [], set()
+    for k, item in enumerate(items):
+        picture, stem = read_picture(item, k)
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        pictures.append(picture)
+        names.append(f"{name}.jpg")
+    return pictures, names
+
+
+def read_picture(item: Picture, number: int = 0) -> tuple[np.ndarray, str]:
+    """One picture as (h, w, 3) uint8 RGB, and a name without suffix. Raises UserError if it cannot be used."""
+    what = f"picture {number}"
+    if isinstance(item, str) and urlsplit(item).scheme.lower() in ("http", "https"):
+        with tempfile.TemporaryDirectory(prefix="hub-") as folder:
+            name = Path(urlsplit(item).path).name[-100:] or "picture"
+            return _read_file(download(item, Path(folder) / name), item), Path(name).stem
+    if isinstance(item, (str, Path)):
+        return _read_file(Path(item), str(item)), Path(item).stem
+    if isinstance(item, Image.Image):
+        name = getattr(item, "filename", "") or f"image{number}"
+        return _from_pil(item, what), Path(str(name)).stem
+    if isinstance(item, np.ndarray):
+        return _from_array(item, what), f"image{number}"
+    raise UserError(f"{what} is of type {type(item).__name__}: give a path, an http(s) address, a PIL image, an array "
+                    "(h, w, 3) uint8 RGB, a list of these, or one tensor (b, 3, h, w)")  # fmt: skip
+
+
+def _read_file(path: Path, where: str) -> np.ndarray:
+    try:
+        return np.ascontiguousarray(read_image(path)[..., ::-1])
+    except (ImageError, ValueError) as e:
+        reason = "is a folder; give the pictures in it as a list of paths" if os.path.isdir(path) else e
+        raise UserError(f"{where or '.'}: {reason}") from None
+
+
+def _from_pil(image: Image.Image, what: str) -> np.ndarray:
+    """Turned as its EXIF data say."""
+    if image.mode.startswith(("I", "F")):  # PIL would cut everything above 255 off
+        raise UserError(f"{what}: a PIL image of mode {image.mode}; bring it to 8 bits a channel first")
+    try:
+        picture = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as e:  # the pixels are read only now
+        raise UserError(f"{what}: this PIL image cannot be read ({e})") from e
+    return _from_array(picture, what)
+
+
+def _from_array(im: np.ndarray, what: str) -> np.ndarray:
+    depths = (1, 3, 4)
+    if im.dtype != np.uint8:
+        raise UserError(f"{what}: an array of {im.dtype}; it must be uint8, 0 to 255")
+    rgb = im[..., None] if im.ndim == 2 else im
+    if rgb.ndim == 3 and rgb.shape[2] not in depths and rgb.shape[0] in depths:
+        rgb = rgb.transpose(1, 2, 0)
+    if rgb.ndim != 3 or rgb.shape[2] not in depths or not rgb.size:
+        raise UserError(f"{what}: an array of shape {im.shape}; it must be (h, w, 3) RGB, and several a list of them")
+    # a copy: the caller may use the array again, as for the next picture of a camera
+    return np.repeat(rgb, 3, 2) if rgb.shape[2] == 1 else np.array(rgb[..., :3], order="C")
+
+
+def load_custom(
+    path: str | Path, autoshape: bool = True, verbose: bool = True, device: Device = None
+) -> AutoShape | DetectionModel:
+    """Load a checkpoint of this program or of YOLOv5 as `AutoShape`, or else as the bare network, in eval mode.
+
+    An exported model has no bare network. Its engine runs on the CPU, ONNX Runtime's and TorchScript also on a GPU.
+
+    device: as `--device`, None for the best there is. Raises UserError if the file is none.
+    """
+    if kind_of(Path(path)):
+        if not autoshape:
+            raise UserError(f"{path}: autoshape=False needs a checkpoint; an exported model has no network inside")
+        return AutoShape(ExportedRuntime(Path(path), select_device(device)))
+    content = load_checkpoint(path)
+    return _finished(model_from_checkpoint(content, path), str(path), content.get("imgsz"), autoshape, verbose, device)
+
+
+def create(
+    name: str, pretrained: bool | str | Path = False, channels: int = 3, classes: int = 80, autoshape: bool = True,
+    verbose: bool = True, device: Device = None,
+) -> AutoShape | DetectionModel:  # fmt: skip
+    """Build `<name>.yaml` for so many classes: untrained, or with the tensors of a checkpoint that fit.
+
+    pretrained: the checkpoint's path. Returned in eval mode, see `load_custom`. Raises UserError for wrong arguments.
+    """
+    if pretrained is True:
+        raise UserError(f"{name}(pretrained=True): this program downloads no weights; give a checkpoint by "
+                        f"custom('file.pt') or {name}(pretrained='file.pt')")  # fmt: skip
+    for key, value in (("channels", channels), ("classes", classes)):
+        if not is_whole(value) or value < 1:
+            raise UserError(f"{name}({key}={value!r}): a whole number from 1 is needed")
+    content = load_checkpoint(pretrained) if pretrained else {}
+    model = DetectionModel(model_yamls()[name], ch=channels, nc=classes)
+    if content:
+        if len(content["names"]) == classes:
+            model.names = {int(k): str(v) for k, v in content["names"].items()}
+        # the boxes a head has learnt are in units of its anchors
+        anchors = content.get("stride") == model.stride.tolist()
+        with _quiet(not verbose):
+            transfer_weights(model, content, str(pretrained), anchors=anchors)
+    return _finished(model.eval(), name, content.get("imgsz"), autoshape, verbose, device)
+
+
+def _finished(
+    model: DetectionModel, what: str, imgsz: int | None, autoshape: bool, verbose: bool, device: Device
+) -> AutoShape | DetectionModel:
+    where = select_device("" if device is None else str(device))
+    detector = AutoShape(model.fuse(), imgsz) if autoshape else model
+    if verbose:
+        size = f"trained at {imgsz} px, " if imgsz else ""
+        LOGGER.info(f"{what}: {len(model.names)} classes, {size}{describe_device(where)}")
+    return detector.to(where, memory_format=torch.channels_last) if autoshape else detector.to(where)
+
+
+@contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Print warnings only, if `quiet`."""
+    level = LOGGER.level
+    if quiet:
+        LOGGER.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

@@ -1,0 +1,81 @@
+"""The checkpoints of a run, best.pt and last.pt: written after each epoch, and opened again by `--resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.run.setup import Run
+from models.weights.checkpoint import load_checkpoint, save_checkpoint, weights_content
+from utils.errors import UserError
+from utils.files import git_commit, newest
+from utils.settings.options import TrainOptions
+from utils.system.console import quoted, shown
+from utils.system.distributed import gather
+from utils.system.processes import is_main, world_size
+
+CHANGEABLE = ("cache", "device", "noplots", "tensorboard", "workers")  # flags that do not change what is learnt
+METRICS = ("precision", "recall", "mAP50", "mAP50-95")
+
+
+def save_weights(run: Run, path: Path, epoch: int) -> None:
+    """Write the smoothed weights of an epoch that is done, in half precision, as one ships them."""
+    if is_main():
+        save_checkpoint(path, weights_content(run.state.ema.ema, run.opt.imgsz, **_facts(run, epoch)))
+
+
+def save_state(run: Run, finished: bool = False) -> None:
+    """Write last.pt, from which the run goes on as if it had not been stopped. All processes must call it together.
+
+    finished: best.pt has been scored too, nothing is left.
+    """
+    state = run.state.content()
+    if is_main():
+        facts = _facts(run, run.state.epoch - 1)
+        content = weights_content(run.state.ema.ema, run.opt.imgsz, half=False, **facts)
+        content["kind"] = "training"
+        content["training"] = {**state, "data": run.digest, "amp": run.precision.amp, "finished": finished}
+        save_checkpoint(run.last, content)
+    gather(None)  # a process that left while this one writes would have it ended by torchrun
+
+
+def resume_command(run: Run) -> str:
+    """What to type to go on with a run, or an empty string if there is no last.pt."""
+    start = "python" if world_size() == 1 else f"torchrun --standalone --nproc_per_node {world_size()}"
+    return f"to go on: {start} train.py --resume {quoted(shown(run.last))}" if run.last.exists() else ""
+
+
+def _facts(run: Run, epoch: int) -> dict[str, Any]:
+    figures = run.state.rows[-1][4:8] if run.state.rows else [0.0] * 4
+    metrics = dict(zip(METRICS, map(float, figures), strict=True))
+    return {"metrics": metrics, "epoch": epoch, "options": run.opt.plain(), "hyp": run.hyp, "commit": git_commit()}
+
+
+def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Path]:
+    """The options, checkpoint and folder of the run to go on with. Raises UserError if it is finished.
+
+    Of the flags given now, those that do not change what is learnt take the place of the run's own.
+    """
+    if others := sorted(set(flags.given) - set(CHANGEABLE) - {"resume"}):
+        raise UserError(f"--resume goes on with the run's own options: leave out --{others[0].replace('_', '-')} "
+                        f"(only {', '.join(f'--{flag}' for flag in CHANGEABLE)} can change)")  # fmt: skip
+    file = Path(flags.resume) if isinstance(flags.resume, str) else newest("train/*/weights/last.pt")
+    if file is None:
+        raise UserError("--resume: there is no last.pt in runs/train; give its path")
+    if file.is_dir():
+        file = file / "weights" / "last.pt"
+    content = load_checkpoint(file, training=True)
+    if content["training"].get("finished"):
+        raise UserError(f"{file}: this run is finished ({content['epoch'] + 1} epochs); start a new one with "
+                        f"--weights {file} to train on")  # fmt: skip
+    if (count := len(content["training"].get("processes", [0]))) != world_size():
+        raise UserError(f"{file}: {count} process{'es' if count > 1 else ''} trained this, now there "
+                        f"{'are' if world_size() > 1 else 'is'} {world_size()}: start train.py with "
+                        + (f"torchrun --standalone --nproc_per_node {count}" if count > 1 else "python"))  # fmt: skip
+    if file.resolve().parent.name != "weights":
+        raise UserError(f"{file}: lies in no run folder; --resume takes runs/train/<name>/weights/last.pt")
+    folder = file.resolve().parents[1]
+    for part in (*folder.glob(".*.part"), *folder.glob("weights/.*.part")):
+        part.unlink(missing_ok=True)  # what a killed process was writing
+    changed = {k: getattr(flags, k) for k in set(CHANGEABLE) & set(flags.given)}
+    return TrainOptions.from_flags({**content["options"], **changed}), content, folder

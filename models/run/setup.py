@@ -1,0 +1,294 @@
+"""Builds what a training run works with, from its options alone or from the checkpoint of one that was stopped."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from models.blocks.memory import replace_strided_depthwise
+from models.inference.runtime import check_img_size
+from models.run.state import TrainState, data_digest
+from models.run.sync_bn import synchronise_batch_norms
+from models.weights.checkpoint import check_fit, load_checkpoint, model_from_checkpoint
+from models.weights.imagenet import TORCHVISION, start_backbone
+from models.weights.transfer import transfer_weights
+from models.yolo import DetectionModel, coarse_stride_warning, model_summary
+from utils.data.dataset import DetectionDataset
+from utils.data.labels import LabelIndex, label_path, load_labels
+from utils.data.loader import create_loader
+from utils.draw.plots import plot_labels
+from utils.errors import UserError
+from utils.files import find_file, git_commit, increment_path
+from utils.settings.config import DataConfig, load_yaml, save_yaml
+from utils.settings.options import TrainOptions
+from utils.system.console import LOGGER, quoted, shown
+from utils.system.device import describe_device, keep_freed_memory, seed_everything, select_device
+from utils.system.distributed import connect, gather, locked, total
+from utils.system.precision import Precision, choose_precision
+from utils.system.processes import is_main, local_rank, local_world_size, rank, world_size
+from utils.training.anchors import adapt_anchors
+from utils.training.autobatch import check_train_batch_size
+from utils.training.loss import ComputeLoss, scaled_gains
+from utils.training.loss_checks import LossChecks
+from utils.training.optim import EarlyStopping, ModelEMA, create_optimizer
+
+DEFAULT_CFG = "models/yolov5_shufflenet.yaml"
+
+
+@dataclass
+class Run:
+    """Everything a training run works with. `network` is the model as it is called: bare, or shared over processes."""
+
+    opt: TrainOptions
+    hyp: dict[str, float]
+    data: DataConfig
+    digest: str
+    folder: Path
+    precision: Precision
+    network: nn.Module
+    state: TrainState
+    loader: DataLoader
+    val_loader: DataLoader | None
+    train_loss: ComputeLoss
+    val_loss: ComputeLoss
+    checks: LossChecks
+
+    @property
+    def model(self) -> DetectionModel:
+        return self.state.model
+
+    @property
+    def names(self) -> dict[int, str]:
+        return self.model.names
+
+    @property
+    def device(self) -> torch.device:
+        return self.precision.device
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "weights" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "weights" / "best.pt"
+
+
+def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: dict | None = None,
+          folder: Path | None = None) -> Run:  # fmt: skip
+    """Build a run; content and folder are those of the run to go on with. Raises UserError for what cannot be."""
+    device = training_device(opt)
+    names = {0: "object"} if opt.single_cls else data.names
+    seed_everything(opt.seed)
+    model = build_model(opt, hyp, names, content)  # before the scan: a wrong name is told without waiting for it
+    index, val_index = scan(data)
+    digest = data_digest(index, val_index)
+    if content:
+        check_unchanged(content, names, digest, data, folder)
+    if opt.batch_size != -1:
+        check_batch_size(opt, len(index))
+    if opt.image_weights and opt.rect:
+        raise UserError("--image-weights draws images at random, --rect puts them in an order: choose one")
+    if opt.image_weights and (opt.noval or val_index is None):
+        raise UserError("--image-weights goes by the evaluation after each epoch: it needs a val split and no --noval")
+    precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
+    model = model.to(device, memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_freed_memory()
+        if precision.dtype == torch.bfloat16:
+            replace_strided_depthwise(model)
+    opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
+    LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, {world_size()} process"
+                f"{'es' if world_size() > 1 else ''}, {precision.reason}, seed {opt.seed}, {opt.hyp}")  # fmt: skip
+    if warning := coarse_stride_warning(model):
+        LOGGER.warning(warning)
+    if not opt.noautoanchor and not content:
+        learnt = model.model[-1].anchors.clone()
+        adapt_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
+        if opt.weights not in ("", TORCHVISION) and not torch.equal(learnt, model.model[-1].anchors):
+            LOGGER.warning("the head from --weights has learnt its boxes with other anchors; --noautoanchor keeps them")
+    connect(device)  # as late as can be: a label scan may take longer than processes wait for each other
+    if opt.batch_size == -1:
+        opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
+        check_batch_size(opt, len(index))
+    model.hyp = scaled_gains(hyp, model.model[-1], opt.imgsz)
+    folder = folder or new_folder(opt, hyp, model, index)
+    LOGGER.info(f"results go to {shown(folder)}")
+    return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index)
+
+
+def training_device(opt: TrainOptions) -> torch.device:
+    """The device of this process: as `--device` says; of several processes on GPUs each takes one (of those listed)."""
+    name = opt.device
+    if world_size() > 1 and name != "cpu" and torch.cuda.is_available():
+        listed = name.split(",") if name else [str(i) for i in range(torch.cuda.device_count())]
+        if local_world_size() > len(listed):
+            raise UserError(f"--device {name}: {len(listed)} GPUs for {local_world_size()} processes; start as many")
+        name = listed[local_rank()]
+    device = select_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def scan(data: DataConfig) -> tuple[LabelIndex, LabelIndex | None]:
+    """The labels of the train and val splits. Raises UserError if there is nothing to learn from."""
+    train_parts, val_parts = data.existing("train"), data.existing("val") if data.val else ()
+    if missing := [str(p) for p in data.train if not p.exists()]:
+        LOGGER.warning(f"{data.yaml_file.name} lists {', '.join(missing)}, which is not there: training without it")
+    with locked(train_parts[0].parent):  # one process scans, the others then read its cache
+        index = load_labels(train_parts, data.nc, "train: ")
+        val_index = load_labels(val_parts, data.nc, "val: ") if val_parts else None
+    if not len(index.values):
+        raise UserError(f"train: not one object in {len(index)} images; label files are looked for in "
+                        f"{label_path(index.file(0)).parent}")  # fmt: skip
+    return index, val_index
+
+
+def check_unchanged(
+    content: dict[str, Any], names: dict[int, str], digest: str, data: DataConfig, folder: Path
+) -> None:
+    """Raise UserError if a run to be resumed would go on with other classes, images or labels."""
+    if list(content["names"].values()) != list(names.values()):
+        raise UserError(f"--resume: the class names in {data.yaml_file} have changed since this run began")
+    if content["training"].get("data") != digest:
+        weights = quoted(shown(folder / "weights/last.pt"))
+        raise UserError(f"--resume: the images or labels that {data.yaml_file} names have changed since this run "
+                        f"began; start a new run with --weights {weights} to train on with them")  # fmt: skip
+
+
+def build_model(
+    opt: TrainOptions, hyp: dict[str, float], names: dict[int, str], content: dict | None
+) -> DetectionModel:
+    """The network: resumed, from --cfg, from --weights, or from --cfg with the tensors of --weights that fit.
+
+    Of torchvision's weights, or those of --backbone-weights, it has the backbone.
+    """
+    if content:
+        return freeze(model_from_checkpoint(content, "last.pt"), opt)
+    from_imagenet = opt.weights == TORCHVISION or bool(opt.backbone_weights)
+    weights = load_checkpoint(opt.weights) if opt.weights and not from_imagenet else None
+    if weights and not opt.cfg:
+        check_fit(weights, opt.weights)
+    cfg = opt.cfg or (weights["yaml"] if weights else DEFAULT_CFG)
+    anchors = round(hyp["anchors"])
+    model = DetectionModel(cfg, nc=len(names), anchors=anchors or None)
+    model.names = names
+    if opt.noautoanchor and isinstance(model.yaml["anchors"], int):
+        raise UserError("--noautoanchor: the hyp file or the model yaml gives a number of anchors only; leave it out")
+    if weights:
+        transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors,
+                         fresh_head=opt.fresh_head, verbose=opt.verbose)  # fmt: skip
+    if from_imagenet:
+        start_backbone(model, opt.backbone_weights, opt.verbose)
+    return freeze(model, opt)
+
+
+def freeze(model: DetectionModel, opt: TrainOptions) -> DetectionModel:
+    """Take the layers that `--freeze` names out of the training; returns the model."""
+    model.requires_grad_(True)
+    if not opt.frozen_layers:
+        return model
+    if max(opt.frozen_layers) >= len(model.model) - 1:
+        raise UserError(f"--freeze {' '.join(map(str, opt.freeze))}: this model has layers 0 to {len(model.model) - 1},"
+                        " the last of which must be trained")  # fmt: skip
+    for i in opt.frozen_layers:
+        model.model[i].requires_grad_(False)
+    LOGGER.info(f"--freeze: layers {', '.join(map(str, opt.frozen_layers))} stay as they are")
+    return model
+
+
+def automatic_batch_size(model: DetectionModel, opt: TrainOptions, precision: Precision, images: int) -> int:
+    """What `--batch-size -1` stands for: what one process can hold, times the processes."""
+    share = images // world_size()
+    size = min(gather(check_train_batch_size(model, opt.imgsz, precision.device, share, precision.autocast)))
+    return max(size // 4 * 4, 4) * world_size() if opt.quad else size * world_size()
+
+
+def check_batch_size(opt: TrainOptions, images: int) -> None:
+    """Raise UserError if a batch cannot be shared out as the options ask for."""
+    world = world_size()
+    if opt.batch_size % world or images < world:
+        raise UserError(f"--batch-size {opt.batch_size} is for all {world} processes together and must be a multiple "
+                        f"of {world}, with {world} images at least")  # fmt: skip
+    if opt.quad and (opt.batch_size % (4 * world) or images < 4 * world):
+        raise UserError(f"--quad makes one image out of four: --batch-size must be a multiple of {4 * world}, with "
+                        "as many images at least")  # fmt: skip
+
+
+def new_folder(opt: TrainOptions, hyp: dict[str, float], model: DetectionModel, index: LabelIndex) -> Path:
+    """Make the run's folder, with opt.yaml, hyp.yaml, model.yaml, environment.yaml and labels.jpg in it."""
+    folder = Path()
+    if is_main():
+        folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok)
+        (folder / "weights").mkdir(exist_ok=True)
+        save_yaml(folder / "opt.yaml", opt.plain())
+        save_yaml(folder / "hyp.yaml", hyp)
+        save_yaml(folder / "model.yaml", {k: v for k, v in model.yaml.items() if k not in ("ch", "yaml_file")})
+        versions = {"python": platform.python_version(), "torch": str(torch.__version__), "commit": git_commit()}
+        content = load_yaml(find_file(opt.data, ("data",), "--data"))
+        save_yaml(folder / "environment.yaml", {**versions, "data": content})
+        if not opt.noplots:
+            plot_labels(index.values, model.names, folder / "labels.jpg")
+    return Path(gather(str(folder))[0])
+
+
+def assemble(
+    opt: TrainOptions, hyp: dict[str, float], data: DataConfig, digest: str, folder: Path, precision: Precision,
+    model: DetectionModel, index: LabelIndex, val_index: LabelIndex | None,
+) -> Run:  # fmt: skip
+    """Put optimizer, smoothed weights, losses and loaders around a model."""
+    world, stride, device = world_size(), int(model.stride.max()), precision.device
+    accumulate = max(round(hyp["nbs"] / opt.batch_size), 1)
+    decay = hyp["weight_decay"] * opt.batch_size * accumulate / hyp["nbs"]
+    ema = ModelEMA(model)
+    if opt.sync_bn and world > 1:
+        synchronise_batch_norms(model, device)
+    optimizer = create_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
+    network = model
+    if world > 1:
+        network = share_gradients(model, device)
+    if opt.compile:
+        network = torch.compile(network)
+    train_set = DetectionDataset(index, opt.imgsz, opt.batch_size, hyp, opt.rect, stride, cache=opt.cache,
+                                 single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad,
+                                 colours=not opt.gpu_augment)  # fmt: skip
+    loader = create_loader(train_set, opt.batch_size, opt.workers, shuffle=not opt.rect,
+                           pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False)  # fmt: skip
+    state = TrainState(model, ema, optimizer, precision.scaler(), EarlyStopping(opt.patience),
+                       torch.zeros(3, device=device))  # fmt: skip
+    run = Run(opt, hyp, data, digest, folder, precision, network, state, loader, None,
+              ComputeLoss(model, total if world > 1 else None), ComputeLoss(model),
+              LossChecks(device.type == "cuda"))  # fmt: skip
+    if val_index is not None:
+        run.val_loader = eval_loader(run, "val", stride, val_index)
+    return run
+
+
+def share_gradients(model: DetectionModel, device: torch.device) -> DistributedDataParallel:
+    """The model as several processes call it: gradients are averaged, batch norm statistics stay each one's own."""
+    names = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
+                                   gradient_as_bucket_view=True, **{buffers: False})  # fmt: skip
+
+
+def eval_loader(run: Run, split: str, stride: int, index: LabelIndex | None = None) -> DataLoader:
+    """A loader over this process's part of a split as val.py sees it: letterboxed, batches of like proportions."""
+    if index is None:
+        parts = run.data.existing(split)
+        with locked(parts[0].parent):
+            index = load_labels(parts, run.data.nc, f"{split}: ")
+    batch = run.opt.batch_size * 2
+    dataset = DetectionDataset(index, run.opt.imgsz, batch, rect=True, pad=0.5, stride=stride, cache=run.opt.cache,
+                               single_cls=run.opt.single_cls)  # fmt: skip
+    return create_loader(dataset, batch, run.opt.workers, shuffle=False, pin_memory=run.device.type == "cuda",
+                         rank=rank(), world=world_size())  # fmt: skip

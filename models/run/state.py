@@ -1,0 +1,100 @@
+"""What changes while a model is trained: gathered in one place, written into last.pt, and put back from it exactly."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from models.yolo import DetectionModel
+from utils.data.labels import LabelIndex
+from utils.errors import UserError
+from utils.system.device import random_state, set_random_state
+from utils.system.distributed import gather
+from utils.system.processes import rank
+from utils.training.optim import EarlyStopping, ModelEMA
+
+
+@dataclass
+class TrainState:
+    """A training at one moment, between two batches.
+
+    epoch, batch: the epoch in progress and how many of its batches are done. losses: their mean, (3,), of this
+    process. last_step: number of the batch after which the weights last changed. rows: of results.csv. seconds: of
+    the epoch in progress, by kind (`save`: of the run). class_maps: mAP50-95 per class of the last evaluation. done:
+    no epoch is left.
+    """
+
+    model: DetectionModel
+    ema: ModelEMA
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    stopper: EarlyStopping
+    losses: Tensor
+    epoch: int = 0
+    batch: int = 0
+    last_step: int = -1
+    rows: list[list[float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    class_maps: list[float] = field(default_factory=list)
+    done: bool = False
+
+    def content(self) -> dict[str, Any]:
+        """The state as tensors and plain values, without the smoothed weights. All processes must call it together."""
+        gradients = {k: p.grad for k, p in self.model.named_parameters() if p.grad is not None}
+        return {
+            "model": self.model.state_dict(),
+            "gradients": gradients if self.batch else {},  # an epoch starts without
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema_updates": self.ema.updates,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "last_step": self.last_step,
+            "processes": gather({"losses": self.losses.tolist(), "random": random_state()}),
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "class_maps": self.class_maps,
+            "done": self.done,
+            **self.stopper.state(),
+        }
+
+    def restore(self, content: dict[str, Any], smoothed: dict[str, Tensor]) -> None:
+        """Put everything back, with the smoothed weights. Raises UserError if they are incomplete or do not fit."""
+        try:
+            self.model.load_state_dict(content["model"])
+            self.ema.ema.load_state_dict(smoothed)
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.ema.updates, self.last_step = content["ema_updates"], content["last_step"]
+            self.epoch, self.batch = content["epoch"], content["batch"]
+            self.rows, self.seconds, self.class_maps = content["rows"], content["seconds"], content["class_maps"]
+            self.done = content["done"]
+            self.stopper.best_fitness, self.stopper.best_epoch = content["best_fitness"], content["best_epoch"]
+            for key, parameter in self.model.named_parameters():
+                if key in content["gradients"]:
+                    parameter.grad = content["gradients"][key].to(parameter.device)
+            own = content["processes"][rank()]
+            self.losses = torch.tensor(own["losses"], device=self.losses.device)
+            set_random_state(own["random"])
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as e:
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"--resume: last.pt does not fit this program or is damaged ({reason})") from e
+
+
+def data_digest(*indices: LabelIndex | None) -> str:
+    """A fingerprint of images and labels: changes with names, sizes and boxes, not with where the set lies."""
+    digest = hashlib.sha256()
+    for index in indices:
+        if index is None:
+            digest.update(b"none")
+            continue
+        digest.update("\0".join(index.file(i).replace("\\", "/").rpartition("/")[2] for i in range(len(index))).encode(
+            errors="surrogateescape"))  # fmt: skip
+        for array in (index.shapes, index.values, index.offsets):
+            digest.update(array.tobytes())
+    return digest.hexdigest()

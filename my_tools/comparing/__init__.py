@@ -1,0 +1,1 @@
+"""The models and experiments that `compare.py` measures."""

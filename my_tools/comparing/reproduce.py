@@ -1,0 +1,130 @@
+"""The articles' experiments as a whole: several configs trained one after another under the same conditions.
+
+`my_tools/compare.py --reproduce voc` calls this and then compares what was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import train
+from models.run.setup import scan
+from models.run.state import data_digest
+from models.weights.checkpoint import load_checkpoint
+from models.yolo import DetectionModel
+from utils.data.augment import make_divisible
+from utils.errors import UserError
+from utils.files import MODEL_FOLDERS, find_file
+from utils.settings.config import load_data, load_model_cfg
+from utils.settings.options import TrainOptions, effective_hyp
+from utils.system.console import LOGGER, shown
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an article trained: model yaml files, data, and the flags of train.py that it named."""
+
+    models: tuple[str, ...]
+    data: str
+    flags: Mapping[str, Any]
+
+
+# what the runs of an experiment must have in common with what is asked for
+FLAGS = ("epochs", "imgsz", "batch_size", "optimizer", "seed", "amp", "weights", "single_cls")
+STRUCTURE = ("backbone", "head", "depth_multiple", "width_multiple", "channel_multiple", "activation")
+
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({
+    "voc": Experiment(
+        ("yolov5_shufflenet.yaml", "yolov5_stem_shufflenet.yaml", "yolov5l_slimneck.yaml"), "VOC.yaml",
+        MappingProxyType({"epochs": 300, "imgsz": 640, "batch_size": 16, "hyp": "hyp.scratch-low.yaml"}),
+    ),
+})  # fmt: skip
+
+
+def train_all(name: str, models: Sequence[str], flags: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Train each model of an experiment into folder/train/<config>, one after another; returns these run folders.
+
+    models: model yaml files in place of the experiment's. flags: of train.py, in place of the experiment's; with
+    another `data` than the experiment's only these, and what that data yaml sets. All have one seed, and with it one
+    order of the images. A run that is finished is left, one that was stopped goes on.
+    Raises UserError, before any training, for models that do not exist and runs under other conditions.
+    """
+    experiment = EXPERIMENTS[name]
+    given = {k: v for k, v in flags.items() if v is not None}
+    settings = {**({} if given.get("data", experiment.data) != experiment.data else experiment.flags), **given}
+    settings.setdefault("data", experiment.data)
+    # what is wrong is told before an hour of training, not after it
+    cfgs = [find_file(m, MODEL_FOLDERS, "--models") for m in models or experiment.models]
+    if len({c.stem for c in cfgs}) < len(cfgs):
+        raise UserError("--models: two of them have the same name")
+    data = load_data(settings["data"])
+    for cfg in cfgs:
+        DetectionModel(cfg, nc=data.nc)
+    runs = [(folder / "train" / cfg.stem, {**settings, "cfg": str(cfg)}) for cfg in cfgs]
+    begun = any(_last(run).is_file() for run, _ in runs)
+    digest = data_digest(*scan(data)) if begun else ""
+    states = [state_of(run, wanted, digest) for run, wanted in runs]
+    for number, ((run, wanted), state) in enumerate(zip(runs, states, strict=True), 1):
+        LOGGER.info(f"\n{run.name}, {number} of {len(runs)}: {state}")
+        if state != "finished":
+            _train(run, wanted, resume=state == "to be gone on with")
+    return [run for run, _ in runs]
+
+
+def _last(run: Path) -> Path:
+    return run / "weights" / "last.pt"
+
+
+def _train(run: Path, wanted: Mapping[str, Any], resume: bool) -> None:
+    changeable = {k: wanted[k] for k in ("device", "workers", "cache") if k in wanted}
+    try:
+        if resume:
+            train.run(resume=str(run / "weights" / "last.pt"), **changeable)
+        else:
+            train.run(**wanted, project=str(run.parent), name=run.name, exist_ok=True)
+    except KeyboardInterrupt as e:
+        reason = str(e).split(";")[0] or "interrupted"
+        raise KeyboardInterrupt(f"{reason}; to go on, give the same command again") from None
+
+
+def state_of(run: Path, wanted: Mapping[str, Any], digest: str) -> str:
+    """`finished`, `to be gone on with` or `to be trained`.
+
+    digest: the fingerprint of images and labels as they are now. Raises UserError if what lies there was trained under
+    other conditions than `wanted`: flags, hyper-parameters, model, images or labels.
+    """
+    if not _last(run).is_file():
+        return "to be trained"
+    content = load_checkpoint(_last(run), training=True)
+    for what, theirs, ours in conditions(content, wanted, digest):
+        if theirs != ours:
+            now = f"{theirs}, now it is {ours}" if what.startswith("--") else "as it was before it was changed"
+            raise UserError(f"{shown(run)} was trained with {what} {now}: choose another --name, or give what it was "
+                            "trained with")  # fmt: skip
+    return "finished" if content["training"].get("finished") else "to be gone on with"
+
+
+def conditions(content: Mapping[str, Any], wanted: Mapping[str, Any], digest: str) -> list[tuple[str, Any, Any]]:
+    """What a training depends on: (what it is, in the last.pt `content`, as `wanted` now)."""
+    options = TrainOptions.from_flags(wanted)
+    options.with_defaults(load_data(options.data).defaults, options.data)
+    options.imgsz = make_divisible(options.imgsz, int(max(content["stride"])))  # as train.py does
+    theirs, ours = content["options"], options.plain()
+    found = [(f"--{key.replace('_', '-')}", theirs.get(key), ours[key]) for key in FLAGS]
+    found.append(("--data", *(_path(o["data"], "data") for o in (theirs, ours))))
+    hyp = effective_hyp(options)
+    found += [(f"--hyp with {key}", content["hyp"].get(key), value) for key, value in hyp.items()]
+    cfg = load_model_cfg(options.cfg)
+    found += [(f"the {key} of the model yaml", content["yaml"].get(key), cfg.get(key)) for key in STRUCTURE]
+    return [*found, (f"{Path(options.data).name}'s set of images and labels", content["training"].get("data"), digest)]
+
+
+def _path(name: str, folder: str) -> str:
+    try:
+        return str(find_file(name, (folder,), "--data"))
+    except UserError:
+        return name

@@ -1,0 +1,1 @@
+"""Drawing: boxes on images, plots, pictures of mistakes. Measures nothing."""

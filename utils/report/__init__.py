@@ -1,0 +1,1 @@
+"""The reports of `compare.py`: html, markdown, charts. Measures nothing."""

@@ -1,0 +1,1 @@
+"""Options, flags and yaml files, read as data and validated. Loads without torch."""

@@ -1,0 +1,3 @@
+"""The machine and the process: device, precision, several processes, console, signals, downloads. Knows nothing of
+detection.
+"""

@@ -1,0 +1,166 @@
+"""What the user sees in a terminal: the logger, colours, progress bars, and how a script ends."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from utils.errors import UserError, did_you_mean, no_memory
+from utils.system.processes import is_connected, is_main, rank
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+PATIENCE = 30.0  # seconds in which the first process has told an error that all have met
+
+LOGGER = logging.getLogger("yolov5")
+
+_HUES = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
+_COLOURS = {
+    **{hue: 30 + k for k, hue in enumerate(_HUES)},
+    **{f"bright_{hue}": 90 + k for k, hue in enumerate(_HUES)},
+    "end": 0, "bold": 1, "underline": 4,
+}  # fmt: skip
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes through tqdm, so that a message does not tear a progress bar apart; looks stdout up at each line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        keep = "\t" if record.levelno >= logging.WARNING else "\n\t"  # a warning's line end is one in a file's name
+        text = printable(record.getMessage(), keep).encode(encoding, "backslashreplace").decode(encoding)
+        if record.levelno >= logging.ERROR:
+            text = colorstr("red", "error: ") + text
+        elif record.levelno >= logging.WARNING:
+            text = colorstr("yellow", "WARNING: ") + text
+        tqdm.write(text, file=stream)
+
+
+def set_logging(name: str | None = None, verbose: bool = True) -> None:
+    """Let the program speak, or with `verbose` False tell errors only.
+
+    name is taken for the sake of YOLOv5's scripts and has no effect.
+    """
+    LOGGER.setLevel(logging.INFO if verbose and is_main() else logging.ERROR)  # of several processes one speaks
+
+
+if not LOGGER.handlers:
+    LOGGER.addHandler(_ConsoleHandler())
+    set_logging()
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with everything a terminal might obey, except the characters of `keep`, written as an escape."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def has_control(text: str) -> bool:
+    """Whether a name holds what ends a line or moves a terminal's cursor."""
+    return re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text) is not None
+
+
+def colorstr(*words: object) -> str:
+    """Wrap the last word in the ANSI colours the others name, or in bold blue if it is alone.
+
+    Only where the terminal shows it: not into files, not with NO_COLOR set.
+    """
+    *colours, text = words if len(words) > 1 else ("blue", "bold", *words)
+    if "NO_COLOR" in os.environ or not sys.stdout.isatty():
+        return str(text)
+    return "".join(f"\033[{_COLOURS[str(c)]}m" for c in colours) + f"{text}\033[0m"
+
+
+def print_args(args: Mapping[str, Any], show_file: bool = True) -> None:
+    """Log options as `script: a=1, b=2`; without the script's name if `show_file` is False."""
+    script = colorstr(f"{Path(sys.argv[0]).stem}: ") if show_file else ""
+    LOGGER.info(script + ", ".join(f"{k}={v}" for k, v in args.items()))
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it from the project's folder."""
+    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+def quoted(word: str) -> str:
+    """A word of a command that every shell takes, Windows' too."""
+    return f'"{word}"' if " " in word else word
+
+
+def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) -> tqdm:
+    """A progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
+    kwargs.setdefault("bar_format", "{l_bar}{bar:10}{r_bar}{bar:-10b}")
+    return tqdm(iterable, desc=desc, disable=not is_main(), **kwargs)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are told in one line, with exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        rest = message.removeprefix("unrecognized arguments: ")
+        if rest != message:
+            flag = rest.split()[0]
+            known = did_you_mean(flag, self._option_string_actions)
+            message = f"unknown flag {flag}{known}" if flag.startswith("-") else f"'{flag}' belongs to no flag"
+            message += "; --help lists all"
+        fail(message)
+
+
+def fail(message: str) -> NoReturn:
+    """Tell an error and end the process, with exit code 1.
+
+    Of several processes that are not connected yet, all stumble over the same, and the first one tells it. The others
+    wait, since torchrun ends all of them as soon as one has gone.
+    """
+    if not is_main() and not is_connected():
+        time.sleep(PATIENCE)
+    LOGGER.error(message if is_main() else f"process {rank()}: {message}")
+    sys.exit(1)
+
+
+def run_script(main: Callable[[Any], Any], opt: Any) -> None:
+    """Run `main(opt)`; a `UserError` becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    try:
+        main(opt)
+    except UserError as e:
+        fail(str(e))
+    except BrokenPipeError:  # what reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as e:
+        if told := no_memory(e):
+            fail(told)
+        if e.errno not in DISK_TROUBLE:
+            raise
+        LOGGER.error(f"{e.filename or 'a file'}: cannot be written ({e.strerror})")
+        sys.exit(1)
+    except Exception as e:
+        if not (told := no_memory(e)):
+            raise
+        fail(told)
+    except KeyboardInterrupt as e:
+        if is_main():
+            sys.stderr.write(f"{str(e) or 'interrupted'}\n")  # as asked for: no error
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what is logged of each thing that is timed."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

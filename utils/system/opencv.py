@@ -1,0 +1,22 @@
+"""OpenCV, loaded in one place: with a limit on the size of images, and an error that names the package to install.
+
+    from utils.system.opencv import cv2
+"""
+
+import os
+import sys
+
+# OpenCV reads this when it is loaded. It limits the pixels of an image for the formats whose headers
+# `utils.data.images` does not read itself.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
+
+try:
+    import cv2
+except ImportError as e:
+    HINT = (f"OpenCV cannot be loaded ({e}); on machines without a screen: pip uninstall opencv-python "
+            "opencv-contrib-python, then pip install --force-reinstall opencv-python-headless")  # fmt: skip
+    if hasattr(sys.modules.get("__main__"), "__file__"):  # a script: one line, no traceback
+        sys.exit(f"error: {HINT}")
+    raise ImportError(HINT) from e
+
+__all__ = ["cv2"]

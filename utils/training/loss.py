@@ -1,0 +1,133 @@
+"""YOLOv5's loss: complete IoU of matched boxes, objectness everywhere, class scores of matched boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.boxes import bbox_ciou
+
+LevelTargets = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# objectness weights per map, finest first (YOLOv5)
+BALANCE = {3: (4.0, 1.0, 0.4)}
+BALANCE_OTHER = (4.0, 1.0, 0.25, 0.06, 0.02)
+# besides the cell a centre lies in, the nearest neighbour in x and the nearest in y are responsible for it
+NEIGHBOURS = torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float32) * 0.5
+
+
+def focal_weights(pred: Tensor, true: Tensor, gamma: float, alpha: float = 0.25) -> Tensor:
+    """Weights (same shape) that turn binary cross-entropy into focal loss (Lin et al., 2017)."""
+    p = pred.sigmoid()
+    p_true = true * p + (1 - true) * (1 - p)
+    return (true * alpha + (1 - true) * (1 - alpha)) * (1 - p_true) ** gamma
+
+
+def scaled_gains(hyp: Mapping[str, float], head: nn.Module, imgsz: int) -> dict[str, float]:
+    """Loss gains for this head and image size: the hyp files give them for 3 maps, 80 classes and 640 px."""
+    return {
+        **hyp,
+        "box": hyp["box"] * 3 / head.nl,
+        "cls": hyp["cls"] * head.nc / 80 * 3 / head.nl,
+        "obj": hyp["obj"] * (imgsz / 640) ** 2 * 3 / head.nl,
+    }
+
+
+class ComputeLoss:
+    """Loss of a detector; `model` needs a head as its last layer (`na nc nl anchors stride`) and `hyp`.
+
+    Call with the raw maps (b, na, h, w, 5 + nc) and targets (n, 6): image, class, cx, cy, w, h normalised, best on
+    the CPU, so that a GPU need not be waited for. Returns the loss, shape (1,), weighted and times the batch size; and
+    its parts (box, obj, cls), shape (3,), detached.
+
+    total: where several processes have a share of the batch each, the function that sums a tensor over them. The
+    means are then over the whole batch: loss and parts of the processes add up to those of one with all of it.
+    """
+
+    def __init__(self, model: nn.Module, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.total = total
+        head = model.model[-1]
+        self.hyp: dict[str, float] = model.hyp
+        self.nc, self.na, self.nl = head.nc, head.na, head.nl
+        self.anchors: Tensor = head.anchors.cpu()  # targets are assigned there: how many match is asked for at once
+        device = head.anchors.device
+        self.cls_weight = torch.tensor([self.hyp["cls_pw"]], device=device)
+        self.obj_weight = torch.tensor([self.hyp["obj_pw"]], device=device)
+        smoothing = self.hyp.get("label_smoothing", 0.0)
+        self.positive, self.negative = 1.0 - 0.5 * smoothing, 0.5 * smoothing
+        self.balance = BALANCE.get(self.nl, BALANCE_OTHER)
+        if self.nl > len(self.balance):
+            raise ValueError(f"the loss is made for up to {len(self.balance)} maps, the head has {self.nl}")
+
+    def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+        box = obj = cls = torch.zeros(1, device=preds[0].device)
+        levels = self.build_targets(preds, targets)
+        images, matches = self._counts(preds, levels)
+        for raw, weight, level, count in zip(preds, self.balance, levels, matches, strict=False):
+            raw = raw.float()
+            image, anchor, y, x, true_box, anchor_wh, true_cls = level
+            objectness = torch.zeros(raw.shape[:4], device=raw.device)
+            if len(image):
+                matched = raw[image, anchor, y, x]
+                xy = matched[:, :2].sigmoid() * 2 - 0.5
+                wh = (matched[:, 2:4].sigmoid() * 2) ** 2 * anchor_wh
+                iou = bbox_ciou(torch.cat((xy, wh), 1), true_box)
+                box = box + (1.0 - iou).sum() / count
+                objectness[image, anchor, y, x] = iou.detach().clamp(0)
+                if self.nc > 1:
+                    goal = torch.full_like(matched[:, 5:], self.negative)
+                    goal[torch.arange(len(goal), device=goal.device), true_cls] = self.positive
+                    cls = cls + self._bce(matched[:, 5:], goal, self.cls_weight) / (count * self.nc)
+            cells = images * raw[0, ..., 0].numel()
+            obj = obj + self._bce(raw[..., 4], objectness, self.obj_weight) / cells * weight
+        parts = torch.cat((box * self.hyp["box"], obj * self.hyp["obj"], cls * self.hyp["cls"]))
+        return parts.sum(0, keepdim=True) * images, parts.detach()
+
+    def _counts(self, preds: list[Tensor], levels: list[LevelTargets]) -> tuple[int, list[int]]:
+        """Images and matches per map, over all processes."""
+        counts = [preds[0].shape[0], *(len(level[0]) for level in levels)]
+        if self.total is not None:
+            counts = self.total(torch.tensor(counts, device=preds[0].device)).tolist()
+        return counts[0], counts[1:]
+
+    def _bce(self, pred: Tensor, true: Tensor, positive_weight: Tensor) -> Tensor:
+        """Binary cross-entropy, summed."""
+        gamma = self.hyp.get("fl_gamma", 0.0)
+        if not gamma:
+            return F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight, reduction="sum")
+        loss = F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight, reduction="none")
+        return (loss * focal_weights(pred, true, gamma)).sum()
+
+    def build_targets(self, preds: list[Tensor], targets: Tensor) -> list[LevelTargets]:
+        """Assign labels to anchors and cells.
+
+        Per map: image, anchor, row, column (m,), the true box (m, 4) as offset from the cell and size in cells, the
+        anchor's size (m, 2), the class (m,). A label goes to each anchor whose sides are within `anchor_t` times its
+        own, in its cell and in two neighbours.
+        """
+        targets, device = targets.cpu(), preds[0].device
+        levels = [self._level_targets(preds[i].shape, self.anchors[i], targets) for i in range(self.nl)]
+        return [tuple(t.to(device, non_blocking=True) for t in level) for level in levels]
+
+    def _level_targets(self, shape: torch.Size, anchors: Tensor, targets: Tensor) -> LevelTargets:
+        _, na, height, width, _ = shape
+        size = torch.tensor([width, height, width, height], device=targets.device, dtype=torch.float32)
+        boxes = targets[:, 2:6] * size
+        ratio = boxes[None, :, 2:4] / anchors[:, None]
+        fits = torch.maximum(ratio, 1 / ratio).amax(2) < self.hyp["anchor_t"]
+        anchor, label = fits.nonzero(as_tuple=True)
+        boxes = boxes[label]
+        xy, inverse = boxes[:, :2], size[:2] - boxes[:, :2]
+        left, up = ((xy % 1 < 0.5) & (xy > 1)).T
+        right, down = ((inverse % 1 < 0.5) & (inverse > 1)).T
+        # row k says for which labels the k-th neighbour is responsible too
+        offset, pick = torch.stack((torch.ones_like(left), left, up, right, down)).nonzero(as_tuple=True)
+        boxes, anchor, label = boxes[pick], anchor[pick], label[pick]
+        cell = (boxes[:, :2] - NEIGHBOURS[offset]).long()
+        cell = torch.minimum(cell.clamp(0), size[:2].long() - 1)
+        true_box = torch.cat((boxes[:, :2] - cell, boxes[:, 2:]), 1)
+        x, y = cell.T
+        image, true_cls = targets[label, 0].long(), targets[label, 1].long()
+        return image, anchor, y, x, true_box, anchors[anchor], true_cls

@@ -1,0 +1,329 @@
+"""Conversion of VOC sets to YOLO labels and COCO annotations: what `my_tools/voc2yolo.py` runs."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.errors import UserError, did_you_mean
+from utils.files import DATASETS, IMAGE_SUFFIXES, ROOT
+from utils.system.console import LOGGER, printable, progress
+from utils.system.download import download
+from utils.voc.annotation import VOC_NAMES, read_voc_xml
+from utils.voc.output import LINKS, coco_json, convert_objects, data_yaml, image_writer, sweep, write_if_changed
+from utils.voc.source import MAX_IMAGE, Record, VocSet, image_size, is_custom, open_sources, seeded_split
+
+URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/"  # VOC's own files as zips, YOLOv5's mirror
+ZIPS = {  # the official files by year, with the splits each holds
+    2007: {"VOCtrainval_06-Nov-2007.zip": ("train", "val"), "VOCtest_06-Nov-2007.zip": ("test",)},
+    2012: {"VOCtrainval_11-May-2012.zip": ("train", "val")},
+}
+COMMAND = "python my_tools/voc2yolo.py"
+REPORT = "voc2yolo_report.txt"
+SHOWN = 3  # files named in the terminal for each kind of problem; the report names all
+ROWS = 40  # classes in the table
+_ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)  # the name's fault, not the disk's
+
+Problems = list[tuple[str, str]]  # (file, reason); the reason's text before its first colon names the kind
+
+
+@dataclass
+class Options:
+    """What a conversion is asked for; `parse_opt` explains each. `yaml=False` or None writes no data yaml."""
+
+    source: Sequence[str | Path] | str | Path | None = None
+    out: str | Path | None = None
+    name: str | None = None
+    names: Sequence[str] | None = None
+    box: str = "exact"
+    link: str = "hard"
+    download: bool = False
+    years: Sequence[int] = (2007, 2012)
+    split: Sequence[float] = (0.8, 0.2)
+    seed: int = 0
+    yaml: bool | None = True
+
+    def __post_init__(self) -> None:
+        self.source = [self.source] if isinstance(self.source, str | Path) else list(self.source or ())
+        self.names = [str(name) for name in self.names or ()]
+        if len(set(self.names)) < len(self.names) or not all(name.strip() for name in self.names):
+            raise UserError("--names: every class needs a name of its own")
+        if self.name is not None and not re.fullmatch(r"[\w-][\w.-]*", self.name):
+            raise UserError(f"--name {self.name!r}: letters, digits, '.', '_' and '-' only")
+        for option, value, known in (("box", self.box, ("exact", "legacy")), ("link", self.link, LINKS)):
+            if value not in known:
+                raise UserError(f"--{option} {value!r}{did_you_mean(value, known)}: one of {', '.join(known)}")
+        if unknown := sorted(set(self.years) - set(ZIPS)):
+            raise UserError(f"--years {unknown[0]}: known are {' and '.join(map(str, ZIPS))}")
+        fair = len(self.split) in (2, 3) and all(math.isfinite(p) and p >= 0 for p in self.split) and self.split[0] > 0
+        if not fair or abs(sum(self.split) - 1) > 1e-3:
+            raise UserError("--split: two or three fractions (train val [test]) with the sum 1, as in 0.8 0.2")
+        if self.download and (self.source or self.names or self.name):
+            raise UserError("--download fetches the official VOC zips: leave --source, --name and --names out")
+
+
+@dataclass
+class Summary:
+    """What a conversion did: `images` by split, `objects` (labels) and `difficult` (left out) by split and class."""
+
+    out: Path
+    names: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    objects: dict[str, Counter[str]] = field(default_factory=dict)
+    difficult: dict[str, Counter[str]] = field(default_factory=dict)
+    problems: Problems = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    changed: bool = False
+    data_yaml: Path | None = None
+
+
+def convert(opt: Options) -> Summary:
+    """Find the sets, read their annotations, write what is not there yet, report. Raises UserError."""
+    official_out = DATASETS / "VOC"
+    places, sets, problems = find_sources(opt, official_out)
+    custom = bool(opt.name or opt.names) or is_custom(sets)
+    name = (opt.name or _plain(sets[0].name) if sets else "custom") if custom else "VOC"
+    out = Path(os.path.abspath(opt.out or DATASETS / name))
+    jobs = list_images(sets, opt, custom, problems)
+    if not any(jobs.values()):
+        raise UserError(_nothing(opt, places, problems))
+    records = {split: read_split(split, job, problems) for split, job in jobs.items()}
+    names = list(opt.names or ()) or (_classes(records) if custom else list(VOC_NAMES))
+    summary = Summary(out, names, problems=problems, missing=[] if custom else _missing(jobs, opt, places))
+    try:
+        _make_folders(out, jobs, name)
+        for split, part in records.items():
+            write_split(split, part, summary, opt)
+        if any(summary.images.values()):
+            _write_yaml(summary, name, opt, to_default=not custom and out == official_out)
+        _write_report(summary)
+    except OSError as e:
+        raise UserError(f"cannot write {e.filename or out}: {e.strerror}; run it again to complete it") from e
+    _log_summary(summary, custom)
+    if not any(summary.images.values()):
+        raise UserError("nothing was converted: no annotation could be used together with its image")
+    return summary
+
+
+# What is there
+
+
+def find_sources(opt: Options, official_out: Path) -> tuple[list[Path], list[VocSet], Problems]:
+    """The places looked at, and the sets in --source or where VOC is expected, missing zips downloaded if asked."""
+    if opt.source:
+        places = [Path(p) for p in opt.source]
+        return places, *open_sources(places)
+    places = [p / "images" for p in dict.fromkeys([Path(os.path.abspath(opt.out or official_out)), official_out])]
+    sets, problems = open_sources(_expected(places))
+    if not opt.download:
+        return places, sets, problems
+    have = {f"{split}{voc.year}" for voc in sets for split in voc.splits()[0]}
+    for year in opt.years:
+        for zip_name, splits in ZIPS[year].items():
+            if not all(f"{split}{year}" in have for split in splits):
+                download(URL + zip_name, places[0] / zip_name)
+    return places, *open_sources(_expected(places))
+
+
+def _expected(places: Sequence[Path]) -> list[Path]:
+    """VOC's zips, then unpacked folders: a whole zip is surer than a folder whose unpacking may have been cut off."""
+    zips = [p for place in places for p in sorted(place.glob("VOC*.zip")) if p.is_file()]
+    folders = [p for place in places for p in (place / "VOCdevkit", place.parent / "VOCdevkit") if p.is_dir()]
+    return zips + folders
+
+
+def list_images(
+    sets: Sequence[VocSet], opt: Options, custom: bool, problems: Problems
+) -> dict[str, list[tuple[VocSet, str]]]:
+    """For each output split the set and the stem of every image to convert; what is odd is added to `problems`."""
+    jobs: dict[str, dict[str, VocSet]] = {}
+    for voc in sets:
+        if not custom and voc.year not in opt.years:
+            continue
+        splits, odd = voc.splits()
+        problems += odd
+        if not splits and custom:
+            splits = seeded_split(sorted(voc.annotations), opt.split, opt.seed)
+            LOGGER.info(f"{printable(voc.name)}: no lists in ImageSets/Main, split by --split and --seed {opt.seed}")
+        elif not splits:
+            problems.append((str(voc.files.where), f"no lists of images: {voc.name}/ImageSets/Main"))
+        home: dict[str, str] = {}
+        for split, stems in splits.items():
+            output = split if custom else f"{split}{voc.year}"
+            if output in jobs and not custom:  # VOC's zip and the folder unpacked from it hold the same images
+                LOGGER.info(f"{output} is in {voc.files.where} too: not used")
+                continue
+            job = jobs.setdefault(output, {})
+            for stem in stems:
+                if home.setdefault(stem, split) != split:
+                    problems.append((f"{voc.name}/{stem}.xml", f"image in two splits: {home[stem]} and {split}"))
+                if job.setdefault(stem, voc) is not voc:
+                    problems.append((f"{voc.name}/{stem}.xml", f"same name in two sets: used from {job[stem].name}"))
+        if custom and len(home) and (unlisted := len(set(voc.annotations) - set(home))):
+            LOGGER.info(f"{printable(voc.name)}: {unlisted} annotations are in none of the lists and left out")
+    return {output: [(voc, stem) for stem, voc in job.items()] for output, job in jobs.items()}
+
+
+def read_split(split: str, job: Sequence[tuple[VocSet, str]], problems: Problems) -> list[Record]:
+    """Read the annotations of one split; those that cannot be read, or have no image, are added to `problems`."""
+    records = []
+    for voc, stem in progress(job, desc=f"{split}: annotations"):
+        label = f"{voc.name}/{stem}.xml"
+        try:
+            annotation = read_voc_xml(voc.read_annotation(stem))
+            image = voc.find_image(stem, annotation.filename)
+            if not (annotation.width and annotation.height):
+                annotation.width, annotation.height = image_size(voc.files.read(image, MAX_IMAGE))
+                problems.append((label, "no <size> in the xml: taken from the image"))
+        except UserError as e:
+            problems.append((label, str(e)))
+            continue
+        records.append(Record(stem, voc, image, annotation))
+    return records
+
+
+def _classes(records: dict[str, list[Record]]) -> list[str]:
+    return sorted({thing.name for part in records.values() for r in part for thing in r.annotation.objects})
+
+
+# What is written
+
+
+def _make_folders(out: Path, splits: Sequence[str] | dict[str, list], name: str) -> None:
+    """Make the output's folders, free of what a killed run left half written."""
+    folders = [out / kind / split for split in splits for kind in ("labels", "images")]
+    for folder in (*folders, out / "annotations"):
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, [f"instances_{split}.json" for split in splits])
+    sweep(out, [f"{name}.yaml", REPORT])
+
+
+def write_split(split: str, records: Sequence[Record], summary: Summary, opt: Options) -> None:
+    """Write one split's labels, images and COCO json, as far as they are not there; count into `summary`."""
+    labels, images = summary.out / "labels" / split, summary.out / "images" / split
+    classes = {name: index for index, name in enumerate(summary.names)}
+    objects, difficult = summary.objects.setdefault(split, Counter()), summary.difficult.setdefault(split, Counter())
+    rows = []
+    for r in progress(records, desc=f"{split}: images"):
+        done = convert_objects(r.annotation, classes, opt.box)
+        try:
+            put = image_writer(r.voc.files, r.image, f"{images}/{r.file_name}", opt.link)
+            # the label first: a training started on half a set must not take an image for one without objects
+            text = "".join(f"{line}\n" for line in done.lines).encode("ascii")
+            summary.changed |= write_if_changed(f"{labels}/{r.stem}.txt", text)
+            if put:
+                put()
+                summary.changed = True
+        except (UserError, OSError, UnicodeEncodeError) as e:
+            if isinstance(e, OSError) and e.errno not in _ONE_FILE:
+                raise
+            reason = str(e) if isinstance(e, UserError) else f"cannot be written: {getattr(e, 'strerror', e)}"
+            summary.problems.append((f"{r.voc.name}/{r.stem}.xml", reason))
+            continue
+        summary.problems += [(f"{r.voc.name}/{r.stem}.xml", reason) for reason in done.problems]
+        for index, _, hard in done.objects:
+            (difficult if hard else objects)[summary.names[index]] += 1
+        rows.append((r.file_name, r.annotation.width, r.annotation.height, done.objects))
+    summary.images[split] = len(rows)
+    path = summary.out / "annotations" / f"instances_{split}.json"
+    summary.changed |= write_if_changed(path, coco_json(rows, summary.names).encode("ascii"), flush=True)
+    kept = {row[0] for row in rows}
+    for name in sorted(os.listdir(images)):
+        if name not in kept and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            where = f"images/{split}/{name}"
+            summary.problems.append((where, "not of this conversion: left by another one? it will be trained on"))
+
+
+def _write_yaml(summary: Summary, name: str, opt: Options, to_default: bool) -> None:
+    if to_default:
+        summary.data_yaml = ROOT / "data" / "VOC.yaml"
+    elif opt.yaml:
+        text, notes = data_yaml(summary.out, [s for s, n in summary.images.items() if n], summary.names)
+        summary.data_yaml = summary.out / f"{name}.yaml"
+        summary.changed |= write_if_changed(summary.data_yaml, text.encode("utf-8"), flush=True)
+        summary.missing += notes
+
+
+def _write_report(summary: Summary) -> None:
+    path = summary.out / REPORT
+    if summary.problems:
+        text = "".join(f"{printable(file)}: {printable(reason)}\n" for file, reason in summary.problems)
+        summary.changed |= write_if_changed(path, text.encode("utf-8", "replace"), flush=True)
+    elif path.is_file():
+        path.unlink()
+        summary.changed = True
+
+
+# What is said
+
+
+def _plain(name: str) -> str:
+    """A name from a zip as a file name of our own."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".")[:80] or "custom"
+
+
+def _missing(jobs: dict[str, list], opt: Options, places: Sequence[Path]) -> list[str]:
+    """A line for each of VOC's years of which splits are not there."""
+    where = ", ".join(str(p) for p in places)
+    lines = []
+    for year in opt.years:
+        absent = [s for splits in ZIPS[year].values() for s in splits if not jobs.get(f"{s}{year}")]
+        if absent:
+            lines.append(f"VOC{year} {'/'.join(absent)}: not found in {where}")
+    return lines
+
+
+def _nothing(opt: Options, places: Sequence[Path], problems: Problems) -> str:
+    why = "; ".join(f"{printable(file)}: {printable(reason)}" for file, reason in problems[:SHOWN])
+    if opt.source:
+        return f"nothing to convert: {why or 'no images are listed for --years ' + ' '.join(map(str, opt.years))}"
+    where = " or ".join(str(p) for p in places)
+    return (
+        f"no VOC data found in {where}{f' ({why})' if why else ''}: put the official zips or an unpacked VOCdevkit "
+        f"there and run `{COMMAND}`, or have them downloaded (2.8 GB) by `{COMMAND} --download`"
+    )
+
+
+def _table(summary: Summary) -> list[str]:
+    """Rows of labels by class and split, then their sums, the difficult objects and the images."""
+    splits = list(summary.images)
+    rows = [[printable(name)[:30], *(summary.objects[s][name] for s in splits)] for name in summary.names[:ROWS]]
+    if len(summary.names) > ROWS:
+        rows.append([f"... {len(summary.names) - ROWS} more", *("" for _ in splits)])
+    rows.append(["all labels", *(summary.objects[s].total() for s in splits)])
+    rows.append(["difficult, left out", *(summary.difficult[s].total() for s in splits)])
+    rows.append(["images", *(summary.images[s] for s in splits)])
+    return [f"{row[0]:<30}" + "".join(f"{value:>12}" for value in row[1:]) for row in [["class", *splits], *rows]]
+
+
+def _log_summary(summary: Summary, custom: bool) -> None:
+    kinds: dict[str, list[str]] = {}
+    for file, reason in summary.problems:
+        kind, _, detail = reason.partition(": ")
+        kinds.setdefault(kind, []).append(printable(f"{file} ({detail})" if detail else file))
+    for kind, files in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        more = f", ... see {summary.out / REPORT}" if len(files) > SHOWN else ""
+        LOGGER.warning(f"{len(files)} x {printable(kind)}: {', '.join(files[:SHOWN])}{more}")
+    for line in (*_table(summary), *summary.missing):
+        LOGGER.info(line)
+    if not any(summary.images.values()):
+        return
+    if not any(summary.objects.values()):
+        hint = (
+            ""
+            if custom
+            else f"; a set of your own in VOC's folders needs --name or --names, not VOC's {len(VOC_NAMES)}"
+        )
+        LOGGER.warning(f"there is not one label in the whole set{hint}")
+    LOGGER.info(f"{'written to' if summary.changed else 'nothing changed, all was there already in'} {summary.out}")
+    if summary.data_yaml:
+        official = not custom and summary.data_yaml.parent == ROOT / "data"
+        data = "VOC.yaml" if official else shlex.quote(str(summary.data_yaml))
+        LOGGER.info(f"train with: python train.py --cfg models/yolov5_shufflenet.yaml --data {data}")
