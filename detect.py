@@ -15,6 +15,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.files import ROOT
+from utils.settings.flags import Parser
+from utils.settings.options import AMP_CHOICES
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    data, model, output, speed = map(parser.group, ("data", "model", "output", "speed"))
+    data("--source", default=str(ROOT / "data/images"), shown="data/images",
+         help="image, video, folder, glob pattern, text list, webcam number or URL")  # fmt: skip
+    data("--imgsz", "--img", "--img-size", nargs="+", type=int, metavar="PX", shown="as trained",
+         help="image size in pixels: one number, or height and width")  # fmt: skip
+    data("--vid-stride", type=int, default=1, metavar="N", help="run on every Nth frame of a video or stream")
+    model("--weights", default="", metavar="PT", shown="best.pt of the newest run",
+          help="checkpoint or exported model")  # fmt: skip
+    model("--conf-thres", type=float, default=0.25, metavar="X", help="drop detections with a lower confidence")
+    model("--iou-thres", type=float, default=0.45, metavar="X",
+          help="NMS drops boxes that overlap a better one by more")  # fmt: skip
+    model("--max-det", type=int, default=1000, metavar="N", help="detections per image, at most")
+    model("--classes", nargs="+", type=int, metavar="N", shown="all", help="keep only these classes, such as 0 2 3")
+    model("--agnostic-nms", action="store_true", help="let boxes of different classes suppress each other")
+    model("--augment", action="store_true", help="test-time augmentation")
+    parser.add_output("runs/detect")
+    output("--nosave", action="store_true", help="write no images or videos")
+    output("--view-img", action="store_true", help="show the results in a window")
+    output("--save-txt", action="store_true", help="write labels/*.txt")
+    output("--save-conf", action="store_true", help="with confidences in labels/*.txt")
+    output("--save-crop", action="store_true", help="write each detected object as an image")
+    output("--save-csv", action="store_true", help="write predictions.csv")
+    output("--visualize", action="store_true", help="write a picture of the output of every layer")
+    output("--line-thickness", type=int, default=3, metavar="PX", help="width of the boxes' lines")
+    output("--hide-labels", action="store_true", help="draw boxes without class names")
+    output("--hide-conf", action="store_true", help="draw class names without confidences")
+    parser.add_device()
+    speed("--half", action="store_true", help="float16, on a GPU")
+    speed("--amp", default="auto", choices=AMP_CHOICES,
+          help="number format of the network; auto: bf16 on CPUs that support it, off: float32")  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,10 +70,9 @@ from utils.data.sources import LoadImages, LoadStreams, open_source
 from utils.draw.boxes import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
 from utils.evaluation.nms import non_max_suppression
-from utils.files import ROOT, atomic_write, csv_text, increment_path, safe_name
-from utils.settings.options import AMP_CHOICES
+from utils.files import atomic_write, csv_text, increment_path, safe_name
 from utils.system.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
-from utils.system.console import LOGGER, Parser, run_script
+from utils.system.console import LOGGER, run_script
 from utils.system.device import describe_device, has_display, select_device
 from utils.system.opencv import cv2
 
@@ -323,42 +366,9 @@ def run(
     return folder
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Detect objects. In brackets: the defaults")
-    add = parser.add_argument
-    add("--weights", default="", help="checkpoint or exported model (the newest run's best.pt)")
-    add("--source", default=str(ROOT / "data/images"),
-        help="picture, video, folder, glob, list, webcam or URL (data/images)")  # fmt: skip
-    add("--imgsz", "--img", "--img-size", nargs="+", type=int, help="pixels, one or h w (as trained)")
-    add("--conf-thres", type=float, default=0.25, help="confidence below which boxes are dropped (%(default)s)")
-    add("--iou-thres", type=float, default=0.45, help="overlap above which NMS drops a box (%(default)s)")
-    add("--max-det", type=int, default=1000, help="detections per image at most (%(default)s)")
-    add("--device", default="", help="cpu, mps, or a GPU's number (a GPU if there is one)")
-    add("--view-img", action="store_true", help="show the pictures in a window")
-    add("--save-txt", action="store_true", help="write labels/*.txt")
-    add("--save-conf", action="store_true", help="with confidences in them")
-    add("--save-crop", action="store_true", help="write each object as a picture")
-    add("--save-csv", action="store_true", help="write predictions.csv")
-    add("--nosave", action="store_true", help="write no pictures or videos")
-    add("--classes", nargs="+", type=int, default=None, help="keep only these, such as 0 2 3")
-    add("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other")
-    add("--augment", action="store_true", help="test-time augmentation")
-    add("--visualize", action="store_true", help="write pictures of every layer's output")
-    add("--project", default=str(ROOT / "runs/detect"), help="results go to project/name (runs/detect)")
-    add("--name", default="exp", help="(%(default)s)")
-    add("--exist-ok", action="store_true", help="use project/name even if it exists")
-    add("--line-thickness", type=int, default=3, help="pixels (%(default)s)")
-    add("--hide-labels", action="store_true", help="boxes without names")
-    add("--hide-conf", action="store_true", help="names without confidences")
-    add("--half", action="store_true", help="half precision, on a GPU")
-    add("--amp", default="auto", choices=AMP_CHOICES, help="number format: bf16 on CPUs that have it, or off (auto)")
-    add("--vid-stride", type=int, default=1, help="look at every n-th frame (%(default)s)")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -16,37 +16,12 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from models.export.check import check
-from models.export.engines import INSIDE, first_line, kind_of, need
-from models.export.exporters import FORMATS, Job
-from models.export.facts import ExportFacts
-from models.export.form import ExportForm
-from models.export.quantize import Calibration, sensitive_first, with_sensitive_left
-from models.inference.runtime import DEFAULT_IMGSZ, check_img_size, load_runtime, weights_file
-from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
-from models.yolo import DetectionModel
-from utils.data.augment import letterbox
-from utils.data.images import read_image
-from utils.data.labels import load_labels
 from utils.errors import UserError, did_you_mean
-from utils.files import ROOT, size_of
-from utils.settings.config import check_keys, load_data
-from utils.settings.options import ValOptions
-from utils.system.console import LOGGER, Parser, quoted, run_script, shown
-from val import Split, check_classes, evaluate_at, load_split
-
-CHECKED = 3  # pictures that a file is checked on
-CALIBRATED = 128  # images of the train split from which engines learn how large numbers get in 8 bits
-JUDGED = 500  # images of the val split on which 8 bits are compared with float
-MOST_LOST = 0.01  # mAP50 that 8 bits may cost
-LEAST_FOUND = 0.02  # mAP50 in float from which that says anything
+from utils.settings.flags import Parser, options_from
 
 
 @dataclass(frozen=True)
@@ -99,6 +74,62 @@ class Options:
             raise UserError(f"--opset {self.opset}: from 13 to 20")
 
 
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__, Options)
+    data, model, output, speed, more = map(parser.group, ("data", "model", "output", "speed", "more"))
+    data("--data", metavar="YAML", shown="the images of data/images",
+         help="dataset yaml whose val images the files are checked on; needed for --int8")  # fmt: skip
+    data("--imgsz", "--img", "--img-size", nargs="+", type=int, metavar="PX", shown="as trained",
+         help="image size in pixels: one number, or height and width")  # fmt: skip
+    model("--weights", metavar="PT", shown="best.pt of the newest run", help="checkpoint, or the folder of a run")
+    output("--include", nargs="+", metavar="FORMAT", help="some of torchscript onnx openvino ncnn tflite")
+    output("--dynamic", action="store_true", help="any batch size, height and width: torchscript onnx openvino")
+    output("--nms", action="store_true",
+           help="onnx: include NMS; the output is then (m, 7): image, corners, confidence, class")  # fmt: skip
+    output("--simplify", action="store_true", help="onnx: simplify the graph with onnxslim")
+    speed("--batch-size", type=int, metavar="N", help="images per batch")
+    speed("--half", action="store_true", help="store the weights in float16: torchscript onnx openvino ncnn")
+    speed("--int8", action="store_true",
+          help="8-bit integers, with at most 1 point of mAP50 lost: onnx openvino; needs --data")  # fmt: skip
+    more("--conf-thres", type=float, metavar="X", help="--nms: drop detections with a lower confidence")
+    more("--iou-thres", type=float, metavar="X", help="--nms: drop boxes that overlap a better one by more")
+    more("--max-det", type=int, metavar="N", help="--nms: detections per image, at most")
+    more("--opset", type=int, metavar="N", help="onnx: version of the operator set")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
+import numpy as np
+import torch
+
+from models.export.check import check
+from models.export.engines import INSIDE, first_line, kind_of, need
+from models.export.exporters import FORMATS, Job
+from models.export.facts import ExportFacts
+from models.export.form import ExportForm
+from models.export.quantize import Calibration, sensitive_first, with_sensitive_left
+from models.inference.runtime import DEFAULT_IMGSZ, check_img_size, load_runtime, weights_file
+from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
+from models.yolo import DetectionModel
+from utils.data.augment import letterbox
+from utils.data.images import read_image
+from utils.data.labels import load_labels
+from utils.files import ROOT, size_of
+from utils.settings.config import load_data
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER, quoted, run_script, shown
+from val import Split, check_classes, evaluate_at, load_split
+
+CHECKED = 3  # pictures that a file is checked on
+CALIBRATED = 128  # images of the train split from which engines learn how large numbers get in 8 bits
+JUDGED = 500  # images of the val split on which 8 bits are compared with float
+MOST_LOST = 0.01  # mAP50 that 8 bits may cost
+LEAST_FOUND = 0.02  # mAP50 in float from which that says anything
+
+
 def that_have(what: str) -> list[str]:
     """The formats with a property of `Format`."""
     return [kind for kind, format_ in FORMATS.items() if getattr(format_, what)]
@@ -109,8 +140,7 @@ def run(**kwargs: Any) -> list[Path]:
 
     Raises UserError for bad input, and if a file does not give what the network gives.
     """
-    check_keys(kwargs, [f.name for f in fields(Options)], "export.run")
-    opt = Options(**kwargs)
+    opt = options_from(Options, kwargs, "export.run")
     file = weights_file(opt.weights)
     if kind_of(file):
         raise UserError(f"--weights {file} is an exported model already; give the checkpoint")
@@ -284,33 +314,9 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Export a detector to other engines. In brackets: the defaults")
-    add = parser.add_argument
-    add("--weights", default="", help="checkpoint, or a run's folder (the newest run's best.pt)")
-    add("--include", nargs="+", default=["torchscript"], metavar="FORMAT",
-        help=f"{' '.join(FORMATS)} (torchscript)")  # fmt: skip
-    add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=None, metavar="PX",
-        help="pixels, one or h w (as trained)")  # fmt: skip
-    add("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
-    add("--data", default="", help="data yaml whose val images the files are checked on (pictures of data/images)")
-    add("--half", action="store_true", help=f"weights in float16: {' '.join(that_have('half'))}")
-    add("--int8", action="store_true", help=f"8-bit integers, at most {MOST_LOST * 100:g} point of mAP50 lost; takes "
-        f"--data: {' '.join(that_have('int8'))}")  # fmt: skip
-    add("--dynamic", action="store_true", help=f"any batch size, height and width: {' '.join(that_have('dynamic'))}")
-    add("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
-    add("--nms", action="store_true",
-        help="ONNX: NMS in the graph, which then gives (m, 7): image, corners, confidence, class")  # fmt: skip
-    add("--conf-thres", type=float, default=0.25, help="--nms: confidence from which boxes count (%(default)s)")
-    add("--iou-thres", type=float, default=0.45, help="--nms: overlap above which boxes are dropped (%(default)s)")
-    add("--max-det", type=int, default=300, help="--nms: detections per image at most (%(default)s)")
-    add("--opset", type=int, default=17, help="ONNX: version of its operators (%(default)s)")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -16,14 +16,14 @@ dependencies = ["torch", "numpy", "cv2", "yaml", "tqdm", "PIL"]
 
 
 def _check_modules() -> None:
-    """Raise ImportError if a module of another project stands in the place of our `models` or `utils`."""
+    """Raise ImportError if `models` or `utils` is already imported from another project."""
     here = pathlib.Path(__file__).resolve().parent
     for name in ("models", "utils"):
         if name in sys.modules:
             file = getattr(sys.modules[name], "__file__", None)
             if not file or pathlib.Path(file).resolve().parent != here / name:
-                raise ImportError(f"another module '{name}' ({file or 'a folder'}) is loaded already, which hides the "
-                                  f"one in {here}: load this detector first, or in a process of its own")  # fmt: skip
+                raise ImportError(f"another module '{name}' ({file or 'a folder'}) is already loaded and hides the "
+                                  f"one in {here}: load this detector first, or in a separate process")  # fmt: skip
 
 
 _check_modules()
@@ -34,11 +34,11 @@ import models.inference.hub as _hub  # noqa: E402
 def custom(
     path: str | pathlib.Path, autoshape: bool = True, _verbose: bool = True, device: _hub.Device = None
 ) -> _hub.AutoShape | _hub.DetectionModel:
-    """A detector from a checkpoint of this program or of YOLOv5.
+    """Load a model from a checkpoint of this program or of YOLOv5, or from an exported model.
 
-    autoshape: it takes images of any kind (`models.inference.hub.AutoShape`); otherwise the bare network, for tensors
-    and for training. Both in eval mode. device: 'cpu', 'mps' or a GPU's number; None for the best there is.
-    Raises UserError if the file is no checkpoint.
+    autoshape: return `models.inference.hub.AutoShape`, which takes images of any kind; otherwise the bare network, for
+    tensors and training. Both are in eval mode. device: 'cpu', 'mps' or a GPU's index; None selects the best available.
+    Raises UserError if the file is not a model.
     """
     return _hub.load_custom(path, autoshape, _verbose, device)
 
@@ -51,9 +51,9 @@ def _entry(name: str) -> typing.Callable[..., _hub.AutoShape | _hub.DetectionMod
         return _hub.create(name, pretrained, channels, classes, autoshape, _verbose, device)
 
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"""A detector of {name}.yaml, untrained, or with what fits of a checkpoint.
+    entry.__doc__ = f"""Build a detector from {name}.yaml: untrained, or with the matching tensors of a checkpoint.
 
-    pretrained: the path of that checkpoint; nothing is downloaded. The rest is as `custom` says.
+    pretrained: the checkpoint's path; nothing is downloaded. For the other arguments see `custom`.
     """
     return entry
 

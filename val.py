@@ -19,6 +19,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.settings.flags import Parser, options_from
+from utils.settings.options import AMP_CHOICES, PROTOCOLS, SPLITS, TASKS, ValOptions
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__, ValOptions)
+    data, model, output, speed, more = map(parser.group, ("data", "model", "output", "speed", "more"))
+    data("--data", metavar="YAML", help="dataset yaml, also looked for in data/")
+    data("--task", choices=TASKS, help="the split to evaluate; speed: time all weights; study: accuracy and speed of "
+         "all weights at all sizes, as text and figure")  # fmt: skip
+    data("--imgsz", "--img", "--img-size", type=int, nargs="+", metavar="PX", shown="as trained; study: 256 to 1536",
+         help="image size in pixels; several for --task study")
+    data("--single-cls", action="store_true", help="treat all classes as one")
+    model("--weights", nargs="+", metavar="PT", shown="best.pt of the newest run",
+          help="checkpoint or exported model; several for --task speed and study")  # fmt: skip
+    model("--conf-thres", type=float, metavar="X", shown=f"{ValOptions.conf_thres}; --task speed: 0.25",
+          help="drop detections with a lower confidence")  # fmt: skip
+    model("--iou-thres", type=float, metavar="X", shown=f"{ValOptions.iou_thres}; --task speed: 0.45",
+          help="NMS drops boxes that overlap a better one by more")  # fmt: skip
+    model("--max-det", type=int, metavar="N", help="detections per image, at most")
+    model("--augment", action="store_true", help="test-time augmentation")
+    parser.add_output("runs/val")
+    output("--save-txt", action="store_true", help="write the detections to labels/*.txt")
+    output("--save-conf", action="store_true", help="with confidences in labels/*.txt")
+    output("--save-hybrid", action="store_true",
+           help="write the labels together with the detections of confidence 0.25 and more")  # fmt: skip
+    output("--save-json", action="store_true", help="write predictions.json in COCO's format")
+    output("--verbose", action="store_true", help="print a row for each class even if there are more than 30")
+    output("--noplots", action="store_true", help="draw no figures")
+    parser.add_device()
+    speed("--batch-size", type=int, metavar="N", help="images per batch")
+    speed("--workers", type=int, metavar="N", help="worker processes that load images, at most")
+    speed("--half", action="store_true", help="float16, on a GPU")
+    speed("--amp", choices=AMP_CHOICES, help="number format of the network; off is float32")
+    more("--protocol", choices=list(PROTOCOLS),
+         help=f"{'; '.join(f'{name}: {text}' for name, text in PROTOCOLS.items())}. All but yolov5 ignore difficult "
+         "objects")  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,9 +98,8 @@ from utils.evaluation.scoring import (
 )
 from utils.files import atomic_write, distinct, increment_path
 from utils.settings.config import DataConfig, load_data, warn_of_names
-from utils.settings.options import AMP_CHOICES, PROTOCOLS, SPLITS, TASKS, ValOptions
 from utils.system.background import calls_at_a_time, share_of, side_by_side
-from utils.system.console import LOGGER, Parser, progress, run_script
+from utils.system.console import LOGGER, progress, run_script
 from utils.system.device import describe_device, select_device
 from utils.voc.default_set import prepare_shapes
 
@@ -206,7 +249,7 @@ def run(**kwargs: Any) -> Results | list[Results]:
     Returns the figures: of the split asked for, or for the tasks speed and study a list with those of each weights
     file (and size). Raises UserError for bad input.
     """
-    opt = ValOptions.from_flags(kwargs)
+    opt = options_from(ValOptions, kwargs, "val.run")
     if opt.protocol == "coco":
         require_package()
     files = [weights_file(file) for file in opt.files or [""]]
@@ -349,48 +392,9 @@ def check_classes(weights: Path, names: Mapping[int, str], data: DataConfig) -> 
     warn_of_names(weights, names, data)
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Evaluate a detector. In brackets: the defaults")
-    add = parser.add_argument
-    add("--data", default=ValOptions.data, help="data yaml, also looked for in data/ (%(default)s)")
-    add("--weights", nargs="+", default="", metavar="PT",
-        help="checkpoint or exported model (the newest run's best.pt); several for --task speed and study")  # fmt: skip
-    add("--batch-size", type=int, default=ValOptions.batch_size, help="images at a time (%(default)s)")
-    add("--imgsz", "--img", "--img-size", type=int, nargs="+", default=None, metavar="PX",
-        help="side of the images in pixels (as trained); several for --task study (256 384 ... 1536)")  # fmt: skip
-    add("--conf-thres", type=float, default=ValOptions.conf_thres,
-        help="confidence from which boxes count (%(default)s; --task speed: 0.25)")  # fmt: skip
-    add("--iou-thres", type=float, default=ValOptions.iou_thres,
-        help="overlap above which NMS drops a box (%(default)s; --task speed: 0.45)")  # fmt: skip
-    add("--max-det", type=int, default=ValOptions.max_det, help="detections per image at most (%(default)s)")
-    add("--task", default=ValOptions.task, choices=TASKS,
-        help="the split to score; or, on val, speed: time each of the weights; study: accuracy and speed of each at "
-        "each size, as text and picture (%(default)s)")  # fmt: skip
-    add("--protocol", default=ValOptions.protocol, choices=list(PROTOCOLS),
-        help=f"{'; '.join(f'{name}: {text}' for name, text in PROTOCOLS.items())}. All but yolov5 ignore difficult "
-        "objects (%(default)s)")  # fmt: skip
-    add("--device", default=ValOptions.device, help="cpu, mps, or a GPU's number (a GPU if there is one)")
-    add("--workers", type=int, default=ValOptions.workers, help="loader processes at most (%(default)s)")
-    add("--single-cls", action="store_true", help="treat all classes as one")
-    add("--augment", action="store_true", help="test-time augmentation")
-    add("--verbose", action="store_true", help="a row per class also for more than 30 classes")
-    add("--save-txt", action="store_true", help="write the detections to labels/*.txt")
-    add("--save-hybrid", action="store_true", help="write the labels and what was detected beside them (0.25 and up)")
-    add("--save-conf", action="store_true", help="with confidences in labels/*.txt")
-    add("--save-json", action="store_true", help="write predictions.json in COCO's format")
-    add("--half", action="store_true", help="half precision, on a GPU")
-    add("--amp", default=ValOptions.amp, choices=AMP_CHOICES,
-        help="number format of the network (%(default)s: float32)")  # fmt: skip
-    add("--project", default=ValOptions.project, help="results go to project/name (runs/val)")
-    add("--name", default=ValOptions.name, help="(%(default)s)")
-    add("--exist-ok", action="store_true", help="use project/name even if it exists")
-    add("--noplots", action="store_true", help="draw no pictures")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -1,6 +1,6 @@
-"""Every block a model yaml can name, with the names and state-dict keys of YOLOv5, torchvision and the papers.
+"""Blocks that a model yaml can name. Names and state-dict keys are those of YOLOv5, torchvision and the papers.
 
-Shapes are (b, c, h, w). All blocks keep the batch axis first, work on channels-last tensors and in bfloat16.
+Shapes are (b, c, h, w). All blocks keep the batch dimension first and support channels-last tensors and bfloat16.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ Activation = bool | nn.Module
 
 
 def autopad(k: int, p: int | None = None, d: int = 1) -> int:
-    """Return the padding that keeps the size of a map under a k x k kernel of dilation d (or `p` if given)."""
+    """Return the padding with which a k x k kernel of dilation d keeps the size of a feature map (`p` if given)."""
     return (d * (k - 1) + 1) // 2 if p is None else p
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleave the channels of `groups` equal groups: (b, g*n, h, w) -> channel j*g + i is channel i*n + j.
+    """Interleave the channels of g = `groups` groups of n channels: output channel j*g + i is input channel i*n + j.
 
-    ShuffleNet (Zhang et al., 2018). Plain reshape and transpose, so that it can be traced and exported.
+    x and the output: (b, g*n, h, w). From ShuffleNet (Zhang et al., 2018). Only reshape and transpose are used, so that
+    the operation can be traced and exported.
     """
     b, c, h, w = x.shape
     if is_channels_last(x):
-        # the same along the last axis in memory: one copy, and the result stays channels-last
+        # the same operation on (b, h, w, c): it copies once, and the result stays channels-last
         y = x.permute(0, 2, 3, 1).reshape(b, h, w, groups, c // groups).transpose(3, 4)
         return y.reshape(b, h, w, c).permute(0, 3, 1, 2)
     return x.reshape(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
 def shuffled_cat(a: Tensor, b: Tensor, in_turns: bool) -> Tensor:
-    """Two maps as one, shuffled: their channels in turns (both equally wide), or the even ones of both, then the odd.
+    """Concatenate two maps along the channels and shuffle the result.
 
-    The same as `channel_shuffle(torch.cat((a, b), 1), groups)` with 2 groups, or as many as half of all channels.
+    in_turns: alternate the channels of a and b, which must have equally many (2 groups). Otherwise the even channels of
+    the concatenation come first, then the odd ones (as many groups as half of all channels). Equal to
+    `channel_shuffle(torch.cat((a, b), 1), groups)`.
     """
     if is_channels_last(a, b):
         return interleave(a, b) if in_turns else deinterleave(a, b)
@@ -47,7 +50,7 @@ def shuffled_cat(a: Tensor, b: Tensor, in_turns: bool) -> Tensor:
 
 @register()
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, activation (SiLU unless the yaml's `activation:` says otherwise)."""
+    """Convolution without bias, batch norm, activation (SiLU unless the yaml sets another one with `activation:`)."""
 
     def __init__(
         self,
@@ -67,12 +70,13 @@ class Conv(nn.Module):
         self.default_act = act is True
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / s, w / s)."""
         return dense_gradient(self.act(self.bn(self.conv(x))))
 
 
 @register()
 class DWConv(Conv):
-    """Depthwise convolution: as many groups as the widths allow."""
+    """Depthwise convolution, with the greatest common divisor of c1 and c2 as the number of groups."""
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: Activation = True) -> None:
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
@@ -80,7 +84,7 @@ class DWConv(Conv):
 
 @register()
 class Bottleneck(nn.Module):
-    """1x1 then 3x3 convolution, added to the input where `shortcut` is set and the widths agree (ResNet, 2016)."""
+    """1x1 then 3x3 convolution; the input is added if `shortcut` is set and c1 equals c2 (ResNet, 2016)."""
 
     def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
         super().__init__()
@@ -90,6 +94,7 @@ class Bottleneck(nn.Module):
         self.add = shortcut and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h, w)."""
         y = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
@@ -107,12 +112,13 @@ class C3(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h, w)."""
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
 
 
 @register()
 class SPPF(nn.Module):
-    """Spatial pyramid pooling by three max-pools in a row, equal to pools of k, 2k-1 and 3k-2 (He et al., 2014)."""
+    """Spatial pyramid pooling (He et al., 2014): three max-pools in sequence, equal to pools of k, 2k-1 and 3k-2."""
 
     def __init__(self, c1: int, c2: int, k: int = 5) -> None:
         super().__init__()
@@ -122,6 +128,7 @@ class SPPF(nn.Module):
         self.m = nn.MaxPool2d(kernel_size=k, stride=1, padding=k // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h, w)."""
         x = self.cv1(x)
         y1 = self.m(x)
         y2 = self.m(y1)
@@ -137,6 +144,7 @@ class Concat(nn.Module):
         self.d = dimension
 
     def forward(self, x: list[Tensor]) -> Tensor:
+        """List of (b, c_i, h, w) -> (b, sum of c_i, h, w) for dimension 1."""
         return torch.cat([dense_gradient(m) for m in x], self.d)
 
 
@@ -155,6 +163,7 @@ class CRM(nn.Module):
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / (2 * s), w / (2 * s))."""
         return self.maxpool(self.conv1(x))
 
 
@@ -162,17 +171,17 @@ class CRM(nn.Module):
 class InvertedResidual(nn.Module):
     """ShuffleNetV2 unit, with torchvision's layout.
 
-    stride 1: half of the channels pass unchanged, the other half goes through 1x1, depthwise 3x3, 1x1; needs equal
-    widths. stride 2: both branches see all channels. Either way the halves are concatenated and shuffled.
-    Raises ValueError if the widths do not allow it.
+    stride 1: half of the channels pass through unchanged, the other half goes through 1x1, depthwise 3x3 and 1x1
+    convolutions; inp and oup must be equal. stride 2 or 3: both branches process all channels. The two halves are then
+    concatenated and shuffled. Raises ValueError for another stride, an odd oup, or inp != oup at stride 1.
     """
 
     def __init__(self, inp: int, oup: int, stride: int = 1) -> None:
         super().__init__()
         if stride not in (1, 2, 3):
-            raise ValueError(f"InvertedResidual: the stride is {stride}, it can be 1, 2 or 3")
+            raise ValueError(f"InvertedResidual: the stride is {stride}, it must be 1, 2 or 3")
         if oup % 2:
-            raise ValueError(f"InvertedResidual: the output width {oup} is odd, it is split in two halves")
+            raise ValueError(f"InvertedResidual: the output width {oup} is odd, it must be even")
         if stride == 1 and inp != oup:
             raise ValueError(f"InvertedResidual: at stride 1 the output width {oup} must be the input width {inp}")
         self.stride = stride
@@ -199,13 +208,14 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, inp, h, w) -> (b, oup, h / stride, w / stride)."""
         x1, x2 = x.chunk(2, dim=1) if self.stride == 1 else (x, x)
         return shuffled_cat(self.branch1(x1), self.branch2(x2), in_turns=True)
 
 
 @register()
 class StemBlock(nn.Module):
-    """PeleeNet's stem (Wang et al., 2018), stride 4: a 3x3/2 convolution, then a convolution beside a max-pool."""
+    """PeleeNet's stem (Wang et al., 2018), stride 4: a 3x3/2 convolution, then a convolution parallel to a max-pool."""
 
     def __init__(
         self,
@@ -226,6 +236,7 @@ class StemBlock(nn.Module):
         self.stem_3 = Conv(c2 * 2, c2, 1, 1, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / (2 * s), w / (2 * s))."""
         x = self.stem_1(x)
         return self.stem_3(torch.cat((self.stem_2b(self.stem_2a(x)), self.stem_2p(x)), 1))
 
@@ -235,30 +246,31 @@ class StemBlock(nn.Module):
 
 @register()
 class GSConv(nn.Module):
-    """A convolution to half the width, a 5x5 depthwise one of its result, both halves concatenated and shuffled.
+    """Convolution to c2 / 2 channels, 5x5 depthwise convolution of its output; both are concatenated and shuffled.
 
-    The order is that of the published weights: even channels of the concatenation first, then the odd ones.
-    Raises ValueError if the output width is odd.
+    The shuffle is that of the published weights: the even channels of the concatenation first, then the odd ones.
+    Raises ValueError if the output width c2 is odd.
     """
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Activation = True) -> None:
         super().__init__()
         if c2 % 2:
-            raise ValueError(f"GSConv: the output width {c2} is odd, it is made of two halves")
+            raise ValueError(f"GSConv: the output width {c2} is odd, it must be even")
         half = c2 // 2
         self.cv1 = Conv(c1, half, k, s, g=g, act=act)
         self.cv2 = Conv(half, half, 5, 1, g=half, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / s, w / s)."""
         x1 = self.cv1(x)
         return shuffled_cat(x1, self.cv2(x1), in_turns=False)
 
 
 @register()
 class GSConvns(GSConv):
-    """GSConv with a normative shuffle: a 1x1 convolution, then ReLU, in place of the fixed order (Li et al., 2022).
+    """GSConv with a normative shuffle: a 1x1 convolution, then ReLU, instead of the fixed shuffle (Li et al., 2022).
 
-    The convolution starts as that order, and is trained from there.
+    The weights of the 1x1 convolution are initialized to the fixed shuffle and then trained.
     """
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Activation = True) -> None:
@@ -269,13 +281,14 @@ class GSConvns(GSConv):
         self.shuf.weight = nn.Parameter(order.reshape(c2, c2, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / s, w / s)."""
         x1 = self.cv1(x)
         return self.act(self.shuf(torch.cat((x1, self.cv2(x1)), 1)))
 
 
 @register()
 class GSBottleneck(nn.Module):
-    """Two GSConv (1x1, then 3x3 without activation) added to a 1x1 convolution of the input."""
+    """Two GSConv (1x1, then k x k without activation), added to a 1x1 convolution of the input."""
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, e: float = 0.5) -> None:
         super().__init__()
@@ -284,12 +297,13 @@ class GSBottleneck(nn.Module):
         self.shortcut = Conv(c1, c2, 1, s, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / s, w / s)."""
         return self.conv_lighting(x) + self.shortcut(x)
 
 
 @register()
 class GSBottleneckC(GSBottleneck):
-    """The cheap GSBottleneck: a depthwise k x k convolution of the input in place of the 1x1 one beside the GSConv."""
+    """Cheaper GSBottleneck: the shortcut is a depthwise k x k convolution instead of a 1x1 convolution."""
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, e: float = 0.5) -> None:
         super().__init__(c1, c2, 3, s, e)
@@ -298,9 +312,9 @@ class GSBottleneckC(GSBottleneck):
 
 @register(repeats=True)
 class VoVGSCSP(nn.Module):
-    """One-shot aggregation over n GSBottleneck: cv3(cat(cv2(x), bottlenecks(cv1(x)))).
+    """One-shot aggregation with n GSBottleneck: cv3(cat(cv2(x), bottlenecks(cv1(x)))).
 
-    `shortcut` and `g` are accepted for the sake of published yaml files; the block has no use for them.
+    `shortcut` and `g` are ignored; they are accepted because published yaml files pass them.
     """
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
@@ -313,32 +327,33 @@ class VoVGSCSP(nn.Module):
 
     @staticmethod
     def bottleneck(width: int) -> nn.Module:
-        """One of the n bottlenecks."""
+        """Return one of the n bottlenecks."""
         return GSBottleneck(width, width, e=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h, w)."""
         return self.cv3(torch.cat((self.cv2(x), self.gsb(self.cv1(x))), 1))
 
 
 @register(repeats=True)
 class VoVGSCSPC(VoVGSCSP):
-    """The cheap VoVGSCSP: its bottlenecks are GSBottleneckC of half the inner width, with a 1x1 depthwise convolution.
+    """Cheaper VoVGSCSP: its bottlenecks are GSBottleneckC with half the inner width and a 1x1 depthwise shortcut.
 
-    Takes n and e as VoVGSCSP does; the published form had one bottleneck whatever n, and its keys no number.
+    n and e are as in VoVGSCSP. The published block always had one bottleneck and no index in its state-dict keys.
     """
 
     @staticmethod
     def bottleneck(width: int) -> nn.Module:
-        """One of the n bottlenecks."""
+        """Return one of the n bottlenecks."""
         return GSBottleneckC(width, width, k=1)
 
 
 @register()
 class SlimNeck(nn.Module):
-    """A convolution made light: grouped k x k, then 1x1 across the groups; a batch norm after each, one activation.
+    """Cheaper convolution: grouped k x k, then 1x1 across the groups; batch norm after each, one activation at the end.
 
-    Keeps the size of the map at stride 1 (the published form had no padding and shrank it). Nothing stands between
-    the two but a batch norm, so that it can start from a trained convolution (`models/slimming/surgery.py`).
+    Keeps the size of the map at stride 1 (the published block had no padding and shrank it). There is no activation
+    between the two convolutions, so that they can be initialized from a trained one (`models/slimming/surgery.py`).
     """
 
     def __init__(
@@ -349,14 +364,15 @@ class SlimNeck(nn.Module):
         self.pointwise = Conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, in_channels, h, w) -> (b, out_channels, h / stride, w / stride)."""
         return self.pointwise(self.grouped(x))
 
 
 @register(repeats=True, example=(32, True, 4))
 class C3Slim(C3):
-    """A C3 whose bottlenecks have a SlimNeck in place of their 3x3 convolution; `groups` is that of its grouped part.
+    """C3 with a SlimNeck of `groups` groups instead of the 3x3 convolution in each bottleneck.
 
-    Raises ValueError if the hidden width is no multiple of `groups`.
+    Raises ValueError if the hidden width is not a multiple of `groups`.
     """
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, groups: int = 1, e: float = 0.5) -> None:
@@ -367,7 +383,7 @@ class C3Slim(C3):
 
 
 def __getattr__(name: str) -> type[nn.Module]:
-    """Old import paths, found when asked for: what runs a network imports the blocks, so they must not import it."""
+    """Resolve YOLOv5's old import paths on first use. A module-level import would be circular."""
     from importlib import import_module
 
     places = {"DetectMultiBackend": "models.inference.backend", "AutoShape": "models.inference.hub"}

@@ -1,6 +1,6 @@
-"""How a yaml row `[from, repeats, module, args]` reaches a block: the declaration that stands beside each class.
+"""Registry of blocks: how a yaml row `[from, repeats, module, args]` is turned into a call of the block's class.
 
-To add a block, write the class and put `@register(...)` over it; nothing else needs to know.
+To add a block, write the class and decorate it with `@register(...)`; nothing else has to change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from utils.errors import did_you_mean
 from utils.settings.config import is_whole
 
 MOST_PARAMETERS = 2**30  # of a network; YOLOv5's largest has 2**27
-USUAL = 2**24  # parameters that a layer may have without being measured first
+USUAL = 2**24  # a layer estimated to have at most this many parameters is built without counting them first
 
 Channels = Literal["out", "same", "sum", "head"]
 T = TypeVar("T", bound=type[nn.Module])
@@ -26,13 +26,14 @@ T = TypeVar("T", bound=type[nn.Module])
 
 @dataclass(frozen=True)
 class Block:
-    """What `parse_model` knows of a block.
+    """The information that `parse_model` needs about a block.
 
     channels: "out": the first yaml argument is the output width (scaled by `width_multiple`), and the class is called
-              `cls(c_in, c_out, *rest)`; "same": the width is kept, `cls(*args)`; "sum": the widths of all inputs add
-              up, `cls(*args)`; "head": `cls(*args, [c_in, ...])`, the last layer.
-    repeats:  the class takes the repeat count itself, `cls(c_in, c_out, n, *rest)`; otherwise it is stacked n times.
-    example:  yaml arguments with which the tests build the block on an input 32 channels wide.
+              as `cls(c_in, c_out, *rest)`; "same": the output is as wide as the input, `cls(*args)`; "sum": the output
+              width is the sum of the input widths, `cls(*args)`; "head": the last layer, `cls(*args, [c_in, ...])`.
+    repeats:  True: the class takes the repeat count n itself, `cls(c_in, c_out, n, *rest)`; False: n copies of the
+              block are stacked.
+    example:  yaml arguments with which the tests build the block for an input of 32 channels.
     """
 
     cls: type[nn.Module]
@@ -48,12 +49,12 @@ BLOCKS: Mapping[str, Block] = MappingProxyType(_BLOCKS)
 def register(
     channels: Channels = "out", repeats: bool = False, example: tuple[Any, ...] = (32,), name: str = ""
 ) -> Callable[[T], T]:
-    """Class decorator: make a block known to model yaml files under its class name (or `name`)."""
+    """Class decorator that makes a block available in model yaml files under its class name (or `name`)."""
 
     def decorate(cls: T) -> T:
         key = name or cls.__name__
         if key in _BLOCKS:
-            raise ValueError(f"two blocks are called '{key}'")
+            raise ValueError(f"two blocks are named '{key}'")
         _BLOCKS[key] = Block(cls, channels, repeats, example)
         return cls
 
@@ -61,7 +62,7 @@ def register(
 
 
 def find_block(name: str) -> Block:
-    """Return the block a yaml calls `name`. Raises ValueError, listing the known ones, if there is none."""
+    """Return the block registered as `name`. Raises ValueError, listing the known names, if there is none."""
     if name not in BLOCKS:
         raise ValueError(f"unknown module '{name}'{did_you_mean(name, BLOCKS)}; known: {', '.join(sorted(BLOCKS))}")
     return BLOCKS[name]
@@ -77,18 +78,19 @@ def check_arguments(cls: type[nn.Module], args: list[Any]) -> None:
 
 
 def check_size(cls: type[nn.Module], stack: list[list[Any]], width: int, c_in: int) -> None:
-    """Raise ValueError for a layer too large to be built: `cls` called with each row of `stack`, widths as given.
+    """Raise ValueError if a layer has more than MOST_PARAMETERS parameters.
 
-    Most are seen to be small without building them.
+    stack: the arguments of `cls`, one list per stacked copy; width: output channels (classes for a head); c_in: input
+    channels. Most layers pass by an estimate; the others are built on the meta device and counted.
     """
     side = max((abs(a) for a in stack[0][2:] if is_whole(a)), default=1)
-    expands = any(isinstance(a, float) and not a <= 1 for a in stack[0])  # a share of the width, of blocks like C3
+    expands = any(isinstance(a, float) and not a <= 1 for a in stack[0])  # an expansion factor (e) above 1, as in C3
     if not expands and width * max(c_in, width) * max(side, 1) ** 2 * len(stack) <= USUAL:
         return
-    with torch.device("meta"):  # without memory
+    with torch.device("meta"):  # allocates no memory
         first, last = (sum(p.numel() for p in cls(*args).parameters()) for args in (stack[0], stack[-1]))
     if (numbers := first + last * (len(stack) - 1)) > MOST_PARAMETERS:
-        raise ValueError(f"it asks for {numbers:,} parameters, at most {MOST_PARAMETERS:,} are built")
+        raise ValueError(f"it needs {numbers:,} parameters, the limit is {MOST_PARAMETERS:,}")
 
 
 for _cls, _example in ((nn.Upsample, (None, 2, "nearest")), (nn.MaxPool2d, (2,)), (nn.Identity, ())):

@@ -17,6 +17,23 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.settings.flags import Parser
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser("Print the layers of a model config, with the shape and stride of their outputs, and its totals.")
+    data, model = parser.group("data"), parser.group("model")
+    data("--imgsz", "--img", "--img-size", type=int, default=640, metavar="PX", help="image size in pixels")
+    data("--nc", type=int, metavar="N", shown="as in the yaml", help="number of classes")
+    model("--cfg", default="yolov5_shufflenet.yaml", metavar="YAML",
+          help="model yaml, also looked for in models/, models/hub/ and models/zoo/")  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +46,7 @@ from models.registry import MOST_PARAMETERS, check_arguments, check_size, find_b
 from utils.data.augment import make_divisible
 from utils.errors import UserError, did_you_mean, shorten
 from utils.settings.config import check_model_cfg, is_number, is_whole, load_model_cfg
-from utils.system.console import LOGGER, Parser, run_script
+from utils.system.console import LOGGER, run_script
 from utils.system.profiling import count_gflops
 
 for _room in (models.blocks, models.heads):  # importing a file registers the blocks in it
@@ -343,14 +360,6 @@ def coarse_stride_warning(model: DetectionModel) -> str:
     return f"{name} detects at strides {strides}: objects under about {finest} px are out of its reach"
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Print the layers of a model config")
-    parser.add_argument("--cfg", default="yolov5_shufflenet.yaml", help="model yaml, also looked for in models/")
-    parser.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="image size in pixels")
-    parser.add_argument("--nc", type=int, default=None, help="number of classes, instead of the yaml's")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     model = Model(opt.cfg, nc=opt.nc).eval()
     if opt.imgsz < 1 or opt.imgsz % int(model.stride.max()):
@@ -361,4 +370,4 @@ def main(opt: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

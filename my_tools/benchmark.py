@@ -19,6 +19,34 @@ from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.settings.flags import Parser
+from utils.settings.options import AMP_CHOICES
+
+CASE_NAMES = ("train", "loader", "val", "infer", "detect", "scale")
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    data, model, speed, more = map(parser.group, ("data", "model", "speed", "more"))
+    data("--data", default="shapes.yaml", metavar="YAML", help="dataset yaml, also looked for in data/")
+    data("--imgsz", "--img", "--img-size", type=int, default=320, metavar="PX",
+         help="image size in pixels; infer and detect use 640")  # fmt: skip
+    model("--cfg", nargs="+", default=["yolov5_shufflenet.yaml", "yolov5s.yaml"], metavar="YAML", help="model yamls")
+    model("--weights", default="", metavar="PT", shown="an untrained model", help="trained model for val and detect")
+    parser.add_output("runs/benchmark")
+    parser.add_device()
+    speed("--batch-size", "--batch", type=int, default=16, metavar="N", help="images per training step")
+    speed("--workers", type=int, default=8, metavar="N", help="worker processes that load images, at most")
+    speed("--amp", default="auto", choices=AMP_CHOICES, help="number format of training")
+    more("--cases", nargs="+", default=list(CASE_NAMES), choices=CASE_NAMES, shown="all", help="what to measure")
+    more("--rounds", type=int, default=5, metavar="N", help="how often each candidate is timed; more if it is short")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -40,14 +68,12 @@ from my_tools.benchmarking.files import detecting, scaling
 from utils.errors import UserError
 from utils.files import MODEL_FOLDERS, ROOT, atomic_write, find_file, increment_path
 from utils.settings.config import load_data
-from utils.settings.options import AMP_CHOICES
-from utils.system.console import LOGGER, Parser, run_script, shown
+from utils.system.console import LOGGER, run_script, shown
 from utils.system.device import describe_device, select_device
 from utils.voc.default_set import prepare_shapes
 
 CASES: Mapping[str, Callable[[Conditions], list[Row]]] = MappingProxyType(
-    {"train": training, "loader": loading, "val": evaluation, "infer": inference, "detect": detecting,
-     "scale": scaling})  # fmt: skip
+    dict(zip(CASE_NAMES, (training, loading, evaluation, inference, detecting, scaling), strict=True)))  # fmt: skip
 LOOKED_AT = (AS_DETECTED, *RUN_AS)  # ways to look at one image that are in the table of models
 HEADER = "%-8s %-48s %9s   %-34s %9s   %-22s %s"
 
@@ -163,29 +189,9 @@ def write(rows: Sequence[Row], title: str, folder: Path) -> None:
     draw_chart(rows, title, folder / "chart.png")
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Measure speed, as ratios of things timed in turns. In brackets: the defaults")
-    add = parser.add_argument
-    add("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="what to measure (all)")
-    add("--cfg", nargs="+", default=["yolov5_shufflenet.yaml", "yolov5s.yaml"], help="model yaml files (%(default)s)")
-    add("--weights", default="", help="a trained model, for val and detect (untrained ones)")
-    add("--data", default="shapes.yaml", help="data yaml, also looked for in data/ (%(default)s)")
-    add("--imgsz", "--img", "--img-size", type=int, default=320,
-        help="pixels; infer and detect are at 640 (%(default)s)")  # fmt: skip
-    add("--batch-size", "--batch", type=int, default=16, help="of training (%(default)s)")
-    add("--rounds", type=int, default=5, help="turns of each thing; more where they are short (%(default)s)")
-    add("--device", default="", help="cpu, mps, or a GPU's number")
-    add("--workers", type=int, default=8, help="loader processes at most (%(default)s)")
-    add("--amp", default="auto", choices=AMP_CHOICES, help="number format of training (%(default)s)")
-    add("--project", default=str(ROOT / "runs/benchmark"), help="results go to project/name (runs/benchmark)")
-    add("--name", default="exp", help="(%(default)s)")
-    add("--exist-ok", action="store_true", help="use project/name even if it exists")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -23,6 +23,29 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.settings.flags import Parser
+from utils.settings.options import AMP_CHOICES
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    data, model, optimisation, speed, more = map(parser.group, ("data", "model", "optimisation", "speed", "more"))
+    data("--data", default="shapes.yaml", metavar="YAML", help="dataset yaml, also looked for in data/")
+    data("--imgsz", type=int, default=64, metavar="PX", help="image size in pixels")
+    model("--cfg", default="yolov5_shufflenet.yaml", metavar="YAML", help="model yaml")
+    optimisation("--epochs", type=int, default=3, metavar="N", help="number of epochs")
+    optimisation("--batch-size", type=int, default=32, metavar="N", help="images per step")
+    speed("--workers", type=int, default=2, metavar="N", help="worker processes that load images, at most")
+    speed("--amp", default="auto", choices=AMP_CHOICES, help="number format of the forward pass")
+    more("--kills", type=int, default=3, metavar="N", help="how often to kill the training")
+    more("--seed", type=int, default=0, help="seed of the random moments")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
 import torch
 from torch import Tensor
 
@@ -30,7 +53,7 @@ from models.weights.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, find_file, increment_path
 from utils.settings.config import load_yaml
-from utils.system.console import LOGGER, Parser, run_script
+from utils.system.console import LOGGER, run_script
 from utils.training.logs import COLUMNS, TIMES
 from utils.voc.default_set import prepare_shapes
 
@@ -164,21 +187,6 @@ def kill_and_resume(opt: argparse.Namespace, project: Path, name: str, times: li
     return kills
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description="Kill a training run at random moments and compare it with another")
-    add = parser.add_argument
-    add("--kills", type=int, default=3, help="how often")
-    add("--data", default="shapes.yaml")
-    add("--cfg", default="yolov5_shufflenet.yaml")
-    add("--epochs", type=int, default=3)
-    add("--imgsz", type=int, default=64)
-    add("--batch-size", type=int, default=32)
-    add("--workers", type=int, default=2)
-    add("--amp", default="auto")
-    add("--seed", type=int, default=0, help="of the random moments")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     if not hasattr(os, "killpg"):
         raise UserError("check_resume.py kills processes as POSIX systems do; it does not run here")
@@ -188,4 +196,4 @@ def main(opt: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

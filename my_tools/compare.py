@@ -22,46 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import torch
-
-from my_tools.comparing.models import (
-    Candidate,
-    add_intervals,
-    list_pictures,
-    load_candidates,
-    measure_accuracy,
-    measure_latency,
-    pictures_of_source,
-    pictures_of_split,
-    speakable,
-)
-from my_tools.comparing.reproduce import EXPERIMENTS, train_all
 from utils.errors import UserError
-from utils.evaluation.bootstrap import LEAST_DRAWS, LEAST_IMAGES
-from utils.evaluation.scoring import protocol_line
-from utils.files import ROOT, increment_path
-from utils.report.comparison import COLUMNS, Comparison, Entry, Reference, table, unlike
-from utils.report.html import write_report
-from utils.settings.config import DataConfig, check_keys, load_data
-from utils.settings.options import AMP_CHOICES, OPTIMIZERS, ValOptions
-from utils.system.console import LOGGER, Parser, run_script, shown
-from utils.system.device import describe_device, select_device
-from utils.voc.default_set import prepare_shapes
-from val import load_split
-
-SEED = 0  # of the bootstrap
-ALIKE = ("data", "epochs", "imgsz", "batch_size", "hyp", "optimizer", "seed", "amp", "weights", "backbone_weights")
-# flags of train.py that --reproduce hands on
-TRAINING = ("epochs", "imgsz", "hyp", "optimizer", "batch_size", "seed", "amp", "device", "workers", "cache")
-NOTE = "The article's figures, after 300 epochs on PASCAL VOC; its other conditions are not known in full."
-# of the article on ShuffleNetV2 in YOLOv5, by the config it names
-PUBLISHED: Mapping[str, Reference] = MappingProxyType({
-    "yolov5_shufflenet": Reference("article: yolov5_shufflenet", {"precision": 0.56, "recall": 0.54, "map50": 0.54,
-                                   "map": 0.28, "size_mib": 2.0, "epochs": 300}, NOTE),
-    "yolov5_stem_shufflenet": Reference("article: yolov5_stem_shufflenet", {"precision": 0.72, "recall": 0.56,
-                                        "map50": 0.62, "map": 0.37, "size_mib": 6.7, "epochs": 300}, NOTE),
-})  # fmt: skip
+from utils.files import ROOT
+from utils.settings.flags import Parser, options_from
+from utils.settings.options import AMP_CHOICES, OPTIMIZERS
 
 
 @dataclass
@@ -126,11 +90,92 @@ class Options:
             if value is not None and value < least:
                 raise UserError(f"--{flag} is {value}, the least is {least}")
 
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> Options:
-        """Options from keyword arguments. Raises UserError for an unknown one."""
-        check_keys(flags, [f.name for f in fields(cls)], "compare.run")
-        return cls(**flags)
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__, Options)
+    data, model, output, speed, more = map(parser.group, ("data", "model", "output", "speed", "more"))
+    data("--data", metavar="YAML", shown="shapes.yaml, or with --source none: images, size and time only",
+         help="dataset yaml, also looked for in data/")  # fmt: skip
+    data("--task", choices=("train", "val", "test"), help="the split to evaluate on")
+    data("--source", shown="some of the split", help="images to show side by side: a file, folder or glob pattern")
+    data("--imgsz", "--img", "--img-size", type=int, metavar="PX", shown="as each was trained",
+         help="image size in pixels")  # fmt: skip
+    model("--weights", nargs="+", metavar="PT", help="checkpoints, exported models, or folders of runs (their best.pt)")
+    model("--cfg", nargs="+", metavar="YAML", help="untrained models, for everything but accuracy")
+    model("--labels", nargs="+", metavar="NAME", shown="their file names",
+          help="names of the models, those of --weights first")  # fmt: skip
+    model("--conf-thres", type=float, metavar="X", help="confidence from which boxes are drawn")
+    model("--iou-thres", type=float, metavar="X", help="overlap for NMS on --source")
+    parser.add_output("runs/compare", name="exp, or that of the experiment")
+    output("--pictures", type=int, metavar="N", help="images of the split to show")
+    parser.add_device()
+    speed("--batch-size", type=int, metavar="N", shown="32; training: 16", help="images per batch")
+    speed("--workers", type=int, metavar="N", shown="8", help="worker processes that load images, at most")
+    speed("--half", action="store_true", help="float16, on a GPU")
+    more("--draws", type=int, metavar="N", help="bootstrap samples for the intervals; 0: no intervals")
+    more("--seconds", type=float, metavar="S", help="how long to time, for each of batch 1 and 32")
+    _add_training(parser)
+    return parser.parse_args()
+
+
+def _add_training(parser: Parser) -> None:
+    """The flags of --reproduce. Those not given are as in the article, or with other --data as in train.py."""
+    optimisation = parser.group("optimisation")
+    optimisation("--reproduce", nargs="?", const="voc", metavar="NAME", shown="off; without NAME voc",
+                 help="train the article's models one after another and compare them; given again, it continues")
+    optimisation("--models", nargs="+", metavar="YAML", shown="the article's", help="--reproduce: models to train")
+    optimisation("--epochs", type=int, metavar="N", shown="300", help="--reproduce: number of epochs")
+    optimisation("--hyp", metavar="YAML", shown="hyp.scratch-low.yaml", help="--reproduce: hyper-parameters")
+    optimisation("--optimizer", metavar="NAME", shown="SGD", help=f"--reproduce: one of {', '.join(OPTIMIZERS)}")
+    optimisation("--seed", type=int, shown="0", help="--reproduce: seed")
+    optimisation("--amp", choices=AMP_CHOICES, shown="auto", help="--reproduce: number format of the forward pass")
+    optimisation("--cache", nargs="?", const="ram", metavar="WHERE", shown="off; without WHERE ram",
+                 help="--reproduce: keep decoded images in ram or on disk")  # fmt: skip
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
+import numpy as np
+import torch
+
+from my_tools.comparing.models import (
+    Candidate,
+    add_intervals,
+    list_pictures,
+    load_candidates,
+    measure_accuracy,
+    measure_latency,
+    pictures_of_source,
+    pictures_of_split,
+    speakable,
+)
+from my_tools.comparing.reproduce import EXPERIMENTS, train_all
+from utils.evaluation.bootstrap import LEAST_DRAWS, LEAST_IMAGES
+from utils.evaluation.scoring import protocol_line
+from utils.files import increment_path
+from utils.report.comparison import COLUMNS, Comparison, Entry, Reference, table, unlike
+from utils.report.html import write_report
+from utils.settings.config import DataConfig, load_data
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER, run_script, shown
+from utils.system.device import describe_device, select_device
+from utils.voc.default_set import prepare_shapes
+from val import load_split
+
+SEED = 0  # of the bootstrap
+ALIKE = ("data", "epochs", "imgsz", "batch_size", "hyp", "optimizer", "seed", "amp", "weights", "backbone_weights")
+# flags of train.py that --reproduce hands on
+TRAINING = ("epochs", "imgsz", "hyp", "optimizer", "batch_size", "seed", "amp", "device", "workers", "cache")
+NOTE = "The article's figures, after 300 epochs on PASCAL VOC; its other conditions are not known in full."
+# of the article on ShuffleNetV2 in YOLOv5, by the config it names
+PUBLISHED: Mapping[str, Reference] = MappingProxyType({
+    "yolov5_shufflenet": Reference("article: yolov5_shufflenet", {"precision": 0.56, "recall": 0.54, "map50": 0.54,
+                                   "map": 0.28, "size_mib": 2.0, "epochs": 300}, NOTE),
+    "yolov5_stem_shufflenet": Reference("article: yolov5_stem_shufflenet", {"precision": 0.72, "recall": 0.56,
+                                        "map50": 0.62, "map": 0.37, "size_mib": 6.7, "epochs": 300}, NOTE),
+})  # fmt: skip
 
 
 def run(**kwargs: Any) -> Path:
@@ -138,7 +183,7 @@ def run(**kwargs: Any) -> Path:
 
     Raises UserError for bad input.
     """
-    opt = Options.from_flags(kwargs)
+    opt = options_from(Options, kwargs, "compare.run")
     if opt.source:
         list_pictures(opt.source)  # a wrong path is told before the long work
     if opt.reproduce:
@@ -289,49 +334,9 @@ def command_of(flags: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--weights", nargs="+", default=(), metavar="PT",
-        help="checkpoints, exported models, or run folders (their best.pt)")  # fmt: skip
-    add("--cfg", nargs="+", default=(), metavar="YAML", help="model yaml files, untrained: everything but accuracy")
-    add("--labels", nargs="+", default=(), metavar="NAME", help="what to call the models, first --weights, then --cfg")
-    add("--data", default=None,
-        help="data yaml, also looked for in data/ (shapes.yaml, or with --source none: pictures, size and time alone)")
-    add("--source", default="", help="pictures to show side by side (some of the split), a file, folder or pattern")
-    add("--imgsz", "--img", "--img-size", type=int, default=None, help="side in pixels (as each was trained)")
-    add("--batch-size", type=int, default=None, help="of the evaluation (32), and of the training of --reproduce (16)")
-    add("--task", default="val", choices=("train", "val", "test"), help="the split to evaluate on (%(default)s)")
-    add("--conf-thres", type=float, default=Options.conf_thres, help="confidence of the boxes drawn (%(default)s)")
-    add("--iou-thres", type=float, default=Options.iou_thres, help="overlap for NMS of --source (%(default)s)")
-    add("--pictures", type=int, default=Options.pictures, help="how many images of the split are shown (%(default)s)")
-    add("--draws", type=int, default=Options.draws, help="of the bootstrap, 0: no intervals (%(default)s)")
-    add("--seconds", type=float, default=Options.seconds, help="of timing, for each of batch 1 and 32 (%(default)s)")
-    add("--device", default="", help="cpu, mps, or a GPU's number (a GPU if there is one)")
-    add("--workers", type=int, default=None, help="loader processes at most (8)")
-    add("--half", action="store_true", help="half precision, on a GPU")
-    add("--project", default=Options.project, help="results go to project/name (runs/compare)")
-    add("--name", default="", help="(exp, or with --reproduce the experiment's name)")
-    add("--exist-ok", action="store_true", help="use project/name even if it exists")
-    group = parser.add_argument_group("training", "for --reproduce; what is not given is as in the article, or with "
-                                      "another --data as that yaml and train.py have it")  # fmt: skip
-    add = group.add_argument
-    add("--reproduce", nargs="?", const="voc", default="", choices=list(EXPERIMENTS), metavar="voc",
-        help="train the article's models one after another, then compare them; given again, it goes on where it "
-        "was stopped")  # fmt: skip
-    add("--models", nargs="+", default=(), metavar="YAML", help="other models than the article's three")
-    add("--epochs", type=int, default=None, help="(300)")
-    add("--hyp", default=None, help="(hyp.scratch-low.yaml)")
-    add("--optimizer", default=None, help=f"{', '.join(OPTIMIZERS)} (SGD)")
-    add("--seed", type=int, default=None, help="(0)")
-    add("--amp", default=None, choices=AMP_CHOICES, help="number format of forward passes in training (auto)")
-    add("--cache", nargs="?", const="ram", default=None, help="keep decoded images in ram (default) or on disk")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -23,36 +23,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-import export
-from models.export.engines import kind_of
-from models.export.exported import ExportedRuntime
-from models.export.exporters import FORMATS
-from models.inference.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
-from models.weights.checkpoint import load_checkpoint, weights_size
-from models.weights.transfer import with_classes
 from utils.errors import UserError
-from utils.files import ROOT, atomic_write, increment_path, size_of
-from utils.settings.config import check_keys, load_data
-from utils.settings.options import ValOptions
-from utils.system.console import LOGGER, Parser, progress, quiet, run_script, shown
-from utils.system.device import describe_device, select_device
-from utils.system.precision import inference_precision
-from utils.system.profiling import REST, time_in_turns
-from val import evaluate_at, load_split
+from utils.files import ROOT
+from utils.settings.flags import Parser, options_from
 
 CHECKPOINT = "pytorch"
-ENGINES = (CHECKPOINT, *FORMATS)
-NAMES = {CHECKPOINT: "PyTorch", "torchscript": "TorchScript", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
-         "ncnn": "ncnn", "tflite": "TensorFlow Lite"}  # fmt: skip
-WITHOUT_FLOAT16 = ("torchscript",)  # on a CPU torch takes seconds for an image in it
-WITH_BF16 = (CHECKPOINT, "openvino")  # engines that calculate in bfloat16 with the weights that they have
-FEW = 20  # rounds of timing, below which medians mean little
-COLORS = {"float32": "#005094", "bf16": "#1fab7c", "float16": "#d18700", "int8": "#b66eaf"}
+ENGINES = (CHECKPOINT, "torchscript", "onnx", "openvino", "ncnn", "tflite")
 
 
 @dataclass(frozen=True)
@@ -80,6 +56,54 @@ class Options:
             raise UserError(f"--imgsz {self.imgsz} must be 1 or more")
 
 
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__, Options)
+    data, model, more = map(parser.group, ("data", "model", "more"))
+    data("--data", metavar="YAML", shown="required",
+         help="dataset yaml that the model was trained on, for calibration and accuracy")  # fmt: skip
+    data("--imgsz", "--img", "--img-size", type=int, metavar="PX", shown="as trained", help="image size in pixels")
+    model("--weights", metavar="PT", shown="best.pt of the newest run", help="checkpoint, or the folder of a run")
+    model("--engines", nargs="+", metavar="ENGINE", help=f"some of {' '.join(ENGINES)}")
+    parser.add_output("runs/formats")
+    more("--seconds", type=float, metavar="S", help="how long to time")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import export
+from models.export.engines import kind_of
+from models.export.exported import ExportedRuntime
+from models.export.exporters import FORMATS
+from models.inference.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
+from models.weights.checkpoint import load_checkpoint, weights_size
+from models.weights.transfer import with_classes
+from utils.files import atomic_write, increment_path, size_of
+from utils.settings.config import load_data
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER, progress, quiet, run_script, shown
+from utils.system.device import describe_device, select_device
+from utils.system.precision import inference_precision
+from utils.system.profiling import REST, time_in_turns
+from val import evaluate_at, load_split
+
+CHECKPOINT = "pytorch"
+ENGINES = (CHECKPOINT, *FORMATS)
+NAMES = {CHECKPOINT: "PyTorch", "torchscript": "TorchScript", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
+         "ncnn": "ncnn", "tflite": "TensorFlow Lite"}  # fmt: skip
+WITHOUT_FLOAT16 = ("torchscript",)  # on a CPU torch takes seconds for an image in it
+WITH_BF16 = (CHECKPOINT, "openvino")  # engines that calculate in bfloat16 with the weights that they have
+FEW = 20  # rounds of timing, below which medians mean little
+COLORS = {"float32": "#005094", "bf16": "#1fab7c", "float16": "#d18700", "int8": "#b66eaf"}
+
+
 @dataclass
 class Row:
     """One engine with one number format. mib: of the file; ms: median of one image; ratio: to the first row's, median
@@ -103,8 +127,7 @@ def run(**kwargs: Any) -> list[Row]:
 
     Raises UserError for bad input.
     """
-    check_keys(kwargs, [f.name for f in fields(Options)], "compare_formats.run")
-    opt = Options(**kwargs)
+    opt = options_from(Options, kwargs, "compare_formats.run")
     file, config, device = weights_file(opt.weights), load_data(opt.data), select_device("cpu")
     if kind_of(file):
         raise UserError(f"--weights {file} is an exported model already; give the checkpoint")
@@ -238,24 +261,9 @@ def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
         figure.savefig(f, dpi=130, format="png")
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--weights", default="", help="checkpoint, or a run's folder (the newest run's best.pt)")
-    add("--data", default="", help="data yaml that the model was trained on: calibration and accuracy")
-    add("--imgsz", "--img", "--img-size", type=int, default=None, help="side in pixels (as trained)")
-    add("--engines", nargs="+", default=Options.engines, metavar="ENGINE",
-        help=f"of {' '.join(ENGINES)} (pytorch onnx openvino ncnn)")  # fmt: skip
-    add("--seconds", type=float, default=Options.seconds, help="of timing (%(default)s)")
-    add("--project", default=Options.project, help="results go to project/name (runs/formats)")
-    add("--name", default=Options.name, help="(%(default)s)")
-    add("--exist-ok", action="store_true", help="use project/name even if it exists")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -14,11 +14,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.settings.flags import Parser
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    model, output = parser.group("model"), parser.group("output")
+    model("weights", metavar="PT", shown="required", help="checkpoint of YOLOv5, YOLOv5-Lite or a fork")
+    output("--out", default="", metavar="PT", shown="beside it, as <name>_converted.pt", help="file to write")
+    output("--exist-ok", action="store_true", help="replace the file if it exists")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
 from models.inference.runtime import DEFAULT_IMGSZ
 from models.weights.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
 from models.yolo import model_summary
 from utils.errors import UserError
-from utils.system.console import LOGGER, Parser, run_script
+from utils.system.console import LOGGER, run_script
 
 
 def run(weights: str | Path, out: str | Path = "", exist_ok: bool = False) -> Path:
@@ -42,17 +58,9 @@ def run(weights: str | Path, out: str | Path = "", exist_ok: bool = False) -> Pa
     return target
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", help="the .pt file")
-    parser.add_argument("--out", default="", help="where to write (default: beside it, as <name>_converted.pt)")
-    parser.add_argument("--exist-ok", action="store_true", help="replace the output if it exists")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -8,13 +8,35 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.settings.flags import Parser
+
+IMAGES, SIZE = 800, 160
+
+
+def parse_opt(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    data, output = parser.group("data"), parser.group("output")
+    data("--images", type=int, default=IMAGES, metavar="N", help="images in the dataset")
+    data("--size", type=int, default=SIZE, metavar="PX", help="longer side of an image in pixels")
+    data("--seed", type=int, default=0, help="another seed draws another dataset")
+    data("--samples", type=int, default=0, metavar="N", help="draw N larger sample images instead of the dataset")
+    output("--out", default="", metavar="FOLDER", shown="../datasets/shapes/VOCshapes; with --samples data/images",
+           help="folder to write to")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before OpenCV is imported
+
 from utils.errors import UserError
-from utils.system.console import Parser, run_script
-from utils.voc.shapes import IMAGES, OUT, SAMPLES_OUT, SIZE, make_samples, make_set
+from utils.system.console import run_script
+from utils.voc.shapes import OUT, SAMPLES_OUT, make_samples, make_set
 
 
 def run(out: str | Path = "", images: int = IMAGES, size: int = SIZE, seed: int = 0, samples: int = 0) -> Path:
@@ -33,21 +55,10 @@ def run(out: str | Path = "", images: int = IMAGES, size: int = SIZE, seed: int 
     return folder
 
 
-def parse_opt(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(description="draw the embedded data set of shapes in VOC format")
-    parser.add_argument("--out", default="", help=f"folder to write (default {OUT}, with --samples {SAMPLES_OUT})")
-    parser.add_argument("--images", type=int, default=IMAGES, help="number of images in the set")
-    parser.add_argument("--size", type=int, default=SIZE, help="longer side of an image in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws another set")
-    parser.add_argument("--samples", type=int, default=0, help="draw this many larger pictures instead of the set")
-    return parser.parse_args(argv)
-
-
 def main(opt: argparse.Namespace) -> None:
     """Run with the options of the command line."""
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -15,45 +15,15 @@ import csv
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import torch
-from torch import Tensor
-
-import val
-from models.inference.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
-from models.slimming.reconstruct import Fit, SideBySide, fit_layer, held_bytes, parts, polish
-from models.slimming.surgery import KINDS, Swap, parse_layers, plan_swaps, slim_config, transplant, unexplained_kernel
-from models.weights.checkpoint import (
-    find_weights,
-    load_checkpoint,
-    model_from_checkpoint,
-    save_checkpoint,
-    weights_content,
-    weights_size,
-)
-from models.weights.transfer import with_classes
-from models.yolo import DetectionModel
-from utils.data.dataset import DetectionDataset
-from utils.data.labels import load_labels
-from utils.data.loader import batches_of, close_loader, create_loader
 from utils.errors import UserError, did_you_mean
-from utils.files import ROOT, atomic_write, increment_path
-from utils.settings.config import DataConfig, check_keys, load_data, save_yaml
-from utils.settings.options import ValOptions
-from utils.system.console import LOGGER, Parser, quoted, run_script, shown
-from utils.system.device import describe_device, seed_everything, select_device
-from utils.system.profiling import count_gflops, time_in_turns
-from utils.voc.default_set import prepare_shapes
-
-HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
-MEDIAN = 3  # which of `costs` is the median time
-POOR = 0.25  # share of the output lost from which a layer counts as fitting badly
+from utils.files import ROOT
+from utils.settings.flags import Parser, options_from
 
 
 @dataclass
@@ -101,6 +71,67 @@ class Options:
         return Path(self.project) / self.name
 
 
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__, Options)
+    data, model, optimisation, speed, more = map(parser.group, ("data", "model", "optimisation", "speed", "more"))
+    data("--data", metavar="YAML", help="dataset yaml to fit and to evaluate on, also looked for in data/")
+    data("--imgsz", "--img", "--img-size", type=int, metavar="PX", shown="as trained", help="image size in pixels")
+    model("--weights", metavar="PT", shown="required", help="checkpoint of a trained model, or the folder of a run")
+    model("--to", metavar="KIND", shown="required",
+          help="slimneck: Conv -> GSConv, C3 -> VoVGSCSP; slimconv: Conv -> SlimNeck, C3 -> C3Slim")  # fmt: skip
+    model("--layers", metavar="LAYERS", help="layers to replace: neck, all, or numbers such as 10-23 or 10,13,17-20")
+    model("--group-size", type=int, metavar="N",
+          help="slimconv: channels per group of the grouped convolution; more fit better and cost more")  # fmt: skip
+    model("--max-error", type=float, metavar="X", help="keep layers whose replacement would lose more than this share")
+    optimisation("--batches", type=int, metavar="N", help="batches of training images to fit to")
+    optimisation("--batch-size", type=int, metavar="N", help="images per batch")
+    optimisation("--steps", type=int, metavar="N",
+                 help="steps of Adam on all new layers together, after each was fitted alone")  # fmt: skip
+    parser.add_output("runs/slim")
+    parser.add_device()
+    speed("--workers", type=int, metavar="N", help="worker processes that load images, at most")
+    more("--seed", type=int, help="seed that chooses the images")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import val
+from models.inference.runtime import DEFAULT_IMGSZ, Runtime, check_img_size
+from models.slimming.reconstruct import Fit, SideBySide, fit_layer, held_bytes, parts, polish
+from models.slimming.surgery import KINDS, Swap, parse_layers, plan_swaps, slim_config, transplant, unexplained_kernel
+from models.weights.checkpoint import (
+    find_weights,
+    load_checkpoint,
+    model_from_checkpoint,
+    save_checkpoint,
+    weights_content,
+    weights_size,
+)
+from models.weights.transfer import with_classes
+from models.yolo import DetectionModel
+from utils.data.dataset import DetectionDataset
+from utils.data.labels import load_labels
+from utils.data.loader import batches_of, close_loader, create_loader
+from utils.files import atomic_write, increment_path
+from utils.settings.config import DataConfig, load_data, save_yaml
+from utils.settings.options import ValOptions
+from utils.system.console import LOGGER, quoted, run_script, shown
+from utils.system.device import describe_device, seed_everything, select_device
+from utils.system.profiling import count_gflops, time_in_turns
+from utils.voc.default_set import prepare_shapes
+
+HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
+MEDIAN = 3  # which of `costs` is the median time
+POOR = 0.25  # share of the output lost from which a layer counts as fitting badly
+
+
 @dataclass(frozen=True)
 class Figure:
     """A line of the comparison; digits: after the point."""
@@ -116,8 +147,7 @@ def run(**kwargs: Any) -> Path:
 
     Raises UserError for bad input.
     """
-    check_keys(kwargs, [f.name for f in fields(Options)], "slim.run")
-    opt = Options(**kwargs)
+    opt = options_from(Options, kwargs, "slim.run")
     device = select_device(opt.device)
     seed_everything(opt.seed)
     content = load_checkpoint(opt.weights)
@@ -323,35 +353,9 @@ def tell(folder: Path, fits: Sequence[Fit], opt: Options, size: int) -> None:
                 f"{quoted(opt.data or 'DATA.yaml')} --imgsz {size} --epochs 20")  # fmt: skip
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--weights", default=Options.weights, help="checkpoint of a trained model, also YOLOv5's, or a run's folder")
-    add("--to", default=Options.to, metavar="KIND",
-        help="slimneck: Conv -> GSConv, C3 -> VoVGSCSP; slimconv: Conv -> SlimNeck, C3 -> C3Slim")  # fmt: skip
-    add("--layers", default=Options.layers, help="neck, all, or numbers: 10-23 or 10,13,17-20 (%(default)s)")
-    add("--data", default=Options.data, help="data yaml to fit and measure with, also looked for in data/")
-    add("--imgsz", "--img", "--img-size", type=int, default=None, help="side of the images in pixels (as trained)")
-    add("--group-size", type=int, default=Options.group_size,
-        help="slimconv: channels in a group of the grouped part; more fit better and weigh more (%(default)s)")
-    add("--batches", type=int, default=Options.batches, help="batches of training images to fit to (%(default)s)")
-    add("--batch-size", type=int, default=Options.batch_size, help="images at a time (%(default)s)")
-    add("--steps", type=int, default=Options.steps,
-        help="steps of Adam on all new layers together after each was fitted alone; 0: none (%(default)s)")  # fmt: skip
-    add("--max-error", type=float, default=None, metavar="SHARE",
-        help="leave layers as they were that lose more than this share (none)")  # fmt: skip
-    add("--seed", type=int, default=Options.seed, help="chooses the images (%(default)s)")
-    add("--device", default=Options.device, help="cpu, mps, or a GPU's number (a GPU if there is one)")
-    add("--workers", type=int, default=Options.workers, help="loader processes at most (%(default)s)")
-    add("--project", default=Options.project, help="results go to project/name (runs/slim)")
-    add("--name", default=Options.name, help="(%(default)s)")
-    add("--exist-ok", action="store_true", help="use project/name even if it exists")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -19,34 +19,41 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.errors import UserError, did_you_mean
-from utils.system.console import Parser, run_script
-from utils.voc.convert import Options, Summary, convert
+from utils.settings.flags import Parser
+from utils.voc.options import LINKS, Options
+
+
+def parse_opt(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    data, output, more = map(parser.group, ("data", "output", "more"))
+    data("--source", nargs="+", metavar="PATH", shown="VOC in ../datasets/VOC/images", help="zips or folders")
+    data("--download", action="store_true", help="download the official VOC zips that are missing")
+    data("--years", nargs="+", type=int, default=[2007, 2012], metavar="YEAR", help="years of VOC to convert")
+    data("--names", nargs="+", metavar="CLASS", shown="those in the xml files, sorted", help="classes, in order")
+    data("--split", nargs="+", type=float, default=[0.8, 0.2], metavar="X",
+         help="shares of train, val and perhaps test, for a dataset without ImageSets")  # fmt: skip
+    data("--seed", type=int, default=0, help="seed of that split")
+    output("--out", metavar="FOLDER", shown="../datasets/VOC, or ../datasets/<name>", help="folder to write to")
+    output("--name", shown="that of its folder", help="name of a dataset of your own")
+    more("--box", default="exact", metavar="KIND",
+         help="exact: VOC's definition of a box; legacy: the formula of YOLOv5's script")  # fmt: skip
+    more("--link", default="hard", metavar="KIND", help=f"how images of a folder are taken over: {', '.join(LINKS)}")
+    return parser.parse_args(args)
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before OpenCV is imported
+
+from utils.settings.config import check_keys
+from utils.system.console import run_script
+from utils.voc.convert import Summary, convert
 
 
 def run(**kwargs: object) -> Summary:
     """Convert as `Options` tells and return what was done; raises UserError if nothing can be converted."""
-    known = [f.name for f in fields(Options)]
-    for key in kwargs:
-        if key not in known:
-            raise UserError(f"voc2yolo has no option {key!r}{did_you_mean(key, known)}")
+    check_keys(kwargs, [f.name for f in fields(Options)], "voc2yolo.run")
     return convert(Options(**kwargs))  # type: ignore[arg-type]
-
-
-def parse_opt(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line's options."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", nargs="+", help="zips or folders (default: VOC's in ../datasets/VOC/images)")
-    parser.add_argument("--out", help="where to write (default: ../datasets/VOC, or ../datasets/<name>)")
-    parser.add_argument("--name", help="name of a set of your own (default: its folder's)")
-    parser.add_argument("--names", nargs="+", help="its classes in order (default: those in the xml, sorted)")
-    parser.add_argument("--box", default="exact", help="exact: VOC's geometry; legacy: the formula of YOLOv5's script")
-    parser.add_argument("--link", default="hard", help="images of a folder: hard link (else copy), copy or symlink")
-    parser.add_argument("--download", action="store_true", help="fetch the official zips that are missing")
-    parser.add_argument("--years", nargs="+", type=int, default=[2007, 2012], help="VOC's years")
-    parser.add_argument("--split", nargs="+", type=float, default=[0.8, 0.2], help="for a set without ImageSets")
-    parser.add_argument("--seed", type=int, default=0, help="seed of that split")
-    return parser.parse_args(args)
 
 
 def main(opt: argparse.Namespace) -> None:
@@ -55,4 +62,4 @@ def main(opt: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -18,7 +18,7 @@ import re
 import socketserver
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,25 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from my_tools.serving.files import Item, build_site, install, write_site
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.settings.config import check_keys
-from utils.system.console import LOGGER, Parser, run_script, shown
-
-LOCAL = ("127.0.0.1", "localhost", "::1")
-HEADERS = {
-    # these three let WASM use threads
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; "
-                               "media-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
-                               "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}  # fmt: skip
+from utils.settings.flags import Parser, options_from
 
 
 @dataclass(frozen=True)
@@ -62,6 +46,42 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port {self.port}: from 1 to 65535, or 0 for any that is free")
+
+
+def parse_opt() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__, Options)
+    data, model, output, more = map(parser.group, ("data", "model", "output", "more"))
+    data("--source", metavar="FOLDER", shown="data/images", help="images that the page offers as samples")
+    model("--weights", metavar="ONNX", shown="best.onnx of the newest run",
+          help=".onnx file of export.py, or the folder of a run")  # fmt: skip
+    output("--out", metavar="FOLDER", help="write the page to this folder instead of serving it")
+    output("--exist-ok", action="store_true", help="write to --out even if it is not empty")
+    more("--host", metavar="ADDRESS", help="address to listen on; the default is reached from this machine only")
+    more("--port", type=int, metavar="N", help="port to listen on; 0: any free one")
+    more("--install", action="store_true", help="first download ONNX Runtime Web (33 MB) with npm")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+
+from my_tools.serving.files import Item, build_site, install, write_site
+from utils.system.console import LOGGER, run_script, shown
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+HEADERS = {
+    # these three let WASM use threads
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; "
+                               "media-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+                               "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}  # fmt: skip
 
 
 class Server(ThreadingHTTPServer):
@@ -146,8 +166,7 @@ def run(**kwargs: Any) -> Path | None:
 
     Raises UserError for bad input.
     """
-    check_keys(kwargs, [f.name for f in fields(Options)], "web_demo.run")
-    opt = Options(**kwargs)
+    opt = options_from(Options, kwargs, "web_demo.run")
     if opt.install:
         install()
         if not opt.weights and not opt.out:
@@ -172,22 +191,9 @@ def run(**kwargs: Any) -> Path | None:
     return None
 
 
-def parse_opt() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--weights", default="", help=".onnx file of export.py, or a run's folder (the newest run's best.onnx)")
-    add("--source", default=Options.source, help="folder of pictures to offer as samples (data/images)")
-    add("--host", default=Options.host, help="address to listen on (%(default)s: this machine only)")
-    add("--port", type=int, default=Options.port, help="(%(default)s; 0: any that is free)")
-    add("--out", default="", metavar="FOLDER", help="write the whole page there instead of serving it")
-    add("--exist-ok", action="store_true", help="write into --out even if there is something in it")
-    add("--install", action="store_true", help="first fetch ONNX Runtime Web through npm (33 MB)")
-    return parser.parse_args()
-
-
 def main(opt: argparse.Namespace) -> None:
     run(**vars(opt))
 
 
 if __name__ == "__main__":
-    run_script(main, parse_opt())
+    run_script(main, OPT)

@@ -26,8 +26,10 @@ from utils.files import MODEL_FOLDERS
 from utils.settings.config import load_data
 
 PAIRS = [("README.md", "README.zh-CN.md"), ("docs/from-the-articles.md", "docs/from-the-articles.zh-CN.md"),
-         ("docs/deploy.md", "docs/deploy.zh-CN.md")]  # fmt: skip
-PAGES = [page for pair in PAIRS for page in pair]
+         ("docs/deploy.md", "docs/deploy.zh-CN.md"), ("docs/train.md", "docs/train.zh-CN.md"),
+         ("docs/compare.md", "docs/compare.zh-CN.md")]  # fmt: skip
+ENGLISH = [f"docs/{name}.md" for name in "differences evaluate export models python reliability slim speed".split()]
+PAGES = [*[page for pair in PAIRS for page in pair], *ENGLISH]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 YAML_FOLDERS = ("", *MODEL_FOLDERS, "data", "data/hyps")
 
@@ -82,6 +84,25 @@ def tables(name: str) -> list[str]:
 
 
 # What can be told without running anything
+
+
+def test_every_page_is_here_and_reached_from_the_readme() -> None:
+    assert sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md")) == sorted(
+        p for p in PAGES if p.startswith("docs/")
+    )
+    assert {path for path, _ in links("README.md")} >= {p for p in PAGES if p.startswith("docs/") and "zh" not in p}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_is_short(name: str) -> None:
+    assert len(page(name).splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", [p for p in PAGES if p.startswith("docs/") and "zh" not in p and "articles" not in p])
+def test_a_page_opens_with_a_command(name: str) -> None:
+    """Within its first lines, before any other heading, stands the command that most people came for."""
+    assert re.search(r"^```\w+$", page(name).partition("\n## ")[0], re.MULTILINE)
+
 
 COMMANDS = sorted({c for name in PAGES for c in commands(name) if c.startswith(("python ", "torchrun "))})
 
@@ -144,7 +165,7 @@ def test_languages_have_the_same_links(pair: tuple[str, str]) -> None:
     assert chinese == english
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [page for pair in PAIRS for page in pair])
 def test_each_language_links_to_the_other(name: str) -> None:
     other = next(pair[1 - pair.index(name)] for pair in PAIRS if name in pair)
     assert (other, "") in links(name)[:3]

@@ -397,7 +397,7 @@ def test_an_onnx_file_of_another_kind_is_one_line(tmp_path: Path) -> None:
     onnx = need("onnx", "")
     text = """<ir_version: 8, opset_import: ["" : 17], metadata_props: ["names": "{0: 'a', 1: 'b'}", "stride": "32"]>
     g (float[1,3,64,64] images) => (float[1,N,M] y) <int64[3] shape = {%s}> { y = Reshape(images, shape) }"""
-    for shape, message in (("1, -1, 6", "which is no detector of YOLOv5's form with 2 classes"),
+    for shape, message in (("1, -1, 6", "a YOLOv5 detector with 2 classes gives"),
                            ("1, 11, 11", "does not run on")):  # fmt: skip
         onnx.save(onnx.parser.parse_model(text % shape), str(tmp_path / "other.onnx"))
         runtime = load_runtime(tmp_path / "other.onnx", CPU)

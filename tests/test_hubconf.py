@@ -71,6 +71,6 @@ def test_modules_of_another_project_in_the_way(name: str, tmp_path: Path, monkey
     other = ModuleType(name)
     other.__file__ = str(tmp_path / name / "__init__.py")
     monkeypatch.setitem(sys.modules, name, other)
-    with pytest.raises(ImportError, match=f"another module '{name}' .* is loaded already") as e:
+    with pytest.raises(ImportError, match=f"another module '{name}' .* is already loaded") as e:
         torch.hub.load(str(ROOT), "yolov5_shufflenet", source="local")
     assert "\n" not in str(e.value)

@@ -246,7 +246,7 @@ def test_check_file(file: str, suffix: str, expected: str, tmp_path: Path, monke
     ("call", "message"),
     [
         (lambda: general.check_file("nowhere.jpg"), "nowhere.jpg: no such file"),
-        (lambda: general.check_yaml("a.json"), "a.json: is no .yaml or .yml file"),
+        (lambda: general.check_yaml("a.json"), "a.json: is not a .yaml or .yml file"),
         (lambda: general.strip_optimizer("last.pt"), "last.pt: is left as it is"),
         (lambda: dataloaders.LoadScreenshots("screen 0"), "screenshots are not supported"),
         (lambda: general.check_img_size([640, 0]), r"image size \[640, 0\]"),

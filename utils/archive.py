@@ -1,4 +1,4 @@
-"""The members of a zip, checked: nothing is ever unpacked to a path that the zip chose, or larger than it may be."""
+"""Safe reading of zip files: nothing is unpacked to a path that the zip chose, or beyond a size limit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from types import TracebackType
 from utils.errors import UserError
 from utils.files import no_file
 
-MAX_RATIO = 200  # unpacked to packed size above which a member counts as a bomb ...
-RATIO_FROM = 1 << 20  # ... if it is larger than this many bytes: a small blank picture may well shrink a thousandfold
+MAX_RATIO = 200  # ratio of unpacked to packed size above which a member counts as a zip bomb ...
+RATIO_FROM = 1 << 20  # ... if it is larger than this many bytes; a small blank image may compress a thousandfold
 
 _BROKEN = (
     zipfile.BadZipFile,
@@ -29,15 +29,15 @@ _BROKEN = (
 
 
 class ArchiveError(UserError):
-    """A zip, or a member of one, that cannot be used; the text before the first colon names the kind."""
+    """An unusable zip or member. The text before the first colon is the kind of error (`utils.voc` groups by it)."""
 
 
 class Archive:
     """A zip open for reading.
 
-    `members`: the names of the plain files in it that are safe to use, in the zip's order.
-    `refused`: (name, reason) of every other member that is no folder.
-    Raises ArchiveError if the file is no whole zip.
+    `members`: the names of the regular files that are safe to read, in the zip's order.
+    `refused`: (name, reason) of every other member that is not a folder.
+    Raises ArchiveError if the file is not a complete zip.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,13 +49,13 @@ class Archive:
         except FileNotFoundError:
             raise ArchiveError(f"no such file: {self.path}") from None
         except _BROKEN as e:
-            raise ArchiveError(f"not a whole zip (a download cut short? remove it and fetch it again): {e}") from e
+            raise ArchiveError(f"not a complete zip (download interrupted? delete it, download it again): {e}") from e
         self._infos: dict[str, zipfile.ZipInfo] = {}
         self.refused: list[tuple[str, str]] = []
         for info in self._zip.infolist():
             reason = unsafe(info)
             if not reason and info.filename in self._infos:
-                reason = "member named twice in the zip, the first is used"
+                reason = "member occurs twice in the zip; the first one is used"
             if reason:
                 self.refused.append((info.orig_filename, reason))
             elif not info.is_dir():
@@ -63,30 +63,30 @@ class Archive:
         self.members = list(self._infos)
 
     def size(self, name: str) -> int:
-        """Bytes of the member `name` when unpacked, as the zip tells it."""
+        """Return the unpacked size in bytes of the member `name`, as stated in the zip."""
         return self._infos[name].file_size
 
     def crc(self, name: str) -> int:
-        """Return the CRC-32 the zip gives for a member."""
+        """Return the CRC-32 of the member `name`, as stated in the zip."""
         return self._infos[name].CRC
 
     def read(self, name: str, limit: int) -> bytes:
         """Return the content of the member `name`, checked against its CRC.
 
-        Raises ArchiveError if it is larger than `limit` bytes, damaged, cut short, or packed suspiciously well.
+        Raises ArchiveError if it is larger than `limit` bytes, damaged, cut short, or compressed like a zip bomb.
         """
         info = self._infos[name]
         if info.file_size > limit:
             raise ArchiveError(f"too large: {info.file_size} bytes, at most {limit} are read")
         if info.file_size > RATIO_FROM and info.file_size > MAX_RATIO * max(info.compress_size, 1):
-            raise ArchiveError(f"packed more than {MAX_RATIO} to 1, a zip bomb: {info.file_size} bytes")
+            raise ArchiveError(f"compressed more than {MAX_RATIO} to 1, a zip bomb: {info.file_size} bytes")
         try:
-            # zipfile gives no more bytes than the directory entry says, so a wrong entry fails here and fills nothing
+            # zipfile returns no more bytes than the directory entry states, so a false size cannot fill the memory
             data = self._zip.read(info)
         except _BROKEN as e:
             raise ArchiveError(f"damaged in the zip: {e}") from e
         if len(data) != info.file_size:
-            raise ArchiveError(f"damaged in the zip: {len(data)} bytes of {info.file_size}")
+            raise ArchiveError(f"damaged in the zip: {len(data)} of {info.file_size} bytes")
         return data
 
     def close(self) -> None:
@@ -103,8 +103,8 @@ class Archive:
 
 
 def unsafe(info: zipfile.ZipInfo) -> str:
-    """Say why a member must not be used, or return an empty string."""
-    # zipfile shortens names at a NUL and, on Windows, turns backslashes over: judge what the zip really says
+    """Return the reason why a member must not be used, or an empty string."""
+    # check the original name: zipfile cuts names at a NUL and, on Windows, replaces backslashes
     name = info.orig_filename
     if "\0" in name:
         return "member name with a NUL in it"
@@ -118,7 +118,7 @@ def unsafe(info: zipfile.ZipInfo) -> str:
     if kind == stat.S_IFLNK:
         return "member is a symbolic link"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "member is no plain file"
+        return "member is not a regular file"
     if info.flag_bits & 0x1:
         return "member is encrypted"
     return ""

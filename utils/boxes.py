@@ -1,7 +1,7 @@
-"""Boxes: conversions between formats, scaling between images, overlap.
+"""Boxes: conversion between formats, scaling between images, and IoU.
 
-xyxy: corners; xywh: centre, width, height; a trailing n: divided by the image's width and height. Functions take
-tensors or numpy arrays of shape (..., 4), or more columns where said, and return the same kind.
+xyxy: corners; xywh: centre, width, height; a trailing n: normalised by the image's width and height. Functions take
+tensors or numpy arrays of shape (..., 4), or with more columns where stated, and return the same type.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _empty_like(x: Array) -> Array:
 
 
 def xyxy2xywh(x: Array) -> Array:
-    """Corners to centre, width, height; further columns are kept."""
+    """Convert xyxy to xywh; further columns are copied."""
     y = _empty_like(x)
     y[..., 0] = (x[..., 0] + x[..., 2]) / 2
     y[..., 1] = (x[..., 1] + x[..., 3]) / 2
@@ -33,7 +33,7 @@ def xyxy2xywh(x: Array) -> Array:
 
 
 def xywh2xyxy(x: Array) -> Array:
-    """Centre, width, height to corners; further columns are kept."""
+    """Convert xywh to xyxy; further columns are copied."""
     y = _empty_like(x)
     half_w, half_h = x[..., 2] / 2, x[..., 3] / 2
     y[..., 0] = x[..., 0] - half_w
@@ -45,7 +45,7 @@ def xywh2xyxy(x: Array) -> Array:
 
 
 def xywhn2xyxy(x: Array, w: float = 640, h: float = 640, padw: float = 0, padh: float = 0) -> Array:
-    """Normalised centre form to corners in pixels of a w x h image that lies at (padw, padh)."""
+    """Convert normalised xywh to xyxy in pixels, for a w x h image whose top left corner is at (padw, padh)."""
     y = xywh2xyxy(x)
     y[..., 0] = y[..., 0] * w + padw
     y[..., 1] = y[..., 1] * h + padh
@@ -55,7 +55,7 @@ def xywhn2xyxy(x: Array, w: float = 640, h: float = 640, padw: float = 0, padh: 
 
 
 def xyxy2xywhn(x: Array, w: float = 640, h: float = 640) -> Array:
-    """Corners in pixels of a w x h image to normalised centre form."""
+    """Convert xyxy in pixels of a w x h image to normalised xywh."""
     y = xyxy2xywh(x)
     y[..., 0] /= w
     y[..., 1] /= h
@@ -65,7 +65,7 @@ def xyxy2xywhn(x: Array, w: float = 640, h: float = 640) -> Array:
 
 
 def clip_boxes(boxes: Array, shape: Sequence[int]) -> Array:
-    """Clip corners, in place, to an image of shape (height, width, ...); returns them."""
+    """Clip xyxy boxes in place to an image of shape (height, width, ...) and return them."""
     h, w = shape[:2]
     if isinstance(boxes, Tensor):
         boxes[..., 0].clamp_(0, w)
@@ -84,10 +84,10 @@ def scale_boxes(
     img0_shape: Sequence[int],
     ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Array:
-    """Move corners, in place, from a letterboxed image of shape img1 (h, w) to the original of shape img0.
+    """Rescale xyxy boxes in place from a letterboxed image to the original image, clip them and return them.
 
-    Further numbers of a shape, such as its channels, do not matter.
-    ratio_pad: ((ratio_h, ratio_w), (padw, padh)) as `letterbox` and the loader give it; worked out if None.
+    img1_shape, img0_shape: (h, w, ...) of the letterboxed and the original image; further values are ignored.
+    ratio_pad: ((ratio_h, ratio_w), (padw, padh)) as in the loader's shapes; computed from the shapes if None.
     """
     if ratio_pad is None:
         gain = min(img1_shape[0] / img0_shape[0], img1_shape[1] / img0_shape[1])
@@ -101,7 +101,7 @@ def scale_boxes(
 
 
 def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """Overlap of every box of a (n, 4) with every box of b (m, 4), corners: (n, m) in [0, 1]."""
+    """Return the IoU, (n, m) in [0, 1], of every box of a (n, 4) with every box of b (m, 4), both xyxy."""
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = torch.minimum(a[:, None, 2:4], b[None, :, 2:4])
     inter = (bottom_right - top_left).clamp_(0).prod(2)
@@ -111,9 +111,10 @@ def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def bbox_ciou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """Complete IoU of box pairs in xywh form, (n, 4) each: (n,) (Zheng et al., 2020).
+    """Return the Complete IoU (n,) of pairs of xywh boxes, (n, 4) each (Zheng et al., 2020).
 
-    IoU, less the squared centre distance in units of the enclosing diagonal, less a term for unlike aspect ratios.
+    This is the IoU minus the squared centre distance divided by the squared diagonal of the enclosing box, minus a
+    penalty for different aspect ratios.
     """
     ax, ay, aw, ah = a.unbind(-1)
     bx, by, bw, bh = b.unbind(-1)

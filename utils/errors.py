@@ -1,4 +1,4 @@
-"""What goes wrong because of the user's input: one exception, and the did-you-mean for misspelt words."""
+"""The exception for errors in the user's input, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input, told in one line: what, which file, which line or key, what to do.
+    """Invalid user input. The message is one line: what is wrong, in which file, at which line or key, what to do.
 
     Scripts print it and exit with code 1 (see `utils.system.console.run_script`); code that calls `run()` catches it.
     """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known word nearest to `word`, or an empty string if none is near.
+    """Return ` (did you mean 'x'?)` for the known word most similar to `word`, or an empty string if none is similar.
 
-    What all of a kind have in common does not count: the dashes of flags, the suffix of yaml files.
+    The dashes of flags and the suffix of yaml files are ignored in the comparison.
     """
     by_core = {_core(k): str(k) for k in known}
     near = difflib.get_close_matches(_core(word), by_core, n=1, cutoff=0.65)
@@ -29,14 +29,14 @@ def _core(word: object) -> str:
 
 
 def shorten(value: object, most: int = 300) -> str:
-    """A value or an error as one line of not too many letters."""
+    """Return a value or an error as one line, cut after `most` characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def no_memory(e: Exception) -> str:
-    """What to tell if an error says that memory has run out, or an empty string."""
+    """Return a message for the user if an error means that memory ran out, otherwise an empty string."""
     words = ("allocate memory", "out of memory", "bad_alloc", "insufficient memory")
     if isinstance(e, UserError) or not isinstance(e, MemoryError) and not any(word in str(e).lower() for word in words):
         return ""
-    return f"there is not enough memory ({shorten(e)}): smaller images or smaller batches need less"
+    return f"there is not enough memory ({shorten(e)}): use smaller images or smaller batches"

@@ -1,4 +1,4 @@
-"""Paths and files: the project's root, run folders, finding a named file, writing a file whole or not at all."""
+"""Paths and files: the project's root, run folders, file lookup by name, safe reading and atomic writing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from typing import IO
 from utils.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL_FOLDERS = ("models", "models/hub", "models/zoo")  # where model yamls are, below ROOT
-DATASETS = ROOT.parent / "datasets"  # where YOLOv5 keeps its data sets: beside the checkout
+MODEL_FOLDERS = ("models", "models/hub", "models/zoo")  # folders of model yamls, below ROOT
+DATASETS = ROOT.parent / "datasets"  # as in YOLOv5: beside the checkout
 IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm".split())
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv .webm".split())
-LARGEST_LIST = 2**28  # bytes of a text that lists files
-# the same without the dot, in the tuples that YOLOv5's scripts add up and search
+LARGEST_LIST = 2**28  # bytes of a text file that lists files
+# the same without the dot, as tuples, which YOLOv5's scripts concatenate and search
 IMG_FORMATS, VID_FORMATS = (tuple(sorted(s[1:] for s in suffixes)) for suffixes in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
 
 
 def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "") -> Path:
-    """Create and return the folder `path`, or `path2`, `path3`, ... the first that does not exist yet.
+    """Create and return the folder `path`, or the first of `path2`, `path3`, ... that does not exist yet.
 
-    The folder is made here, in one step that fails if it exists, so that two runs started at once get two folders.
-    sep: what stands before the number.
+    mkdir fails if the folder exists, so two runs started at the same time get different folders.
+    exist_ok: return `path` even if it exists; sep: separator before the number.
     """
     path = Path(path)
     if exist_ok:
@@ -46,9 +46,9 @@ def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "") -> P
 
 
 def unused_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
-    """`increment_path` as YOLOv5's scripts call it: files are numbered too, and a folder is made only with `mkdir`.
+    """`increment_path` as YOLOv5's scripts call it: it also numbers files, and makes a folder only with `mkdir`.
 
-    A file's number stands before its suffix. Without `mkdir` another process may take the same name.
+    For a file, the number is inserted before the suffix. Without `mkdir`, another process may take the same name.
     """
     path = Path(path)
     if mkdir:
@@ -57,7 +57,7 @@ def unused_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: 
 
 
 def _numbered(path: Path, sep: str) -> Iterator[Path]:
-    """`path`, `path2`, `path3`, ... without end; the number goes before the suffix if `path` is a file."""
+    """Yield `path`, `path2`, `path3`, ... endlessly; for a file the number is inserted before the suffix."""
     yield path
     stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
     for number in itertools.count(2):
@@ -69,25 +69,25 @@ def _make_folder(path: Path, exist_ok: bool) -> None:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:
         if exist_ok:
-            raise UserError(f"{path} is a file, a folder is needed there: choose another --project or --name") from None
+            raise UserError(f"{path} is a file, but a folder is needed: choose another --project or --name") from None
         raise
     except OSError as e:
         raise UserError(f"cannot make the folder {path}: {e.strerror}; choose another --project") from e
 
 
 def read_file(path: str | Path, most: int) -> bytes:
-    """The bytes of a plain file. Raises OSError for anything else, such as a pipe, and for more than `most` bytes.
+    """Read a regular file of at most `most` bytes. Raises OSError if it is larger or not a regular file.
 
-    What lies in a data set may be a link to a device or a pipe, which would never end, or never begin.
+    A file in a dataset may be a link to a device or a pipe; reading those might never end.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as f:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "is no plain file", str(path))
-        # as much as there is: Python takes the memory for what it is asked to read before it reads
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        # no more than the file's size: Python allocates the requested size before it reads
         content = f.read(min(status.st_size, most) + 1)
-        if status.st_size < len(content) <= most:  # it is growing
+        if status.st_size < len(content) <= most:  # the file has grown, or /proc reports a size of 0
             content += f.read(most + 1 - len(content))
     if len(content) > most:
         raise OSError(errno.EINVAL, f"is larger than {most:,} bytes", str(path))
@@ -95,22 +95,22 @@ def read_file(path: str | Path, most: int) -> bytes:
 
 
 def no_file(path: str | Path) -> str:
-    """Why a path leads to no file, or an empty string: a pipe would be waited for, a device may have no end."""
+    """Return why a path is not a regular file, or an empty string. Reading a pipe or a device might never end."""
     path = Path(path)
-    return "" if path.is_file() else "is no plain file" if path.exists() else "does not exist"
+    return "" if path.is_file() else "is not a regular file" if path.exists() else "does not exist"
 
 
 def of_the_system(folder: str | Path) -> bool:
-    """Whether a folder is no disk, but what the system shows of itself. /dev/shm is a disk, in memory."""
+    """Whether a folder lies in /proc, /sys or /dev (except /dev/shm), where the system shows its own state."""
     parts = Path(os.path.realpath(folder)).parts
     return parts[:1] == ("/",) and parts[1:2] in (("proc",), ("sys",), ("dev",)) and parts[1:3] != ("dev", "shm")
 
 
 def walk(folder: str | Path) -> Iterator[str]:
-    """The files below a folder, links followed, each real folder once, by its own path if it has one there.
+    """Yield the files below a folder, following links; each real folder is visited once, by its real path if possible.
 
-    A link may lead back up, and several links to the same folder, one behind the other, make endlessly many paths.
-    None is followed to what the system shows of itself, where the whole disk lies once more for each process.
+    Visiting folders once is needed because a link may lead to a parent folder and so give endlessly many paths.
+    /proc, /sys and /dev are skipped: /proc contains the whole file system once more for each process.
     """
     seen: set[tuple[int, int]] = set()
     folders, links = [str(folder)], []
@@ -124,7 +124,7 @@ def walk(folder: str | Path) -> Iterator[str]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(where), key=lambda e: e.name, reverse=True)
-        except OSError:  # gone by now, or not for us to read
+        except OSError:  # removed meanwhile, or not readable
             continue
         for entry in entries:
             if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
@@ -135,10 +135,10 @@ def walk(folder: str | Path) -> Iterator[str]:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", durable: bool = True, **kwargs) -> Iterator[IO]:
-    """Open a temporary file beside `path`; on success rename it, on failure remove it.
+    """Open a temporary file beside `path`; rename it to `path` on success, remove it on failure.
 
-    Whoever reads `path` sees the old content or the new one, never a part. durable: also after a power cut, for which
-    the disk has to be waited for.
+    Readers of `path` see the old or the new content, never a part of it. durable: ensure this also after a power cut,
+    by waiting for the disk (fsync).
     """
     path = Path(path)
     if "b" not in mode:
@@ -158,17 +158,17 @@ def atomic_write(path: str | Path, mode: str = "wb", durable: bool = True, **kwa
 
 
 def _umask() -> int:
-    """The process's file mode mask (it can only be read by setting it)."""
+    """Return the process's umask (which can only be read by setting it)."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
-    """Return the file `name` names: as given, below ROOT, or below one of ROOT's `folders`.
+    """Find the file `name`: as given, below ROOT, or in one of the `folders` below ROOT.
 
-    A path such as models/x.yaml, whose folder is one of `folders`, is looked up in the others too.
-    Raises UserError, with the nearest known name, if there is none, and if two of `folders` have one of this name.
+    If the path's folder is one of `folders`, as in models/x.yaml, the other folders are searched too.
+    Raises UserError if there is no such file (suggesting the most similar name) or if it is in two of the folders.
     """
     if not str(name):
         raise UserError(f"{what} is empty")
@@ -194,29 +194,29 @@ def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
 
 
 def model_yamls() -> dict[str, Path]:
-    """The model yamls of this checkout by their names without suffix, in the order of MODEL_FOLDERS."""
+    """Return the model yamls of this checkout, keyed by name without suffix, in the order of MODEL_FOLDERS."""
     return {file.stem: file for folder in MODEL_FOLDERS for file in sorted((ROOT / folder).glob("*.yaml"))}
 
 
 def check_suffix(file: str | Path, suffix: str | Sequence[str]) -> None:
-    """Raise UserError if a file's name has a suffix, and none of these (with the dot, in any case)."""
+    """Raise UserError if a file name has a suffix, in any case, other than `suffix` (lower case, with the dot)."""
     wanted = (suffix,) if isinstance(suffix, str) else tuple(suffix)
     if Path(file).suffix and Path(file).suffix.lower() not in wanted:
-        raise UserError(f"{file}: is no {' or '.join(wanted)} file")
+        raise UserError(f"{file}: is not a {' or '.join(wanted)} file")
 
 
 def safe_name(text: str) -> str:
-    """A file name made of a class name or an address."""
+    """Return a valid file name made from a text such as a class name or URL."""
     return re.sub(r"[^\w.-]+", "_", text[:80]).strip(".") or "_"
 
 
 def csv_text(text: str) -> str:
-    """A name as a csv may hold it: behind an apostrophe where spreadsheets would take it for a formula."""
+    """Return a text for a csv file, with an apostrophe in front if a spreadsheet would read it as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with _2, _3, ... after those that came before."""
+    """Return the names, with _2, _3, ... appended to repeated ones."""
     taken: list[str] = []
     for name in names:
         taken.append(next(n for k in itertools.count(1) if (n := f"{name}_{k}" if k > 1 else name) not in taken))
@@ -230,7 +230,7 @@ def newest(pattern: str, root: Path = ROOT / "runs") -> Path | None:
 
 
 def git_commit() -> str:
-    """The commit that is checked out in ROOT, read from .git without running git; empty where there is none."""
+    """Return the commit checked out in ROOT, read from .git without running git, or an empty string."""
     try:
         head = (ROOT / ".git" / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
@@ -245,5 +245,5 @@ def git_commit() -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of the files of a folder."""
+    """Return the size in bytes of a file, or of the files directly in a folder."""
     return sum(f.stat().st_size for f in path.iterdir()) if path.is_dir() else path.stat().st_size

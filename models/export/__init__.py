@@ -1,1 +1,1 @@
-"""Export to other formats: writers, engines that run the files, checks, quantization. No command line."""
+"""Export to other formats: writers, inference engines, accuracy checks, quantization. No command line."""

@@ -1,4 +1,4 @@
-"""Whether an exported model gives what its network gives: boxes and scores next to each other, on pictures."""
+"""Compare the boxes and scores of an exported model with those of its network, on images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.evaluation.nms import non_max_suppression
 
-# how far boxes (parts of the image's side) and scores may be from the network's
+# largest allowed differences from the network: of boxes (as fractions of the image side) and of scores
 TOLERANCES = {"float32": (2e-4, 1e-3), "float16": (1e-2, 5e-2)}
 
 
 def check(path: Path, model: DetectionModel, facts: ExportFacts, pictures: np.ndarray) -> tuple[float, float]:
-    """The largest differences of boxes (pixels) and scores between an exported model and its network.
+    """Return the largest differences of boxes (pixels) and scores between an exported model and its network.
 
-    Dynamic ones are looked at in a second size and number too. Raises UserError if they differ by too much.
+    A dynamic model is also run with other image sizes and batch sizes. Raises UserError if the differences are too
+    large.
     """
     exported = ExportedRuntime(path, torch.device("cpu"))
-    batches = [np.concatenate((pictures, pictures[..., ::-1]))]  # mirrored too, so that there are two at least
+    batches = [np.concatenate((pictures, pictures[..., ::-1]))]  # with mirrored copies, so that there are at least two
     if facts.dynamic:
         batches += [np.pad(pictures, ((0, 0), (0, 0), (0, facts.stride), (0, 0))),
                     np.pad(pictures[:1], ((0, 0), (0, 0), (0, 0), (0, facts.stride)))]  # fmt: skip
@@ -37,9 +38,9 @@ def check(path: Path, model: DetectionModel, facts: ExportFacts, pictures: np.nd
         if facts.nms:
             found, expected = alike(found, expected, facts, path.name)
         if found.shape != expected.shape:
-            raise UserError(f"{path.name} gives {found.shape}, the network {expected.shape}: not written")
+            raise UserError(f"{path.name} gives the shape {found.shape}, the network {expected.shape}; not written")
         off = np.abs(found - expected)
-        if facts.precision == "float16":  # a large box that nobody sees, as it is sure of nothing, may be far off
+        if facts.precision == "float16":  # boxes of too low a confidence to be shown may be far off
             off[..., :4][~seen(expected, facts)] = 0
         worst = np.maximum(worst, (off[..., :4].max(initial=0), off[..., 4:].max(initial=0)))
     if not worst[0] <= boxes_off or not worst[1] <= scores_off:  # NaN too
@@ -49,13 +50,16 @@ def check(path: Path, model: DetectionModel, facts: ExportFacts, pictures: np.nd
 
 
 def seen(decoded: np.ndarray, facts: ExportFacts) -> np.ndarray:
-    """Which of the rows (..., 5 + nc), or of detections (..., 6), are sure enough to be shown; all if none is."""
+    """Return a mask of the rows (..., 5 + nc), or detections (..., 6), with a confidence of at least LOWEST.
+
+    If there is none, all are selected.
+    """
     sure = decoded[..., 4] if facts.nms else decoded[..., 4] * decoded[..., 5:].max(-1)
     return sure >= LOWEST if (sure >= LOWEST).any() else np.ones(sure.shape, bool)
 
 
 def tolerances(facts: ExportFacts) -> tuple[float, float]:
-    """How far boxes (pixels) and scores may be from the network's."""
+    """Return the largest allowed differences of boxes (pixels) and scores from the network's."""
     boxes, scores = TOLERANCES[facts.precision]
     return boxes * max(facts.imgsz), scores
 
@@ -63,10 +67,10 @@ def tolerances(facts: ExportFacts) -> tuple[float, float]:
 def alike(
     found: np.ndarray, expected: np.ndarray, facts: ExportFacts, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Detections of both, (m, 6) each, in pairs. Raises UserError if more than a tenth of both, and more than
-    4, have no partner.
+    """Match the detections of the exported model and of the network; return the pairs, (m, 6) each.
 
-    Of two boxes with next to the same score one may be kept here and the other there: on plain ground, by the thousand.
+    Raises UserError if more than 4 detections, and more than a tenth of all, have no match. A few may have none: of two
+    boxes with nearly equal scores, each NMS may keep a different one (thousands of times on plain backgrounds).
     """
     pairs, alone = [np.zeros((0, 2, 6), np.float32)], 0
     most, iou = int(facts.nms["max_det"]), facts.nms["iou"]
@@ -84,6 +88,6 @@ def alike(
         alone += int((~known).sum() + (~near.any(0)).sum())
     both = np.concatenate(pairs)
     if alone > max(4, 0.2 * len(both)):
-        raise UserError(f"{name} finds other boxes than the network, {alone} of {2 * len(both) + alone} have no "
-                        "partner; not written")  # fmt: skip
+        raise UserError(f"{name} finds other boxes than the network: {alone} of {2 * len(both) + alone} have no "
+                        "match; not written")  # fmt: skip
     return both[:, 0], both[:, 1]

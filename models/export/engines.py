@@ -1,7 +1,7 @@
-"""What runs an exported model: TorchScript, ONNX Runtime, OpenVINO, ncnn, TensorFlow Lite.
+"""Inference engines for exported models: TorchScript, ONNX Runtime, OpenVINO, ncnn, TensorFlow Lite.
 
-An engine is a function from images (b, 3, h, w) RGB, float32 in [0, 1] or uint8, to what the file's graph gives. Its
-package is imported when a file of its kind is opened, and a missing one is told with the command that installs it.
+An engine is a function from images (b, 3, h, w) RGB, float32 in [0, 1] or uint8, to the output of the file's graph. Its
+package is imported when a file of its format is opened. If it is missing, the error names the command to install it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from utils.errors import UserError
 from utils.files import no_file
 
 Engine = Callable[[np.ndarray], np.ndarray]
-LOWEST = 0.001  # confidence from which boxes of a graph with NMS are asked for, as val.py does
-INSIDE = "metadata.json"  # a file or field in formats that can carry one, beside the files of those that cannot
+LOWEST = 0.001  # confidence threshold given to graphs with NMS, the same as val.py's
+INSIDE = "metadata.json"  # a file or field inside the exported model, or a file beside it if the format cannot hold one
 REPORTER = "openvino_telemetry"
 GPU_PROVIDER = "CUDAExecutionProvider"
-# package to import -> what to install, and the extra of pyproject.toml that has it
+# package to import -> its name for pip, and the extra of pyproject.toml that includes it
 PACKAGES = MappingProxyType({
     "onnx": ("onnx", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "onnxslim": ("onnxslim", "onnx"),
     "openvino": ("openvino", "openvino"), "nncf": ("nncf", "openvino"), "ncnn": ("ncnn", "ncnn"),
@@ -40,9 +40,10 @@ PACKAGES = MappingProxyType({
 
 
 class Opened(NamedTuple):
-    """An exported model, ready to run: `engine`, what it says of itself, the engine's name and number format.
+    """An exported model, ready to run: `engine`, the model's metadata (facts), the engine's name and its dtype.
 
-    shared: whether several threads may call it at once, each with its share of the cores; otherwise it takes all.
+    shared: whether several threads may call the engine at once, each with its share of the cores. Otherwise one call
+    uses all cores.
     """
 
     engine: Engine
@@ -53,23 +54,23 @@ class Opened(NamedTuple):
 
 
 def need(package: str, what: str) -> ModuleType:
-    """Import a package. Raises UserError that says how to install it, if it is not there or does not load."""
+    """Import a package. Raises UserError if it cannot be loaded, or is not installed (with the command for that)."""
     pip, extra = PACKAGES[package]
     try:
         with _unreported(), without_logs():
             return importlib.import_module(package)
     except ModuleNotFoundError as e:
         if e.name != package:
-            raise UserError(f"{what} needs {pip}, which does not load here ({e})") from e
+            raise UserError(f"{what} needs {pip}, which cannot be loaded ({e})") from e
         raise UserError(f"{what} needs {pip}: pip install {pip}, or pip install '.[{extra}]' in the folder of this "
-                        "program") from e  # fmt: skip
+                        "repository") from e  # fmt: skip
     except (ImportError, OSError, AttributeError, RuntimeError) as e:
-        raise UserError(f"{what} needs {pip}, which does not load here ({first_line(e)})") from e
+        raise UserError(f"{what} needs {pip}, which cannot be loaded ({first_line(e)})") from e
 
 
 @contextlib.contextmanager
 def _unreported() -> Iterator[None]:
-    """OpenVINO reports its import and each use to its makers, unasked, unless it finds no package to do it with."""
+    """Hide OpenVINO's telemetry package, without which OpenVINO sends no usage reports to its developers."""
     if REPORTER in sys.modules:
         yield
         return
@@ -82,7 +83,7 @@ def _unreported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_logs() -> Iterator[None]:
-    """Without what packages write to the log that all programs share, and the handlers that doing so adds there."""
+    """Suppress log messages up to WARNING, and remove handlers that packages add to the root logger meanwhile."""
     handlers = list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
@@ -93,7 +94,7 @@ def without_logs() -> Iterator[None]:
 
 
 def kind_of(path: Path) -> str:
-    """The format of an exported model by its name or, of a folder, by its files; empty for what is none."""
+    """Return the format of an exported model: by its suffix, or for a folder by its files; "" if it is not one."""
     if path.is_dir():
         found = [kind for kind, pattern in (("openvino", "*.xml"), ("ncnn", "*.ncnn.param")) if any(path.glob(pattern))]
         return found[0] if found else ""
@@ -103,9 +104,9 @@ def kind_of(path: Path) -> str:
 
 
 def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Opened:
-    """Open an exported model. Raises UserError if the file, or the package for it, cannot be used.
+    """Open an exported model. Raises UserError if the file, or the package that runs it, cannot be used.
 
-    dtype: the number format to calculate in, for engines that leave a choice.
+    dtype: the dtype to compute in, for engines that offer a choice.
     """
     kind = kind_of(path)
     path = path.parent if kind in ("openvino", "ncnn") and path.is_file() else path
@@ -115,27 +116,28 @@ def open_engine(path: Path, device: torch.device, dtype: torch.dtype = torch.flo
         return OPENERS[kind](path, device, dtype)
     except UserError:
         raise
-    except Exception as e:  # each engine has errors of its own for a file that is none
+    except Exception as e:  # each engine has its own errors for invalid files
         raise UserError(f"{path} cannot be opened as {kind}: {first_line(e)}") from e
 
 
 def in_unit(images: np.ndarray) -> np.ndarray:
-    """Images of uint8 or float32 as float32 in [0, 1].
+    """Convert uint8 images to float32 in [0, 1]; float32 images are returned as they are.
 
-    Not by torch: its threads would go on looking for work for a while, on the cores that the engine is to have.
+    NumPy is used because torch's threads would keep spinning for a while on the cores that the engine needs.
     """
     return images if images.dtype != np.uint8 else np.divide(images, np.float32(255), dtype=np.float32)
 
 
 def first_line(error: Exception) -> str:
-    """What an engine's error says first."""
+    """Return the first non-empty line of an error message, or the error's type; at most 300 characters."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    """Open a TorchScript file, on the CPU or a GPU; it runs in float32, or in float16 if it was exported in it."""
     extra = {INSIDE: ""}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer torch has another format of its own for such files
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch recommends another format instead of TorchScript
         network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
     facts = read_facts(_text(extra[INSIDE]), str(path))
     kind = {"float16": torch.float16}.get(facts.precision, torch.float32)
@@ -148,7 +150,10 @@ def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Op
 
 
 def onnx_session(source: str | bytes, device: torch.device) -> Any:
-    """ONNX Runtime for a file or the bytes of one, on torch's number of threads, on a GPU if it can and is asked to."""
+    """Create an ONNX Runtime session from a file's path or bytes, with torch's number of threads.
+
+    It runs on a GPU if `device` is one and ONNX Runtime supports it, otherwise on the CPU.
+    """
     onnxruntime = need("onnxruntime", "an .onnx file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -159,6 +164,7 @@ def onnx_session(source: str | bytes, device: torch.device) -> Any:
 
 
 def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    """Open an ONNX file, exported by this program or by YOLOv5, on the CPU or a GPU."""
     session = onnx_session(str(path), device)
     fields, (first, *_) = session.get_modelmeta().custom_metadata_map, session.get_inputs()
     facts = (read_facts(fields[INSIDE], str(path)) if INSIDE in fields
@@ -170,16 +176,16 @@ def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
         found = session.run(None, feed)[0].astype(np.float32, copy=False)
         return as_decoded(found, len(images), len(facts.names), int(facts.nms["max_det"])) if facts.nms else found
 
-    # a lower threshold adds boxes and changes none of the others, and who calls has one of its own
+    # a lower threshold only adds boxes, and the caller applies its own threshold later
     low = {"conf_thres": np.array([LOWEST], np.float32)} if facts.nms else {}
     on_cpu = " on the CPU" * (device.type == "cuda" and GPU_PROVIDER not in session.get_providers())
     return Opened(run, facts, f"ONNX Runtime {need('onnxruntime', '').__version__}{on_cpu}", torch.float32)
 
 
 def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
-    """Detections (m, 7) of `models.export.onnx_nms.with_nms`, in the form of decoded boxes (b, most, 5 + nc).
+    """Convert detections (m, 7) of `models.export.onnx_nms.with_nms` to decoded boxes (b, most, 5 + nc).
 
-    Each keeps its one class; what is missing to `most`, that of an image, is sure of nothing.
+    Each box has a score for its own class only. Images with fewer than `most` detections are filled up with zeros.
     """
     made = np.zeros((batch, most, 5 + nc), np.float32)
     for k in range(batch):
@@ -193,15 +199,16 @@ def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
 
 @functools.cache
 def openvino_core() -> Any:
-    """OpenVINO, once for the whole process.
+    """Return OpenVINO's Core, one for the whole process.
 
-    Each that ends gives the stack for signals back to the one before it, even if that has ended too: the next signal,
-    be it Ctrl-C or the end of a child, would then crash Python.
+    A Core that is destroyed restores the signal stack of the Core before it, even if that one no longer exists. The
+    next signal, such as Ctrl-C or the end of a child process, would then crash Python.
     """
     return need("openvino", "an OpenVINO model").Core()
 
 
 def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    """Open a folder with an OpenVINO model, on the CPU; dtype: float32 or bfloat16."""
     openvino = need("openvino", "an OpenVINO model")
     facts = _facts_beside(path)
     core, bf16 = openvino_core(), dtype == torch.bfloat16
@@ -209,7 +216,7 @@ def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opene
 
     @functools.cache
     def request_for(element: np.dtype) -> Any:
-        """Images come as uint8 from detect.py and val.py: that is a quarter of the memory to read."""
+        """Compile the model for this input dtype. detect.py and val.py pass uint8, a quarter of float32's memory."""
         asked = network
         if element == np.uint8:
             steps = openvino.preprocess.PrePostProcessor(network.clone())
@@ -225,17 +232,18 @@ def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opene
         request.infer({0: images})
         return request.get_output_tensor(0).data.astype(np.float32)  # a copy, as the next call writes over it
 
-    request_for(np.dtype(np.uint8))  # what cannot be run is told now
+    request_for(np.dtype(np.uint8))  # a model that cannot be compiled raises its error here
     return Opened(run, facts, f"OpenVINO {openvino.__version__.split('-')[0]}", dtype if bf16 else torch.float32)
 
 
 def open_ncnn(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    """Open a folder with an ncnn model, on the CPU in float32."""
     ncnn = need("ncnn", "an ncnn model")
     facts = _facts_beside(path)
     param = _only(path, "*.ncnn.param")
     net = ncnn.Net()
     net.opt.num_threads = torch.get_num_threads()
-    # where a CPU has these formats they are the default, and another network than the one that was checked
+    # ncnn uses these formats by default where the CPU has them; the exported model was checked without them
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
     if net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin"))):
         raise UserError(f"{param} cannot be read by ncnn; export it again")
@@ -255,6 +263,7 @@ def open_ncnn(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
 
 
 def open_tflite(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
+    """Open a TensorFlow Lite file, on the CPU in float32."""
     need("ai_edge_litert", "a .tflite file")
     interpreter_of = importlib.import_module("ai_edge_litert.interpreter").Interpreter
     with zipfile.ZipFile(path) as z:
@@ -282,7 +291,7 @@ def _text(content: str | bytes) -> str:
 def _only(folder: Path, pattern: str) -> Path:
     files = sorted(folder.glob(pattern))
     if len(files) != 1:
-        raise UserError(f"{folder}: {len(files)} files {pattern}; an exported model has one")
+        raise UserError(f"{folder}: {len(files)} files match {pattern}; an exported model has exactly one")
     return files[0]
 
 
@@ -292,6 +301,6 @@ def _facts_beside(folder: Path) -> ExportFacts:
         with open(file, "rb") as f:
             content = f.read(LARGEST + 1)
     except OSError as e:
-        raise UserError(f"{file} cannot be read ({e.strerror}): it says which classes the model knows; export "
+        raise UserError(f"{file} cannot be read ({e.strerror}): it contains the model's class names; export "
                         "the model again") from e  # fmt: skip
     return read_facts(_text(content), str(folder))

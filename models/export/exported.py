@@ -1,4 +1,4 @@
-"""An exported model behind the same calls as a checkpoint's network (`models.inference.runtime.Runtime`)."""
+"""Exported models with the same interface as checkpoints (`models.inference.runtime.Runtime`)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from utils.system.precision import inference_precision
 class ExportedRuntime:
     """An exported model, ready to predict; see `models.inference.runtime.Runtime` for the attributes.
 
-    size: (h, w) of the only images it takes, None where it takes any. batch: how many at a time, None for any number;
-    other numbers are filled up or split. facts: all it says of itself. There is no network in `model`.
+    size: (h, w) that images must have, None for any. batch: the fixed batch size, None for any; other batches are
+    padded or split. facts: the model's metadata. `model` is None, as there is no network.
     """
 
     model = None
 
     def __init__(self, path: Path, device: torch.device, half: bool = False, amp: str = "off") -> None:
         if half:
-            LOGGER.warning("--half is for checkpoints; an exported model stays as it was exported")
+            LOGGER.warning("--half is for checkpoints; an exported model keeps the precision it was exported with")
         wanted = inference_precision("off" if half else amp, device)
         opened = open_engine(path, device, wanted.dtype)
         self.path = path
@@ -42,11 +42,11 @@ class ExportedRuntime:
         self._turn = contextlib.nullcontext() if opened.shared else threading.Lock()
 
     def predict(self, images: Tensor, augment: bool = False) -> Tensor:
-        """Decode a batch, as `Runtime.predict` does. Raises UserError for sizes it was not exported for."""
+        """Decode a batch, as `Runtime.predict` does. Raises UserError for sizes the model was not exported for."""
         if augment:
             raise UserError(f"--augment needs a checkpoint, and {self.path} is an exported model")
         if images.ndim != 4:
-            raise UserError(f"images of the shape {tuple(images.shape)}: (batch, 3, height, width) is needed")
+            raise UserError(f"images have the shape {tuple(images.shape)}; (batch, 3, height, width) is needed")
         if self.size and list(images.shape[2:]) != self.size:
             raise UserError(f"this model was exported for {self.size[0]}x{self.size[1]} px and got "
                             f"{images.shape[2]}x{images.shape[3]}; export it with --dynamic")  # fmt: skip
@@ -62,21 +62,21 @@ class ExportedRuntime:
         return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0]).to(self.device)
 
     def _run(self, images: np.ndarray) -> np.ndarray:
-        """What the engine gives. Raises UserError if it fails, or if that is no output of a YOLOv5."""
+        """Run the engine. Raises UserError if it fails, or if its output is not (batch, boxes, 5 + nc)."""
         try:
             with self._turn:
                 made = self._engine(images)
         except (UserError, MemoryError):
             raise
-        except Exception as e:  # each engine has errors of its own
+        except Exception as e:  # each engine has its own errors
             if no_memory(e):
                 raise MemoryError(f"{self.path} on {images.shape}: {first_line(e)}") from e
             raise UserError(f"{self.path} does not run on {images.shape}: {first_line(e)}") from e
         if made.ndim != 3 or len(made) != len(images) or made.shape[2] != 5 + len(self.names):
-            raise UserError(f"{self.path} gives {made.shape}, which is no detector of YOLOv5's form with "
-                            f"{len(self.names)} classes: (batch, boxes, {5 + len(self.names)})")  # fmt: skip
+            raise UserError(f"{self.path}: its output has the shape {made.shape}; a YOLOv5 detector with "
+                            f"{len(self.names)} classes gives (batch, boxes, {5 + len(self.names)})")  # fmt: skip
         return made
 
     def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, None]:
-        """What `predict` returns; there are no raw maps."""
+        """Return the output of `predict`, and None in place of the head's raw maps."""
         return self.predict(images, augment), None

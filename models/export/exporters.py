@@ -29,9 +29,9 @@ AXES = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch",
 
 
 class Job(NamedTuple):
-    """What is to be written where: a network, images it can take, a place that is not yet the final one.
+    """What to export: a network, example images for tracing, the output path (a temporary one), the model's metadata.
 
-    opset, simplify: of ONNX; calibration: for 8-bit integers, None for floating point.
+    opset, simplify: for ONNX only. calibration: images for int8 quantization; None for floating point.
     """
 
     form: ExportForm
@@ -44,17 +44,17 @@ class Job(NamedTuple):
 
 
 def to_torchscript(job: Job) -> None:
-    """A traced network with its facts as a file inside."""
+    """Write a traced network, with its metadata as an extra file inside."""
     with _quiet():
         network = torch.jit.trace(job.form, job.example, strict=False, check_trace=False)
     network.save(str(job.out), _extra_files={INSIDE: job.facts.to_json()})
 
 
 def to_onnx(job: Job) -> None:
-    """An ONNX graph with its facts among its metadata, where YOLOv5's programs find names and stride too."""
+    """Write an ONNX graph. Its metadata also has `names` and `stride` where YOLOv5's scripts look for them."""
     onnx, facts = need("onnx", "--include onnx"), job.facts
     graph = onnx.load_from_string(onnx_graph(job.form, job.example, job.opset, facts.dynamic))
-    if job.simplify:  # before NMS, whose settings onnxslim would make constants
+    if job.simplify:  # before NMS is added, as onnxslim would turn the NMS settings into constants
         graph = need("onnxslim", "--simplify").slim(graph)
     if job.calibration:
         graph = quantize_onnx(graph, job.calibration)
@@ -68,9 +68,9 @@ def to_onnx(job: Job) -> None:
 
 
 def onnx_graph(network: nn.Module, example: Tensor, opset: int = 17, dynamic: bool = False) -> bytes:
-    """The graph of a network as ONNX; `images` in, `output0` out (the first of what it gives)."""
+    """Return a network as an ONNX graph, with the input `images` and the output `output0` (the network's first one)."""
     buffer = io.BytesIO()
-    # the newer exporter gave the same boxes in ten times the time, and needs another package
+    # the newer exporter took ten times as long for the same boxes, and needs another package
     older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with _quiet():
         torch.onnx.export(network, (example,), buffer, opset_version=opset, input_names=["images"], **older,
@@ -79,7 +79,7 @@ def onnx_graph(network: nn.Module, example: Tensor, opset: int = 17, dynamic: bo
 
 
 def to_openvino(job: Job) -> None:
-    """A folder with .xml, .bin and the facts."""
+    """Write a folder with the .xml file, the .bin file and the metadata."""
     openvino, out, facts = need("openvino", "--include openvino"), job.out, job.facts
     with _quiet():
         network = openvino.convert_model(job.form, example_input=job.example)
@@ -92,7 +92,7 @@ def to_openvino(job: Job) -> None:
 
 
 def to_ncnn(job: Job) -> None:
-    """A folder with .ncnn.param, .ncnn.bin and the facts. Raises UserError with what pnnx says if it fails."""
+    """Write a folder with .ncnn.param, .ncnn.bin and the metadata. Raises UserError with pnnx's message if it fails."""
     program, out, facts = need("pnnx", "--include ncnn").EXEC_PATH, job.out, job.facts
     out.mkdir()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def to_ncnn(job: Job) -> None:
 
 
 def to_tflite(job: Job) -> None:
-    """A TensorFlow Lite file with its facts in a zip behind it, which the format allows."""
+    """Write a TensorFlow Lite file, with its metadata in a zip archive appended to it, as the format allows."""
     litert_torch = need("litert_torch", "--include tflite")
     with _quiet():
         litert_torch.convert(job.form, (job.example,)).export(str(job.out))
@@ -121,10 +121,10 @@ def to_tflite(job: Job) -> None:
 
 
 class Format(NamedTuple):
-    """A format of export.py: what writes it, what its name adds to that of the weights, what it needs and can have.
+    """An export format: the function that writes it, the suffix of its file, the packages it needs, what it supports.
 
-    A suffix without a dot is that of a folder. half: weights in float16; int8: 8-bit integers; dynamic: any size and
-    number of images; batches: more than one image.
+    A suffix without a dot means a folder. half: weights in float16; int8: 8-bit integers; dynamic: any image size and
+    batch size; batches: more than one image.
     """
 
     write: Callable[[Job], None]
@@ -137,6 +137,7 @@ class Format(NamedTuple):
 
     @property
     def is_folder(self) -> bool:
+        """Whether the exported model is a folder."""
         return not self.suffix.startswith(".")
 
 
@@ -151,7 +152,7 @@ FORMATS = MappingProxyType({
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what converters tell of shapes that are constants here, and of themselves."""
+    """Hide the converters' warnings (of shapes that become constants), and send what they print to stderr."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield

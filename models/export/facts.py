@@ -1,4 +1,4 @@
-"""What an exported model says of itself, in a form that every file format can carry: JSON of plain values."""
+"""The metadata of an exported model, as JSON that every file format can hold."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from utils.system.console import has_control
 
 FORMAT, VERSION = "yolov5-light export", 1
 PRECISIONS = ("float32", "float16", "int8")
-LARGEST = 1 << 20  # characters of the JSON
+LARGEST = 1 << 20  # most characters of the JSON text
 
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """names: {index: class name}; stride: the largest, pixels; imgsz: (h, w) it was exported for, the usual ones if
-    `dynamic` (in batch, height and width); precision: of the weights; nms: its settings if the graph does it, else
-    None; source: name of the weights file; made_by: versions {package: version}, for people, not read back.
-    """  # fmt: skip
+    """The metadata of an exported model.
+
+    names: {index: class name}; stride: the largest, in pixels; imgsz: (h, w) the model was exported for, only the
+    default size if `dynamic` (in batch, height and width); precision: of the weights; nms: its settings if it is part
+    of the graph, else None; source: name of the weights file; made_by: {package: version}, only for people, not read.
+    """
 
     names: Mapping[int, str]
     stride: int
@@ -35,7 +37,7 @@ class ExportFacts:
     made_by: Mapping[str, str] | None = None
 
     def to_json(self) -> str:
-        """As text; `shape`, `stride` and `names` are where YOLOv5's programs look for them."""
+        """Return the metadata as JSON; `shape`, `stride` and `names` are where YOLOv5's scripts look for them."""
         return json.dumps({
             "format": FORMAT, "version": VERSION, "names": {str(k): v for k, v in self.names.items()},
             "stride": self.stride, "shape": [self.batch, 3, *self.imgsz], "dynamic": self.dynamic,
@@ -45,23 +47,23 @@ class ExportFacts:
 
 
 def read_facts(text: str, where: str) -> ExportFacts:
-    """Facts from JSON. Raises UserError, naming the file `where`, if they are not ours or of another version."""
+    """Read metadata from JSON. Raises UserError, naming the file `where`, if it is invalid or of another version."""
     try:
         tree = json.loads(text) if len(text) <= LARGEST else None
     except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
-        raise UserError(f"{where}: what it says of itself cannot be read; export it again")
+        raise UserError(f"{where}: its metadata cannot be read; export it again")
     if tree.get("format") == FORMAT and tree.get("version") != VERSION:
-        raise UserError(f"{where} was exported by another version of this program (format {tree.get('version')}, here "
-                        f"{VERSION}): export it again")  # fmt: skip
+        raise UserError(f"{where} was exported by another version of this program (format {tree.get('version')}, not "
+                        f"{VERSION}); export it again")  # fmt: skip
     return checked(tree, where)
 
 
 def facts_of_yolov5(fields: Mapping[str, str], where: str, shape: list[Any]) -> ExportFacts:
-    """Facts from the metadata that YOLOv5 gives its ONNX files: Python literals. shape: of the input, (b, 3, h, w).
+    """Read the metadata of YOLOv5's own ONNX files, which are Python literals. shape: of the input, (b, 3, h, w).
 
-    Raises UserError if they cannot be read.
+    Raises UserError if it cannot be read.
     """
     try:
         if max(map(len, fields.values())) > LARGEST:
@@ -76,10 +78,10 @@ def facts_of_yolov5(fields: Mapping[str, str], where: str, shape: list[Any]) -> 
 
 
 def checked(tree: Mapping[str, Any], where: str) -> ExportFacts:
-    """Facts from plain values. Raises UserError, naming the key, for a value that cannot be."""
+    """Validate the metadata's plain values. Raises UserError, naming the key, for an invalid value."""
     def check(key: str, right: bool) -> None:
         if not right:
-            raise UserError(f"{where}: its metadata has no usable '{key}'; export it again")
+            raise UserError(f"{where}: its metadata has no valid '{key}'; export it again")
 
     names, stride, shape = tree.get("names"), tree.get("stride"), tree.get("shape")
     precision, nms, source = tree.get("precision", "float32"), tree.get("nms"), tree.get("source", "")

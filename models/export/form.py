@@ -1,4 +1,4 @@
-"""The form of a network that is exported: shuffle-free, decoding built in, without what converters stumble on."""
+"""The exported form of a network: without channel shuffles, with box decoding, only widely supported operations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from models.yolo import DetectionModel
 
 
 class ExportForm(nn.Module):
-    """A network as one function: images (b, 3, h, w) float in [0, 1] to decoded boxes (b, n, 5 + nc).
+    """A network that maps images (b, 3, h, w), float in [0, 1], to decoded boxes (b, n, 5 + nc).
 
-    These are centre, width and height in pixels, objectness and class scores, as `Detect` gives them, but for rounding.
-    size: (h, w) of the images, for which the grid is then a constant; None for any, to be worked out each time.
+    A box has its centre, width and height in pixels, objectness and class scores, equal to those of `Detect` up to
+    rounding. size: (h, w) of the images, which makes the grid a constant; None for any size, with the grid computed in
+    each call.
     """
 
     def __init__(self, model: DetectionModel, size: Sequence[int] | None) -> None:
@@ -35,12 +36,13 @@ class ExportForm(nn.Module):
             self.register_buffer(f"down{k}", down)
 
     def half_weights(self) -> ExportForm:
-        """The layers in float16, in place; boxes are still worked out in float32. Returns self."""
+        """Convert the layers to float16 in place; boxes are still decoded in float32. Returns self."""
         self.layers.half()
         self.convs.half()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w), float in [0, 1], to decoded boxes (b, n, 5 + nc)."""
         outputs: list[Tensor | None] = []
         x = images
         for m in self.layers:
@@ -53,10 +55,11 @@ class ExportForm(nn.Module):
                           enumerate(zip(self.convs, self.froms, strict=True))], 1)  # fmt: skip
 
     def _decode(self, k: int, y: Tensor) -> Tensor:
-        """Boxes (b, na * h * w, no) of the head's map k, (b, na * no, h, w).
+        """Decode the head's map k, (b, na * no, h, w), to boxes (b, na * h * w, no).
 
-        Each number is y * (y * square + once) + offset of its sigmoid y: engines make one pass over memory of that,
-        where numbers are last, as their convolutions have them. With four axes at most, as not every engine has five.
+        With y the sigmoid of the map, each value is y * (y * square + once) + offset. Engines compute this in one pass
+        over memory, as channels are last, the layout of their convolutions. No tensor has more than four dimensions,
+        as not every engine supports five.
         """
         y = y.permute(0, 2, 3, 1).float().sigmoid()
         b, h, w, _ = y.shape
@@ -67,9 +70,11 @@ class ExportForm(nn.Module):
         return y.reshape(b, cells, self.na, self.no).permute(0, 2, 1, 3).reshape(b, self.na * cells, self.no)
 
     def _factors(self, anchors: Tensor, strides: Tensor) -> dict[str, Tensor]:
-        """What numbers of a cell are multiplied by, each (maps, na * no): `square` of the sigmoid, `once`, and for its
-        column and row in the map `is_x`, `is_y`. anchors: (maps, na, 2) cells; strides: (maps, 1, 1) pixels.
-        """  # fmt: skip
+        """Return the factors of decoding, each (maps, na * no).
+
+        `square` is for the squared sigmoid, `once` for the sigmoid, `is_x` and `is_y` for a cell's column and row.
+        anchors: (maps, na, 2) in cells; strides: (maps, 1, 1) in pixels.
+        """
         square, once, is_x, is_y = torch.zeros(4, len(anchors), self.na, self.no).unbind()
         square[..., 2:4] = 4 * anchors * strides
         once[..., :2] = 2 * strides
@@ -78,9 +83,9 @@ class ExportForm(nn.Module):
         return {"square": square.flatten(1), "once": once.flatten(1), "is_x": is_x.flatten(1), "is_y": is_y.flatten(1)}
 
     def _offsets(self, k: int, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added to x and to y of boxes of map k, (1, 1, w, na * no) and (1, h, 1, na * no); y: (b, h, w, any).
+        """Return the grid offsets of x and y for map k, (1, 1, w, na * no) and (1, h, 1, na * no); y: (b, h, w, any).
 
-        Cells are counted by sums along them, as a device named here would be traced.
+        Cells are numbered by cumulative sums, as torch.arange would record its device as a constant in the trace.
         """
         columns, rows = torch.ones_like(y[:1, :1, :, :1]), torch.ones_like(y[:1, :, :1, :1])
         return (columns.cumsum(2) - 1.5) * self.is_x[k], (rows.cumsum(1) - 1.5) * self.is_y[k]

@@ -1,4 +1,4 @@
-"""Non-maximum suppression as part of an ONNX graph, so that a phone or a browser needs no code for it."""
+"""Non-maximum suppression as part of an ONNX graph, so that apps and web pages need no code for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from models.export.engines import need
 
-# decoded: as `Detect` gives it. Each box counts for its best class; classes do not suppress each other.
+# decoded: the output of `Detect`. Each box keeps only its best class; boxes of different classes do not suppress each
+# other.
 TEXT = """
 <ir_version: {ir}, opset_import: ["" : {opset}]>
 nms (float[batch, boxes, numbers] decoded, float[1] conf_thres = {{{conf}}}, float[1] iou_thres = {{{iou}}},
@@ -76,11 +77,11 @@ nms (float[batch, boxes, numbers] decoded, float[1] conf_thres = {{{conf}}}, flo
 
 
 def with_nms(model: Any, nms: Mapping[str, float]) -> Any:
-    """An ONNX model whose output `output0` (b, n, 5 + nc) is turned into `detections` (m, 7).
+    """Add NMS to an ONNX model: its output `output0` (b, n, 5 + nc) becomes `detections` (m, 7).
 
-    A row is the number of the image in the batch, x1, y1, x2, y2 in pixels, confidence, class; image by image, the most
-    confident first. nms: conf, iou and max_det (per image), which a caller may change by the inputs conf_thres,
-    iou_thres and max_det.
+    A row is the image's index in the batch, x1, y1, x2, y2 in pixels, confidence, class. Rows are sorted by image, then
+    by descending confidence. nms: default values of conf, iou and max_det (per image), which a caller may change with
+    the inputs conf_thres, iou_thres and max_det.
     """
     onnx = need("onnx", "--nms")
     opset = next(o.version for o in model.opset_import if not o.domain)

@@ -1,4 +1,4 @@
-"""8-bit integers for exported networks: by ONNX Runtime and by NNCF, with the layers that suffer left in float."""
+"""Quantize exported networks to 8-bit integers with ONNX Runtime or NNCF; sensitive layers stay in float."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from utils.errors import UserError
 
 
 class Calibration(NamedTuple):
-    """images: (n, 3, h, w) uint8 RGB, from which the engines learn how large numbers get; batch: how many at a time.
+    """Images for calibration, (n, 3, h, w) uint8 RGB, which set the quantization ranges; batch: images at a time.
 
-    left: names of layers, as `layers_of` gives them, that stay in float.
+    left: names of the layers that stay in float, as returned by `layers_of`.
     """
 
     images: np.ndarray
@@ -32,22 +32,22 @@ class Calibration(NamedTuple):
 
     @property
     def starts(self) -> range:
-        """The first images of the batches."""
+        """The index of each batch's first image."""
         return range(0, len(self.images), self.batch)
 
     def batch_from(self, start: int) -> np.ndarray:
-        """Images in [0, 1] as the network takes them, float32; what is missing in the last batch is repeated."""
+        """Return a batch of images, float32 in [0, 1]; the last batch is filled up with images from the start."""
         return self.images[np.arange(start, start + self.batch) % len(self.images)].astype(np.float32) / 255
 
 
 def layers_of(form: ExportForm) -> dict[str, nn.Module]:
-    """The layers of a network that convolve and the convolutions of its head, by their names in exported graphs."""
+    """Return the layers with convolutions and the head's convolutions, by their names in exported graphs."""
     every = {f"layers.{k}": m for k, m in enumerate(form.layers)} | {f"convs.{k}": m for k, m in enumerate(form.convs)}
     return {name: m for name, m in every.items() if any(isinstance(n, nn.Conv2d) for n in m.modules())}
 
 
 def quantize_onnx(model: Any, calibration: Calibration) -> Any:
-    """An ONNX model with 8-bit weights and maps by ONNX Runtime's static quantisation; decoding stays in float."""
+    """Quantize an ONNX model's weights and activations to 8 bits (ONNX Runtime, static); decoding stays in float."""
     onnx, tools = need("onnx", "--int8"), _part_of("onnxruntime", "quantization")
     prepare = _part_of("onnxruntime", "quantization.shape_inference").quant_pre_process
 
@@ -73,14 +73,14 @@ def quantize_onnx(model: Any, calibration: Calibration) -> Any:
 
 
 def quantize_openvino(network: Any, calibration: Calibration) -> Any:
-    """An OpenVINO model with 8-bit weights and maps by NNCF; decoding stays in float."""
+    """Quantize an OpenVINO model's weights and activations to 8 bits with NNCF; decoding stays in float."""
     nncf = need("nncf", "--int8 with openvino")
-    openvino_core().get_property("CPU", "FULL_DEVICE_NAME")  # ours starts first, as that of NNCF ends first
+    openvino_core().get_property("CPU", "FULL_DEVICE_NAME")  # create our Core before NNCF's, which is destroyed first
     left = [rf"__module\.{re.escape(name)}[./].*" for name in calibration.left]
     nncf.set_log_level(logging.ERROR)
     return nncf.quantize(
         network, nncf.Dataset(calibration.starts, calibration.batch_from), subset_size=len(calibration.starts),
-        preset=nncf.QuantizationPreset.MIXED,  # maps are not symmetric, and convolutions fuse with what follows them
+        preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations, and convolutions fuse with what follows
         ignored_scope=nncf.IgnoredScope(patterns=[r"(?!__module\.).*", *left], validate=False))  # fmt: skip
 
 
@@ -88,10 +88,10 @@ def with_sensitive_left(
     build: Callable[[Sequence[str]], Path], measure: Callable[[Path], float], least: float,
     ranked: Callable[[], Sequence[str]],
 ) -> tuple[Path, float, Sequence[str]]:  # fmt: skip
-    """Leave in float what has to be for an accuracy of `least`: no layer, else the most sensitive one, two, four...
+    """Quantize with as few layers in float as an accuracy of `least` needs: none, or the 1, 2, 4, ... most sensitive.
 
-    build: writes a model with these layers left in float; ranked: gives the layers, the most sensitive first.
-    Returns the file, its accuracy and the layers. Raises UserError if it takes more than half of them.
+    build: writes a model with the given layers in float; ranked: returns the layers, the most sensitive first.
+    Returns the file, its accuracy and the layers in float. Raises UserError if half of all layers are not enough.
     """
     file = build(())
     accuracy = measure(file)
@@ -104,13 +104,13 @@ def with_sensitive_left(
         if accuracy >= least:
             return file, accuracy, order[:count]
         count *= 2
-    raise UserError(f"--int8: mAP50 {accuracy:.3f} where {least:.3f} was to be kept, with {count // 2} of {len(order)} "
+    raise UserError(f"--int8: mAP50 is {accuracy:.3f}, below {least:.3f}, even with {count // 2} of {len(order)} "
                     "layers in float; not written")  # fmt: skip
 
 
 @torch.inference_mode()
 def sensitive_first(form: ExportForm, images: np.ndarray) -> list[str]:
-    """The layers of a network, first those that change its boxes and scores most when they alone are in 8 bits.
+    """Sort the layers by how much boxes and scores change when only that layer is in 8 bits, the largest first.
 
     images: (n, 3, h, w) uint8 RGB.
     """
@@ -131,14 +131,14 @@ def sensitive_first(form: ExportForm, images: np.ndarray) -> list[str]:
 
 
 def change(found: Tensor, exact: Tensor) -> float:
-    """How far decoded boxes (b, n, 5 + nc) are from others: of scores, and of boxes by how sure those others are."""
+    """Return the difference of decoded boxes (b, n, 5 + nc): of scores, plus of boxes weighted by the exact scores."""
     scores, sure = found[..., 4:5] * found[..., 5:], exact[..., 4:5] * exact[..., 5:]
     shift = (found[..., :4] - exact[..., :4]).abs() / exact[..., 2:4].repeat(1, 1, 2)
     return float((scores - sure).abs().sum() + (shift * sure.amax(-1, keepdim=True)).sum())
 
 
 def in_8_bits(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Numbers rounded to 256 even steps from low to high, which are made to include 0; what lies beyond is cut off."""
+    """Round values to 256 even steps from low to high, a range extended to include 0; others are clamped."""
     low, high = low.clamp(max=0), high.clamp(min=0)
     step = ((high - low) / 255).clamp(min=1e-12)
     return torch.fake_quantize_per_tensor_affine(x, float(step), round(float(-low / step)), 0, 255)
@@ -146,7 +146,7 @@ def in_8_bits(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _hooks(layers: Sequence[nn.Module], each: Callable[[nn.Module, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `each` with what the convolutions inside layers get and what the layers give; what it returns counts."""
+    """Call `each` on the inputs of convolutions inside layers and layers' outputs; a result replaces them."""
     convs = {m for layer in layers for m in layer.modules() if isinstance(m, nn.Conv2d)}
     handles = [m.register_forward_pre_hook(lambda m, given: each(m, given[0])) for m in convs]
     handles += [layer.register_forward_hook(lambda m, _given, made: each(m, made)) for layer in layers
@@ -160,7 +160,7 @@ def _hooks(layers: Sequence[nn.Module], each: Callable[[nn.Module, Tensor], Tens
 
 @contextlib.contextmanager
 def _weights_in_8_bits(layer: nn.Module) -> Iterator[None]:
-    """Round the kernels of each output channel to 255 steps, for a while."""
+    """Temporarily round the kernel of each output channel to 255 steps."""
     kept = {m: m.weight.data for m in layer.modules() if isinstance(m, nn.Conv2d)}
     for m, w in kept.items():
         step = (w.abs().amax((1, 2, 3)) / 127).clamp(min=1e-12)
@@ -178,4 +178,4 @@ def _part_of(package: str, part: str) -> Any:
     try:
         return importlib.import_module(f"{package}.{part}")
     except ImportError as e:
-        raise UserError(f"--int8: {package}.{part} does not load here ({e})") from e
+        raise UserError(f"--int8: {package}.{part} cannot be loaded ({e})") from e

@@ -1,1 +1,1 @@
-"""Running a model on images: checkpoints and exported files behind one interface, the hub API. No training."""
+"""Inference: one interface for checkpoints and exported models, and the torch.hub API. No training."""

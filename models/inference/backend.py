@@ -1,4 +1,4 @@
-"""A trained detector as YOLOv5's scripts load and call it: `DetectMultiBackend`, and `attempt_load` in older ones."""
+"""The loaders that YOLOv5's scripts call: `DetectMultiBackend`, and `attempt_load` in older versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.system.device import select_device
 
 Device = torch.device | str | int | None
-# format -> its name in YOLOv5's scripts
+# format -> the attribute of DetectMultiBackend that YOLOv5's scripts read
 FLAGS = MappingProxyType({"": "pt", "torchscript": "jit", "onnx": "onnx", "openvino": "xml", "ncnn": "ncnn",
                           "tflite": "tflite"})  # fmt: skip
 
@@ -26,11 +26,11 @@ FLAGS = MappingProxyType({"": "pt", "torchscript": "jit", "onnx": "onnx", "openv
 class DetectMultiBackend(nn.Module):
     """A checkpoint or an exported model, ready to predict; `model` is the network, None for an exported model.
 
-    Holds `names` {index: class name}, `stride` (largest, pixels), `device`, `fp16` (whether it runs in half precision),
-    and which of the formats it is: `pt` (a checkpoint, which takes any size), `jit` (TorchScript), `onnx`, `xml`
-    (OpenVINO), `ncnn`, `tflite`; the others are not offered. dnn, data and fuse are taken for the sake of YOLOv5's
-    scripts and have no effect: the names come with the weights, and the network is always fused.
-    Raises UserError if weights are no model, or several.
+    Attributes: `names` {index: class name}, `stride` (largest, pixels), `device`, `fp16` (whether it runs in half
+    precision). One of the flags `pt` (a checkpoint, which takes any size), `jit` (TorchScript), `onnx`, `xml`
+    (OpenVINO), `ncnn` and `tflite` is True; other formats are not supported. The arguments dnn, data and fuse are
+    accepted for compatibility with YOLOv5 and have no effect: class names come from the weights file, and the network
+    is always fused. Raises UserError if weights is not a model file, or more than one.
     """
 
     pt = jit = onnx = xml = ncnn = tflite = False
@@ -55,23 +55,23 @@ class DetectMultiBackend(nn.Module):
         self.model = model.to(self.device, torch.half if self.fp16 else torch.float, memory_format=torch.channels_last)
         self.names, self.stride = model.names, int(model.stride.max())
 
-    @torch.no_grad()  # not inference mode: scripts write into what they get
+    @torch.no_grad()  # not inference mode, as scripts modify the output in place
     def forward(self, im: Tensor, augment: bool = False, visualize: bool = False) -> list[Tensor]:
         """Decode a batch: (b, 3, h, w) float in [0, 1], or uint8, RGB, sides multiples of `stride`.
 
-        Returns a list of one: (b, n, 5 + nc), cx, cy, w, h in pixels, objectness, class scores.
-        Raises UserError for `visualize`, and for sizes that a model was not exported for.
+        Returns a list with one tensor (b, n, 5 + nc): cx, cy, w, h in pixels, objectness, class scores.
+        Raises UserError for `visualize`, and for image sizes that the model was not exported for.
         """
         if visualize:
-            raise UserError("visualize: detect.py --visualize writes these pictures, a model alone does not")
+            raise UserError("visualize: only detect.py --visualize writes feature maps; call the model without it")
         if self.exported:
             return [self.exported.predict(im, augment)]
-        # the network's own precision, as some scripts change it by model.model.half()
+        # the network's current dtype, which scripts may have changed with model.model.half()
         x = to_input(im, self.device).to(next(self.model.parameters()).dtype)
         return [self.model(x, augment=augment)[0]]
 
     def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
-        """Run an empty batch of this shape, so that what the first use costs is not in the times measured later."""
+        """Run a batch of zeros of this shape, so that later timings do not include the cost of the first call."""
         batch, channels, height, width = imgsz
         if self.exported and self.exported.size:
             height, width = self.exported.size
@@ -82,10 +82,10 @@ def attempt_load(
     weights: str | Path | Sequence[str | Path], device: Device = None, inplace: bool = True, fuse: bool = True,
     map_location: Device = None,
 ) -> DetectionModel:  # fmt: skip
-    """Load a checkpoint's network: float32, in eval mode, fused if asked, on the device (the CPU if None).
+    """Load a checkpoint's network in float32 and eval mode, fused if `fuse`, on `device` (None: the CPU).
 
-    map_location: the older name of `device`. inplace is taken for the sake of YOLOv5's scripts and has no effect.
-    Raises UserError if weights are no checkpoint, or several.
+    map_location: the older name of `device`. inplace is accepted for compatibility with YOLOv5 and has no effect.
+    Raises UserError if weights is not a checkpoint file, or more than one.
     """
     file = _one_file(weights)
     model = model_from_checkpoint(load_checkpoint(file), file)
@@ -96,5 +96,5 @@ def attempt_load(
 def _one_file(weights: str | Path | Sequence[str | Path]) -> str | Path:
     files = [weights] if isinstance(weights, (str, Path)) else list(weights)
     if len(files) != 1:
-        raise UserError(f"weights: {len(files)} files; ensembles are not offered, give one checkpoint")
+        raise UserError(f"weights: {len(files)} files; ensembles are not supported, give one checkpoint")
     return files[0]

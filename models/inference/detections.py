@@ -1,4 +1,4 @@
-"""What a detector found in some pictures, as YOLOv5's results object gives it: boxes, tables, drawings, crops."""
+"""The detections of one call, with the interface of YOLOv5's results object: boxes, tables, drawings, crops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_FOLDER = "runs/detect/exp"
 
 
 class Crop(TypedDict):
-    """One object cut out: box (4,) corners in pixels, conf and cls tensors of one number, im (h, w, 3) uint8 RGB."""
+    """A crop of one object: box (4,) corners in pixels, conf and cls scalar tensors, im (h, w, 3) uint8 RGB."""
 
     box: Tensor
     conf: Tensor
@@ -40,7 +40,7 @@ class Crop(TypedDict):
 
 @dataclass(frozen=True)
 class Tables:
-    """A table per picture in each form of box; columns: four of the box, confidence, class, name."""
+    """One table per image for each box format; columns: four of the box, confidence, class, name."""
 
     xyxy: list[DataFrame]
     xyxyn: list[DataFrame]
@@ -49,12 +49,13 @@ class Tables:
 
 
 class Detections:
-    """The detections of one call, picture by picture, best first.
+    """The detections of one call, for each image by descending confidence.
 
-    ims: the pictures, (h, w, 3) uint8 RGB, with boxes drawn in after `render()`. files: a name for each, `image0.jpg`
-    where it has none. xyxy (also called pred), xywh, and xyxyn, xywhn as parts of the picture's sides: tensors (m, 6),
-    box, confidence, class. names {index: class name}. n: number of pictures. t: milliseconds per picture of
-    pre-process, inference, NMS. s: shape of the batch. `len`, iteration and `[i]` go over the pictures.
+    ims: the images, (h, w, 3) uint8 RGB; after `render()`, with boxes drawn on them. files: a name for each image,
+    `image0.jpg` if it has none. xyxy (also called pred), xywh, xyxyn and xywhn: tensors (m, 6) of box, confidence,
+    class, the last two with boxes normalized by the image's sides. names: {index: class name}. n: number of images.
+    t: milliseconds per image of pre-processing, inference and NMS. s: shape of the batch. `len`, iteration and `[i]`
+    are over images.
 
     >>> import numpy as np, torch
     >>> found = torch.tensor([[10.0, 20, 30, 60, 0.75, 1], [0, 0, 50, 40, 0.5, 0]])
@@ -110,15 +111,15 @@ class Detections:
     __repr__ = __str__
 
     def print(self) -> None:
-        """Print how many objects of which class each picture has, and the times."""
+        """Print the number of objects per class for each image, and the times."""
         LOGGER.info(str(self))
 
     def tolist(self) -> list[Detections]:
-        """The results of each picture by itself."""
+        """Return a list with one `Detections` object per image."""
         return list(self)
 
     def pandas(self) -> Tables:
-        """The boxes as tables, `results.pandas().xyxy[0]` for the first picture. Raises UserError without pandas."""
+        """Return the boxes as tables; `.pandas().xyxy[0]` is the first image's. Raises UserError without pandas."""
         return Tables(
             **{form: [self._table(p, CORNERS) for p in getattr(self, form)] for form in ("xyxy", "xyxyn")},
             **{form: [self._table(p, CENTRES) for p in getattr(self, form)] for form in ("xywh", "xywhn")},
@@ -135,12 +136,12 @@ class Detections:
         return pandas.DataFrame({**columns, "class": classes, "name": [self.names[c] for c in classes.tolist()]})
 
     def render(self, labels: bool = True) -> list[np.ndarray]:
-        """Draw the boxes; returns the pictures, (h, w, 3) uint8 RGB, which `ims` then holds too."""
+        """Draw the boxes and return the images, (h, w, 3) uint8 RGB, which are also stored in `ims`."""
         self.ims = [np.ascontiguousarray(self._drawn(i, labels)[..., ::-1]) for i in range(self.n)]
         return self.ims
 
     def _drawn(self, i: int, labels: bool) -> np.ndarray:
-        """Picture i, BGR, with its boxes, the most confident on top."""
+        """Return image i, BGR, with its boxes drawn, the most confident on top."""
         painter = Annotator(self._originals[i][..., ::-1])
         for row in reversed(self.pred[i].tolist()):
             painter.box_label(row[:4], self._label(row) if labels else "", color_of(int(row[5])))
@@ -150,9 +151,9 @@ class Detections:
         return f"{self.names[int(row[5])]} {row[4]:.2f}"
 
     def save(self, labels: bool = True, save_dir: str | Path = DEFAULT_FOLDER, exist_ok: bool = False) -> Path:
-        """Write the pictures with their boxes into a folder and return it: save_dir, or the first free save_dir2, ...
+        """Write the images with their boxes into save_dir, or the first free one of save_dir2, ...; return the folder.
 
-        exist_ok: use save_dir even if it exists. Raises UserError if the folder cannot be made.
+        exist_ok: use save_dir even if it exists. Raises UserError if the folder cannot be created.
         """
         folder = increment_path(save_dir, exist_ok)
         for i, name in enumerate(self.files):
@@ -161,7 +162,7 @@ class Detections:
         return folder
 
     def crop(self, save: bool = True, save_dir: str | Path = DEFAULT_FOLDER, exist_ok: bool = False) -> list[Crop]:
-        """Cut out each object, with a small margin; `save` writes them to `save_dir/crops/<class>/` as well."""
+        """Crop each object, with a small margin; `save` also writes the crops to `save_dir/crops/<class>/`."""
         folder = increment_path(save_dir, exist_ok) / "crops" if save else Path()
         crops: list[Crop] = []
         for im, found, file in zip(self._originals, self.pred, self.files, strict=True):
@@ -178,9 +179,9 @@ class Detections:
         return crops
 
     def show(self, labels: bool = True) -> None:
-        """Show the pictures with their boxes: below the cell in a notebook, otherwise in the system's viewer.
+        """Show the images with their boxes: below the cell in a notebook, otherwise in the system's image viewer.
 
-        A warning tells where there is nothing to show them on, as on a server.
+        Without a display, as on a server, a warning is logged instead.
         """
         pictures = [Image.fromarray(self._drawn(i, labels)[..., ::-1]) for i in range(self.n)]
         if in_notebook():
@@ -190,15 +191,15 @@ class Detections:
                 display(picture)
             return
         if not has_display():
-            LOGGER.warning(".show(): there is no display here; .save() writes the pictures, .render() returns them")
+            LOGGER.warning(".show(): no display is available; use .save() to write the images or .render() to get them")
             return
         for picture, name in zip(pictures, self.files, strict=True):
             if not ImageShow.show(picture, name):
-                LOGGER.warning(".show(): no program to show pictures was found; .save() writes them")
+                LOGGER.warning(".show(): no image viewer was found; use .save() to write the images")
                 return
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a Jupyter kernel (IPython is not imported to find that out)."""
+    """Whether this runs in a Jupyter kernel. IPython is not imported for this check."""
     ipython = sys.modules.get("IPython")
     return hasattr(ipython.get_ipython(), "kernel") if ipython else False

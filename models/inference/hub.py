@@ -1,4 +1,4 @@
-"""A detector for code: pictures of any kind in, a results object out. What `hubconf.py` offers is made here.
+"""The torch.hub API: a detector that takes images of any kind and returns a results object; see `hubconf.py`.
 
     model = torch.hub.load(".", "custom", "best.pt", source="local")
     results = model(["street.jpg", image])
@@ -45,7 +45,7 @@ Device = str | int | torch.device | None
 
 
 class Engine(Protocol):
-    """What else than a network `AutoShape` can run: a `models.inference.runtime.Runtime`, or one that looks like it."""
+    """An object other than a network that `AutoShape` can run: `models.inference.runtime.Runtime` or similar."""
 
     names: dict[int, str]
     stride: int
@@ -55,11 +55,11 @@ class Engine(Protocol):
 
 
 class AutoShape(nn.Module):
-    """A detector that takes pictures as they come and answers with `Detections`.
+    """A detector that takes images of any kind and size and returns `Detections`.
 
-    Set before a call: `conf` and `iou` (thresholds of NMS), `agnostic`, `multi_label`, `classes` (a list, to keep only
-    these), `max_det` (per picture). `names` {index: class name}, `stride` (largest, pixels) and `imgsz` (pixels it was
-    trained at, or 640) describe it. `to`, `half` and the like work as with any module.
+    Settings, read at each call: `conf` and `iou` (NMS thresholds), `agnostic`, `multi_label`, `classes` (a list of the
+    classes to keep), `max_det` (per image). Attributes: `names` {index: class name}, `stride` (largest, pixels) and
+    `imgsz` (the image size in training in pixels, or 640). `to`, `half` etc. work as in any module.
 
     >>> import numpy as np
     >>> model = AutoShape(DetectionModel("yolov5_shufflenet.yaml", nc=2))  # untrained
@@ -88,8 +88,8 @@ class AutoShape(nn.Module):
         self.stride = int(torch.as_tensor(model.stride).max())
         self.imgsz = imgsz or getattr(model, "imgsz", DEFAULT_IMGSZ)
         if isinstance(model, DetectionModel) and model.yaml["ch"] != 3:
-            raise UserError(f"this model takes {model.yaml['ch']} channels and pictures have 3: with autoshape=False it"
-                            " takes tensors")  # fmt: skip
+            raise UserError(f"this model takes {model.yaml['ch']} channels and images have 3; load it with "
+                            "autoshape=False and pass tensors")  # fmt: skip
         self.eval()
 
     @torch.no_grad()
@@ -97,14 +97,15 @@ class AutoShape(nn.Module):
         self, ims: Picture | Sequence[Picture] | Tensor, size: int | Sequence[int] | None = None,
         augment: bool = False, profile: bool = False,
     ) -> Detections | Tensor | tuple | list:  # fmt: skip
-        """Detect objects in one picture or a list of them; all run as one batch, letterboxed to one shape.
+        """Detect objects in one image or a list of images, which run as one batch, letterboxed to the same shape.
 
-        ims: a file's path or http(s) address (fetched), a PIL image, an array (h, w, 3) uint8 RGB, also (h, w), with
-        alpha or channels first. A tensor (b, 3, h, w), float in [0, 1] or uint8, sides multiples of `stride`, goes
-        straight through: the answer is what the network gives (of another engine: its predictions).
+        ims: a file path, an http(s) URL (downloaded), a PIL image or an array (h, w, 3) uint8 RGB; arrays may also be
+        (h, w), have an alpha channel or have channels first. A tensor (b, 3, h, w), float in [0, 1] or uint8, sides
+        multiples of `stride`, is passed to the network as it is, and the network's output is returned (or an engine's
+        predictions).
         size: pixels of the longer side, or (height, width) to fit into; rounded up to multiples of `stride`.
         augment: test-time augmentation. profile: print the time of every layer.
-        Raises UserError for pictures or settings that cannot be used.
+        Raises UserError for images or settings that cannot be used.
         """
         if isinstance(ims, Tensor):
             return self._run(self._checked(ims), augment, profile)
@@ -148,13 +149,13 @@ class AutoShape(nn.Module):
             raise UserError(f".max_det {self.max_det} must be a whole number from 1")
         wanted = [] if self.classes is None else self.classes
         if not isinstance(wanted, (list, tuple)) or not all(is_whole(c) and c in self.names for c in wanted):
-            raise UserError(f".classes {wanted!r}: a list of class numbers, or None; this model knows 0 to "
+            raise UserError(f".classes {wanted!r}: give a list of class indices, or None; this model has 0 to "
                             f"{len(self.names) - 1}")  # fmt: skip
 
 
 @contextmanager
 def printed_layer_times(model: nn.Module) -> Iterator[None]:
-    """Print how many milliseconds each layer of the `DetectionModel` in `model` takes, of what is run inside."""
+    """Print the milliseconds that each layer of the `DetectionModel` in `model` takes within this context."""
     marks: list[tuple[int, str, float]] = []
 
     def note(module: nn.Module, args: object, output: object) -> None:
@@ -189,10 +190,10 @@ def fitting_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
 
 
 def stack(pictures: Sequence[np.ndarray], size: tuple[int, int], stride: int, fill: bool = False) -> np.ndarray:
-    """Letterbox pictures (h, w, 3) uint8, each as if it were alone, into one batch (b, 3, h', w') uint8.
+    """Letterbox images (h, w, 3) uint8, each one separately, into one batch (b, 3, h', w') uint8.
 
-    h' and w' are the least multiples of `stride` that hold all of them at `size` (height, width), or with `fill` the
-    whole of it; grey fills the rest.
+    (h', w') is the smallest shape in multiples of `stride` that contains all images resized to `size` (height, width),
+    or with `fill` exactly `size`. The rest is padded with grey.
     """
     fitted = [letterbox(im, size, stride=stride, auto=not fill)[0].transpose(2, 0, 1) for im in pictures]
     height, width = (max(f.shape[k] for f in fitted) for k in (1, 2))
@@ -204,13 +205,13 @@ def stack(pictures: Sequence[np.ndarray], size: tuple[int, int], stride: int, fi
 
 
 def read_pictures(ims: Picture | Sequence[Picture]) -> tuple[list[np.ndarray], list[str]]:
-    """Read one picture or several: arrays (h, w, 3) uint8 RGB, and a file name (.jpg) for each, no two alike.
+    """Read one or more images; returns arrays (h, w, 3) uint8 RGB and a unique file name (.jpg) for each.
 
-    Raises UserError if there is none, or one cannot be read.
+    Raises UserError if there are none, or if one cannot be read.
     """
     items = list(ims) if isinstance(ims, (list, tuple)) else [ims]
     if not items:
-        raise UserError("an empty list: there is no picture to look at")
+        raise UserError("the list of images is empty")
     pictures, names, taken = [], [], set()
     for k, item in enumerate(items):
         picture, stem = read_picture(item, k)
@@ -225,8 +226,8 @@ def read_pictures(ims: Picture | Sequence[Picture]) -> tuple[list[np.ndarray], l
 
 
 def read_picture(item: Picture, number: int = 0) -> tuple[np.ndarray, str]:
-    """One picture as (h, w, 3) uint8 RGB, and a name without suffix. Raises UserError if it cannot be used."""
-    what = f"picture {number}"
+    """Read an image; returns (h, w, 3) uint8 RGB and a name without suffix. Raises UserError if it cannot be used."""
+    what = f"image {number}"
     if isinstance(item, str) and urlsplit(item).scheme.lower() in ("http", "https"):
         with tempfile.TemporaryDirectory(prefix="hub-") as folder:
             name = Path(urlsplit(item).path).name[-100:] or "picture"
@@ -238,7 +239,7 @@ def read_picture(item: Picture, number: int = 0) -> tuple[np.ndarray, str]:
         return _from_pil(item, what), Path(str(name)).stem
     if isinstance(item, np.ndarray):
         return _from_array(item, what), f"image{number}"
-    raise UserError(f"{what} is of type {type(item).__name__}: give a path, an http(s) address, a PIL image, an array "
+    raise UserError(f"{what} is of type {type(item).__name__}: give a path, an http(s) URL, a PIL image, an array "
                     "(h, w, 3) uint8 RGB, a list of these, or one tensor (b, 3, h, w)")  # fmt: skip
 
 
@@ -246,17 +247,17 @@ def _read_file(path: Path, where: str) -> np.ndarray:
     try:
         return np.ascontiguousarray(read_image(path)[..., ::-1])
     except (ImageError, ValueError) as e:
-        reason = "is a folder; give the pictures in it as a list of paths" if os.path.isdir(path) else e
+        reason = "is a folder; give its images as a list of paths" if os.path.isdir(path) else e
         raise UserError(f"{where or '.'}: {reason}") from None
 
 
 def _from_pil(image: Image.Image, what: str) -> np.ndarray:
-    """Turned as its EXIF data say."""
-    if image.mode.startswith(("I", "F")):  # PIL would cut everything above 255 off
-        raise UserError(f"{what}: a PIL image of mode {image.mode}; bring it to 8 bits a channel first")
+    """Convert a PIL image to (h, w, 3) uint8 RGB, rotated according to its EXIF orientation."""
+    if image.mode.startswith(("I", "F")):  # PIL would clip values above 255
+        raise UserError(f"{what}: a PIL image of mode {image.mode}; convert it to 8 bits per channel first")
     try:
         picture = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as e:  # the pixels are read only now
+    except (OSError, ValueError, SyntaxError) as e:  # PIL reads the pixels only here
         raise UserError(f"{what}: this PIL image cannot be read ({e})") from e
     return _from_array(picture, what)
 
@@ -264,24 +265,24 @@ def _from_pil(image: Image.Image, what: str) -> np.ndarray:
 def _from_array(im: np.ndarray, what: str) -> np.ndarray:
     depths = (1, 3, 4)
     if im.dtype != np.uint8:
-        raise UserError(f"{what}: an array of {im.dtype}; it must be uint8, 0 to 255")
+        raise UserError(f"{what}: an array of {im.dtype}; it must be uint8, with values from 0 to 255")
     rgb = im[..., None] if im.ndim == 2 else im
     if rgb.ndim == 3 and rgb.shape[2] not in depths and rgb.shape[0] in depths:
         rgb = rgb.transpose(1, 2, 0)
     if rgb.ndim != 3 or rgb.shape[2] not in depths or not rgb.size:
-        raise UserError(f"{what}: an array of shape {im.shape}; it must be (h, w, 3) RGB, and several a list of them")
-    # a copy: the caller may use the array again, as for the next picture of a camera
+        raise UserError(f"{what}: an array of shape {im.shape}; it must be (h, w, 3) RGB; give several as a list")
+    # copied, as the caller may reuse the array, for example for the next camera frame
     return np.repeat(rgb, 3, 2) if rgb.shape[2] == 1 else np.array(rgb[..., :3], order="C")
 
 
 def load_custom(
     path: str | Path, autoshape: bool = True, verbose: bool = True, device: Device = None
 ) -> AutoShape | DetectionModel:
-    """Load a checkpoint of this program or of YOLOv5 as `AutoShape`, or else as the bare network, in eval mode.
+    """Load a model in eval mode, as `AutoShape` or, with autoshape=False, as the bare network.
 
-    An exported model has no bare network. Its engine runs on the CPU, ONNX Runtime's and TorchScript also on a GPU.
-
-    device: as `--device`, None for the best there is. Raises UserError if the file is none.
+    path: a checkpoint of this program or of YOLOv5, or an exported model, which has no bare network and runs on the
+    CPU (ONNX and TorchScript also on a GPU).
+    device: as `--device`; None selects the best available. Raises UserError if the file is not a model.
     """
     if kind_of(Path(path)):
         if not autoshape:
@@ -295,22 +296,22 @@ def create(
     name: str, pretrained: bool | str | Path = False, channels: int = 3, classes: int = 80, autoshape: bool = True,
     verbose: bool = True, device: Device = None,
 ) -> AutoShape | DetectionModel:  # fmt: skip
-    """Build `<name>.yaml` for so many classes: untrained, or with the tensors of a checkpoint that fit.
+    """Build `<name>.yaml` in eval mode: untrained, or with the matching tensors of a checkpoint.
 
-    pretrained: the checkpoint's path. Returned in eval mode, see `load_custom`. Raises UserError for wrong arguments.
+    pretrained: the checkpoint's path. For the other arguments see `load_custom`. Raises UserError if one is invalid.
     """
     if pretrained is True:
-        raise UserError(f"{name}(pretrained=True): this program downloads no weights; give a checkpoint by "
+        raise UserError(f"{name}(pretrained=True): weights are not downloaded; give a checkpoint with "
                         f"custom('file.pt') or {name}(pretrained='file.pt')")  # fmt: skip
     for key, value in (("channels", channels), ("classes", classes)):
         if not is_whole(value) or value < 1:
-            raise UserError(f"{name}({key}={value!r}): a whole number from 1 is needed")
+            raise UserError(f"{name}({key}={value!r}): {key} must be a whole number from 1")
     content = load_checkpoint(pretrained) if pretrained else {}
     model = DetectionModel(model_yamls()[name], ch=channels, nc=classes)
     if content:
         if len(content["names"]) == classes:
             model.names = {int(k): str(v) for k, v in content["names"].items()}
-        # the boxes a head has learnt are in units of its anchors
+        # a trained head predicts boxes relative to its anchors
         anchors = content.get("stride") == model.stride.tolist()
         with _quiet(not verbose):
             transfer_weights(model, content, str(pretrained), anchors=anchors)
@@ -330,7 +331,7 @@ def _finished(
 
 @contextmanager
 def _quiet(quiet: bool) -> Iterator[None]:
-    """Print warnings only, if `quiet`."""
+    """Log only warnings if `quiet`."""
     level = LOGGER.level
     if quiet:
         LOGGER.setLevel(max(level, logging.WARNING))

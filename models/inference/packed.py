@@ -1,4 +1,4 @@
-"""Convolutions for inference on a CPU: each with its activation in one call of oneDNN, weights laid out for it once."""
+"""Convolutions for CPU inference: oneDNN runs each one fused with its activation, on weights reordered once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LAYING_OUT = threading.Lock()  # a network may be called by several threads at o
 
 
 class PackedConv2d(nn.Module):
-    """A convolution and what follows it, equal to `activation(conv(x))`, for maps of one dtype.
+    """A convolution fused with its activation, equal to `activation(conv(x))`, for feature maps of one dtype.
 
-    Its weights are no parameters. The first map that comes decides in which of oneDNN's layouts they are from then on:
-    the one that is fastest for its size, and right for all.
+    Its weights are not parameters. The first call reorders them to the oneDNN layout that is fastest for the size of
+    its input; that layout is correct for all sizes.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str = "none") -> None:
@@ -28,15 +28,16 @@ class PackedConv2d(nn.Module):
         self.geometry = [list(v) for v in (conv.padding, conv.stride, conv.dilation)]
         self.groups, self.stride = conv.groups, conv.stride
         reach = conv.dilation[1] * (conv.kernel_size[1] - 1) + 1 - 2 * conv.padding[1]
-        self.two_columns = conv.stride[1] + reach if conv.stride[1] > 1 else 0  # width of an input that makes two
+        self.two_columns = conv.stride[1] + reach if conv.stride[1] > 1 else 0  # input width for two output columns
         self.weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
         self.laid_out = False
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c_in, h, w) to (b, c_out, h', w'), channels-last, in the dtype of the weights."""
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         narrow = self.dtype == torch.bfloat16 and x.shape[3] < self.two_columns
-        if narrow:  # oneDNN gets a strided convolution to a single column wrong (3.13: other numbers each time)
+        if narrow:  # oneDNN 3.13 gives wrong, varying values for a strided convolution with one output column
             x = nn.functional.pad(x, (0, self.two_columns - x.shape[3]))
         if not self.laid_out:
             self._lay_out(list(x.shape))
@@ -54,23 +55,24 @@ class PackedConv2d(nn.Module):
                 self.laid_out = True
 
     def extra_repr(self) -> str:
+        """The settings that `print(module)` shows."""
         return f"stride={self.stride}, groups={self.groups}, activation={self.activation}"
 
 
 @torch.no_grad()
 def pack(model: nn.Module) -> nn.Module:
-    """Put `PackedConv2d` in the place of a fused model's convolutions, where this torch has what it needs.
+    """Replace the convolutions of a fused model with `PackedConv2d`, if this version of torch supports it.
 
-    The model must be on the CPU and of the dtype it will run in. It is changed in place, and returned.
+    The model must be on the CPU and have the dtype it will run in. It is modified in place and returned.
     """
     parameter = next(model.parameters(), None)
-    if parameter is None or not _is_available(parameter.dtype):  # without parameters it is packed already
+    if parameter is None or not _is_available(parameter.dtype):  # a model without parameters is already packed
         return model
     for module in list(model.modules()):
         if isinstance(module, Conv) and isinstance(module.bn, nn.Identity):
             module.conv, module.act = _packed(module.conv, module.act)
             continue
-        before = ""  # the name of a convolution after which nothing has been done yet
+        before = ""  # the name of a convolution directly before the current child, or empty
         for name, child in list(module.named_children()):
             if isinstance(module, nn.Sequential) and before and type(child) in ACTIVATIONS:
                 packed, rest = _packed(getattr(module, before), child)
@@ -84,7 +86,7 @@ def pack(model: nn.Module) -> nn.Module:
 
 
 def _packed(conv: nn.Module, activation: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A convolution with as much of an activation in it as oneDNN knows; and what is left to be done."""
+    """Return the convolution, fused with the activation if oneDNN supports it, and the activation left to apply."""
     plain = type(conv).forward is nn.Conv2d.forward and conv.padding_mode == "zeros"
     if not plain or isinstance(conv.padding, str):
         return conv, activation
@@ -95,15 +97,15 @@ def _packed(conv: nn.Module, activation: nn.Module) -> tuple[nn.Module, nn.Modul
 
 @functools.cache
 def _is_available(dtype: torch.dtype) -> bool:
-    """Whether oneDNN, as torch offers it to its own compiler, gives what the usual operations give."""
+    """Whether the oneDNN operations of torch's compiler exist and give the same result as the usual operations."""
     if not torch.backends.mkldnn.is_available():
         return False
-    with torch.random.fork_rng(devices=()):  # a training's random numbers go on as if nothing had been
+    with torch.random.fork_rng(devices=()):  # leaves the random state of a training unchanged
         conv = nn.Conv2d(8, 8, 3, padding=1).to(dtype)
     x = torch.linspace(-1, 1, 8 * 16).reshape(1, 8, 4, 4).to(dtype)
     try:
         return torch.allclose(PackedConv2d(conv, "swish")(x), nn.functional.silu(conv(x)), atol=0.05)
     except (AttributeError, RuntimeError) as e:
         LOGGER.warning(f"torch {torch.__version__} has no fused convolutions ({str(e).splitlines()[0]}): inference is "
-                       "somewhat slower")  # fmt: skip
+                       "slightly slower")  # fmt: skip
         return False

@@ -1,4 +1,4 @@
-"""One interface to whatever runs a detector: `predict(batch) -> (b, n, 5 + nc)`."""
+"""One interface for checkpoints and exported models: `predict(batch) -> (b, n, 5 + nc)`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ DEFAULT_IMGSZ = 640
 class Runtime:
     """A loaded detector, ready to predict.
 
-    Holds `names` {index: class name}, `stride` (largest, pixels), `imgsz` (pixels it was trained at), `device`, `dtype`
-    (of its maps; half: float16, on a GPU; amp: as `inference_precision` takes it) and `reason` for that, in words.
-    size: (h, w) of the only images it takes: None, as a network takes any.
+    Attributes: `names` {index: class name}, `stride` (largest, pixels), `imgsz` (the image size in training, pixels),
+    `device`, `dtype` (of the feature maps), `reason` (why this dtype, as text) and `size`, the (h, w) that images must
+    have: None, as a network takes any. half: float16, on a GPU only; amp: see `inference_precision`.
     """
 
     size: list[int] | None = None
@@ -38,13 +38,13 @@ class Runtime:
         amp: str = "off",
     ) -> None:  # fmt: skip
         if half and device.type == "cpu":
-            LOGGER.warning("--half is for GPUs; on a CPU the model stays in float32")
+            LOGGER.warning("--half is for GPUs; on a CPU the model runs in float32")
             half = False
             amp = "off"
         precision = inference_precision("fp16" if half else amp, device)
         self.device, self.dtype, self.reason = device, precision.dtype, precision.reason
         head = model.model[-1]
-        anchors = head.anchors.float().to(device)  # in half precision they would be others
+        anchors = head.anchors.float().to(device)  # half precision would round them
         self.model = model.fuse().to(device, self.dtype, memory_format=torch.channels_last).eval()
         head.anchors = anchors
         if device.type == "cpu":
@@ -60,7 +60,7 @@ class Runtime:
         return self.forward(images, augment)[0]
 
     def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, list[Tensor] | None]:
-        """What `predict` returns, and the head's raw maps as its loss takes them (None with `augment`)."""
+        """Return the output of `predict` and the head's raw maps, the input of the loss (None with `augment`)."""
         return self.model(to_input(images, self.device, self.dtype), augment=augment)
 
 
@@ -68,14 +68,15 @@ AnyRuntime = Runtime | ExportedRuntime
 
 
 def warm_up(runtime: AnyRuntime, height: int, width: int) -> None:
-    """Run one empty image through network and NMS, so that what the first use costs is not in the times shown."""
+    """Run an image of zeros through the network and NMS, so that reported times exclude the cost of the first call."""
     non_max_suppression(runtime.predict(torch.zeros(1, 3, height, width, dtype=torch.uint8)))
 
 
 def to_input(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Images (b, 3, h, w) uint8, or float in [0, 1], as a network takes them: in [0, 1], channels-last, on `device`.
+    """Convert images (b, 3, h, w), uint8 or float in [0, 1], to a network's input: [0, 1], channels-last, on `device`.
 
-    dtype: of the result; what comes as uint8 is the same in half precision whether it was float32 in between or not.
+    dtype: of the result. uint8 images are converted to it directly, which in half precision gives the same values as
+    going through float32.
     """
     x = images.to(device, non_blocking=True)
     x = x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
@@ -83,7 +84,7 @@ def to_input(images: Tensor, device: torch.device, dtype: torch.dtype = torch.fl
 
 
 def load_runtime(weights: str | Path, device: torch.device, half: bool = False, amp: str = "off") -> AnyRuntime:
-    """Load a checkpoint or an exported model to predict with. Raises UserError if it is none."""
+    """Load a checkpoint or an exported model for inference. Raises UserError if the file is neither."""
     if kind_of(Path(weights)):
         return ExportedRuntime(Path(weights), device, half, amp)
     content = load_checkpoint(weights)
@@ -91,9 +92,9 @@ def load_runtime(weights: str | Path, device: torch.device, half: bool = False, 
 
 
 def weights_file(weights: str | Path) -> Path:
-    """The checkpoint or exported model that `--weights` names, or a run's folder; the newest run's best.pt if none.
+    """Return the file for `--weights`: a checkpoint, an exported model, or the best.pt of a run's folder.
 
-    Raises UserError if there is none.
+    Without `weights`, the best.pt of the newest run. Raises UserError if there is none.
     """
     if weights:
         return Path(weights) if kind_of(Path(weights)) else find_weights(weights)
@@ -104,9 +105,9 @@ def weights_file(weights: str | Path) -> Path:
 
 
 def input_size(runtime: AnyRuntime, imgsz: int | list[int] | None) -> list[int]:
-    """[height, width] to look at images in: as asked for, fitted to the stride, or as trained or exported.
+    """Return the [height, width] for inference: `imgsz` rounded up to the stride, or the training or export size.
 
-    Raises UserError for sizes that a model was not exported for.
+    Raises UserError for sizes that the model was not exported for.
     """
     if runtime.size is None:
         return check_img_size(imgsz or runtime.imgsz, runtime.stride)
@@ -118,16 +119,16 @@ def input_size(runtime: AnyRuntime, imgsz: int | list[int] | None) -> list[int]:
 
 
 def check_img_size(imgsz: int | list[int], stride: int) -> list[int]:
-    """Return [height, width], each rounded up to a multiple of `stride`, with a warning if that changes it.
+    """Return [height, width], each rounded up to a multiple of `stride`, with a warning if that changes one.
 
-    Raises UserError for sizes below 1 or too large, or more than two of them.
+    Raises UserError for sizes out of range, or more than two sizes.
     """
     sizes = [imgsz] * 2 if isinstance(imgsz, int) else list(imgsz)
     sizes = sizes * 2 if len(sizes) == 1 else sizes
     if len(sizes) != 2 or min(sizes) < 1 or max(sizes) > LARGEST_IMAGE:
-        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one or two sizes in pixels, from 1 to {LARGEST_IMAGE}")
+        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: give one or two sizes in pixels, 1 to {LARGEST_IMAGE}")
     fitting = [make_divisible(s, stride) for s in sizes]
     if fitting != sizes:
         given, used = (" ".join(map(str, dict.fromkeys(s) if s[0] == s[1] else s)) for s in (sizes, fitting))
-        LOGGER.warning(f"--imgsz {given} is no multiple of the largest stride, {stride}; {used} is used")
+        LOGGER.warning(f"--imgsz {given} is not a multiple of the largest stride, {stride}; using {used}")
     return fitting

@@ -1,1 +1,1 @@
-"""Replacing layers of a trained model by lighter ones that start from its weights. No command line."""
+"""Replace layers of a trained model with lighter ones, initialized from its weights. No command line."""

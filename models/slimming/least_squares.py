@@ -1,7 +1,7 @@
-"""Closed-form fits of convolutions to given outputs, and batch norms that suit what they meet.
+"""Least-squares fits of convolutions to given outputs, and batch norm statistics for the fitted layers.
 
-Regressions are solved on sums over all pixels, in float64. What a block has to give is always told as it is before the
-activation, where it is a linear function of the kernel.
+Regressions are solved on sums over all pixels, in float64. The targets of a block are always its values before the
+activation, which are a linear function of the kernel.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from models.common import Conv, GSConv, SlimNeck
 from models.slimming.surgery import places
 
-RIDGE = 1e-4  # of the inputs' mean variance: keeps a regression on nearly equal channels finite
-ITERATIONS = 30  # of the search for a SlimNeck's grouped kernel
+RIDGE = 1e-4  # times the inputs' mean variance: keeps regressions on nearly equal channels well-conditioned
+ITERATIONS = 30  # of L-BFGS, for a SlimNeck's grouped kernel
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass
 class Moments:
-    """Means and centred second moments of inputs and targets of a convolution, in float64, for each of its g groups.
+    """Means and centred second moments of the inputs x and targets z of a convolution, in float64, for each group.
 
-    x (g, d), z (g, o), xx (g, d, d), xz (g, d, o), zz (g, o): d numbers under the kernel, o output channels; zz the
-    variances only.
+    x (g, d), z (g, o), xx (g, d, d), xz (g, d, o), zz (g, o), with g groups, d inputs under the kernel (channels per
+    group times kernel area) and o output channels per group. zz has the variances only.
     """
 
     x: Tensor
@@ -39,10 +39,10 @@ class Moments:
 
 @torch.no_grad()
 def moments_of(conv: nn.Conv2d, pairs: Pairs, groups: int) -> Moments:
-    """Sum up inputs and targets of a convolution over all pixels, as if it had so many groups."""
+    """Compute the moments of a convolution's inputs and targets over all pixels, as if it had `groups` groups."""
     count, total = 0, [0.0] * 5
     for xs, zs in pairs:
-        for x, z in zip(xs, zs, strict=True):  # one by one: k * k copies of a map are large
+        for x, z in zip(xs, zs, strict=True):  # one image at a time, as unfolding makes k * k copies of a map
             if conv.kernel_size == (1, 1) and conv.stride == (1, 1):
                 p = x.reshape(groups, -1, x[0].numel())
             else:
@@ -57,9 +57,10 @@ def moments_of(conv: nn.Conv2d, pairs: Pairs, groups: int) -> Moments:
 
 
 def drawn_to(m: Moments, kernel: Tensor) -> Moments:
-    """The moments as if there were a little white noise besides, for which a kernel (g, d, o) gives the targets.
+    """Return the moments with a ridge penalty towards a kernel (g, d, o).
 
-    A regression on these stays near the kernel where the inputs leave a choice.
+    This adds the moments of weak white noise with the kernel's outputs as targets. A regression on the result stays
+    near the kernel in directions that the inputs do not determine.
     """
     weight = RIDGE * m.xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)[:, None, None]
     noise = weight * torch.eye(m.xx.shape[-1], dtype=m.xx.dtype, device=m.xx.device)
@@ -68,7 +69,7 @@ def drawn_to(m: Moments, kernel: Tensor) -> Moments:
 
 @torch.no_grad()
 def folded_kernel(block: Conv) -> Tensor:
-    """The kernel of a Conv with its batch norm's scale in it, per group as a matrix (g, d, o), in float64."""
+    """Return the kernel of a Conv times its batch norm's scale, as one matrix per group (g, d, o), in float64."""
     scale = block.bn.weight / torch.sqrt(block.bn.running_var + block.bn.eps)
     kernel = (block.conv.weight * scale[:, None, None, None]).double()
     return kernel.reshape(block.conv.groups, -1, kernel[0].numel()).mT
@@ -76,9 +77,9 @@ def folded_kernel(block: Conv) -> Tensor:
 
 @torch.no_grad()
 def regress(block: Conv, pairs: Pairs) -> None:
-    """Set kernel and batch norm of a Conv to the least-squares map from inputs to targets before its activation.
+    """Set the kernel and batch norm of a Conv to the least-squares map from inputs to targets before its activation.
 
-    Where the inputs leave a choice it stays near the kernel it has.
+    In directions that the inputs do not determine, the kernel stays near its present value.
     """
     conv = block.conv
     m = drawn_to(moments_of(conv, pairs, conv.groups), folded_kernel(block))
@@ -88,7 +89,7 @@ def regress(block: Conv, pairs: Pairs) -> None:
 
 
 def set_offset(bn: nn.BatchNorm2d, offset: Tensor) -> None:
-    """Make a batch norm add so much in eval mode, and nothing else."""
+    """Make a batch norm only add `offset` in eval mode."""
     bn.running_mean.zero_()
     bn.running_var.fill_(1)
     bn.weight.fill_(math.sqrt(1 + bn.eps))
@@ -96,10 +97,10 @@ def set_offset(bn: nn.BatchNorm2d, offset: Tensor) -> None:
 
 
 def regress_slim(block: SlimNeck, old: Conv, pairs: Pairs) -> None:
-    """Fit both kernels of a SlimNeck to targets before its activation, from those it has, which replace a Conv's.
+    """Fit both kernels of a SlimNeck that replaces the Conv `old` to targets before its activation.
 
-    For every grouped kernel the best 1x1 kernel is known; what remains is a function of the grouped one alone
-    (variable projection, Golub and Pereyra, 1973), which L-BFGS makes smaller.
+    The fit starts from the present kernels. For any grouped kernel, the best 1x1 kernel has a closed form, so the error
+    is a function of the grouped kernel alone (variable projection, Golub and Pereyra, 1973); L-BFGS minimizes it.
     """
     conv = block.grouped.conv
     m = drawn_to(moments_of(old.conv, pairs, 1), folded_kernel(old))
@@ -107,8 +108,8 @@ def regress_slim(block: SlimNeck, old: Conv, pairs: Pairs) -> None:
     xx, xz = m.xx.reshape(groups, d, -1), m.xz.reshape(groups, d, -1)
 
     def between(kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Second moments (c, c) of what the grouped kernel (g, size, d) gives, and those with the targets (c, o)."""
-        half = (kernel @ xx).reshape(-1, groups, d)  # of its channels with the inputs
+        """Return the second moments (c, c) of the grouped kernel's outputs, and with the targets (c, o)."""
+        half = (kernel @ xx).reshape(-1, groups, d)  # second moments of its outputs with the inputs
         own = half.transpose(0, 1) @ kernel.mT  # g, c, size
         return own.transpose(0, 1).reshape(len(half), -1), (kernel @ xz).flatten(0, 1)
 
@@ -135,7 +136,7 @@ def regress_slim(block: SlimNeck, old: Conv, pairs: Pairs) -> None:
 
 
 def regress_gsconv(block: GSConv, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Fit the dense half of a GSConv, then the depthwise half on what the dense half gives."""
+    """Fit the dense half of a GSConv, then the depthwise half on the outputs of the dense half."""
     dense, cheap = places(pairs[0][1].shape[1])
     regress(block.cv1, ((x, z[:, dense]) for x, z in pairs))
     regress(block.cv2, ((block.cv1(x), z[:, cheap]) for x, z in pairs))
@@ -143,7 +144,7 @@ def regress_gsconv(block: GSConv, pairs: Sequence[tuple[Tensor, Tensor]]) -> Non
 
 @torch.no_grad()
 def settle(blocks: Sequence[nn.Module], run: Callable[[], None]) -> None:
-    """Give the batch norms of blocks the statistics that `run` lets them meet; what they compute stays the same."""
+    """Set the batch norm statistics of blocks to those of the inputs in `run`; their outputs stay the same."""
     sums: dict[nn.BatchNorm2d, list[Tensor | int]] = {}
 
     def note(bn: nn.BatchNorm2d, args: tuple[Tensor]) -> None:
@@ -164,7 +165,7 @@ def settle(blocks: Sequence[nn.Module], run: Callable[[], None]) -> None:
 
 
 def _restate(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
-    """Give a batch norm other statistics, and the weight and bias with which it computes what it did."""
+    """Set the statistics of a batch norm, and adapt its weight and bias so that its output stays the same."""
     slope = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     bn.bias.add_(slope * (mean - bn.running_mean))
     bn.weight.copy_(slope * torch.sqrt(var + bn.eps))
@@ -174,7 +175,7 @@ def _restate(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
 
 @torch.no_grad()
 def unexplained(pairs: Pairs) -> float:
-    """1 - R^2 of outputs against targets, over all channels: 0 is all explained, 1 no better than the mean."""
+    """Return 1 - R^2 of outputs against targets over all channels: 0 is exact, 1 is no better than the mean."""
     error, count, total, squares = 0.0, 0, 0.0, 0.0
     for y, t in pairs:
         error += float((y - t).double().square().sum())

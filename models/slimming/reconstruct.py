@@ -1,6 +1,7 @@
-"""Fits the new layers of a light network to what the original computes on the same images.
+"""Fit the new layers of a light network to the outputs of the original network on the same images.
 
-Layer after layer: what the light network so far hands to it is the input, what the original has there the target.
+Layers are fitted one after another. The input of a layer is computed by the light network as fitted so far, the target
+by the original network.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from models.slimming.surgery import Swap
 from models.yolo import DetectionModel, trace_shapes
 from utils.system.console import progress
 
-ROUNDS = 2  # in which the two branches of a GSBottleneck take turns
+ROUNDS = 2  # of alternating fits of a GSBottleneck's two branches
 LEARNING_RATE = 1e-4
 
 
@@ -28,22 +29,23 @@ LEARNING_RATE = 1e-4
 
 
 def sources(layer: nn.Module) -> list[int]:
-    """The indices of the layers whose output a layer reads; -1 is the image."""
+    """Return the indices of the layers whose output a layer reads; -1 is the image."""
     return [f if f >= 0 else layer.i + f for f in ([layer.f] if isinstance(layer.f, int) else layer.f)]
 
 
 def run_layer(model: DetectionModel, index: int, outputs: dict[int, Tensor]) -> Tensor:
-    """The output of one layer, given those of the layers it reads by index (-1: the image)."""
+    """Run one layer on `outputs`, the outputs of earlier layers by index (-1: the image)."""
     layer = model.model[index]
     given = [outputs[k] for k in sources(layer)]
     return layer(given[0] if isinstance(layer.f, int) else given)
 
 
 class SideBySide:
-    """A light network and its original, taken through the same batches of images (b, 3, h, w) together.
+    """A light network and its original, run layer by layer on the same batches of images (b, 3, h, w).
 
-    `outputs` holds per batch the outputs (light, original) that the layers still to come read, by index of the layer.
-    Before `first`, the first layer that differs, both are one; `shared` keeps what the layers from there on read of it.
+    `outputs` has for each batch the outputs (light, original) by layer index, only those that later layers read.
+    `first` is the first layer that differs; `shared` has for each batch the outputs of the layers before it that it or
+    later layers read, which are the same in both networks.
     """
 
     def __init__(self, slim: DetectionModel, original: DetectionModel, first: int, images: Sequence[Tensor]) -> None:
@@ -53,9 +55,9 @@ class SideBySide:
 
     @torch.no_grad()
     def go_to(self, index: int) -> None:
-        """Run all layers before `index` that have not been run yet."""
+        """Run all layers before `index` that have not run yet."""
         device = next(self.slim.parameters()).device
-        for ours, theirs in self.outputs:  # one batch after another, so that maps in between are there for one only
+        for ours, theirs in self.outputs:  # batch by batch, so that the maps in between exist for one batch only
             for k in range(self.at, index):
                 if k == 0:
                     ours[-1] = theirs[-1] = to_input(theirs[-1], device)
@@ -68,37 +70,37 @@ class SideBySide:
         self.at = max(self.at, index)
 
     def inputs(self, index: int) -> list[tuple[Tensor, Tensor]]:
-        """Per batch what layer `index`, which reads one other, is given in the light network and in the original."""
+        """Return for each batch the input of layer `index`, which has one, in the light and the original network."""
         self.go_to(index)
         source = sources(self.original.model[index])[0]
         return [(ours[source], theirs[source]) for ours, theirs in self.outputs]
 
 
 def still_read(model: DetectionModel, start: int) -> set[int]:
-    """The layers whose output is read by layer `start` or a later one."""
+    """Return the indices of the layers whose output layer `start` or a later one reads."""
     return {k for layer in model.model[start:] for k in sources(layer)}
 
 
 def held_bytes(model: DetectionModel, layers: Sequence[int], imgsz: int) -> int:
-    """About how much memory the maps of one image take while these layers are fitted, at imgsz x imgsz pixels."""
+    """Estimate the bytes that the maps of one image take while these layers are fitted, at imgsz x imgsz pixels."""
     twin = copy.deepcopy(model).to("meta")
-    twin.model[-1].train()  # shapes alone: boxes are not decoded
+    twin.model[-1].train()  # only shapes are needed: boxes are not decoded
     sizes = [math.prod(shape[1:]) for shape in trace_shapes(twin, imgsz)] + [3 * imgsz**2]  # the last is layer -1
     held = [sum(sizes[k] for k in still_read(model, i) if k < i) for i in layers]
-    return max(4 * (2 * both + 4 * sizes[i]) for i, both in zip(layers, held, strict=True))  # 4 more: inside a block
+    return max(4 * (2 * both + 4 * sizes[i]) for i, both in zip(layers, held, strict=True))  # 4 sizes: inside a block
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
 def target(conv: Conv, x: Tensor) -> Tensor:
-    """What a Conv has before its activation."""
+    """Return the output of a Conv before its activation."""
     return conv.bn(conv.conv(x))
 
 
 @torch.no_grad()
 def fit_block(new: nn.Module, old: nn.Module, inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Fit a light block that `surgery.start_from` has started; inputs: those of the new and of the old one, paired."""
+    """Fit a light block initialized by `surgery.start_from`; inputs: pairs of inputs of the new and the old block."""
     if isinstance(new, SlimNeck):
         regress_slim(new, old, ((x, target(old, y)) for x, y in inputs))
     elif isinstance(new, GSConv):
@@ -108,7 +110,7 @@ def fit_block(new: nn.Module, old: nn.Module, inputs: Sequence[tuple[Tensor, Ten
 
 
 def _fit_csp(new: C3Slim | VoVGSCSP, old: C3, inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """The branches, the bottlenecks one after another, then the 1x1 convolution over both."""
+    """Fit the branches, then the bottlenecks one after another, then the 1x1 convolution that joins the branches."""
     slim = isinstance(new, C3Slim)
     for ours, theirs in ((new.cv1, old.cv1), (new.cv2, old.cv2)):
         regress(ours, ((x, target(theirs, y)) for x, y in inputs))
@@ -131,7 +133,7 @@ def _fit_slim_bottleneck(new: Bottleneck, old: Bottleneck, inputs: Sequence[tupl
 
 
 def _fit_gsbottleneck(new: GSBottleneck, old: Bottleneck, inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """The first GSConv to the first convolution; the second one and the shortcut, in turns, to the bottleneck's sum."""
+    """Fit the first GSConv to the first convolution, then in turns the second one and the shortcut to their sum."""
     first, second = new.conv_lighting
     regress_gsconv(first, [(x, target(old.cv1, y)) for x, y in inputs])
     data = [(x, first(x), old(y)) for x, y in inputs]
@@ -146,10 +148,10 @@ def _fit_gsbottleneck(new: GSBottleneck, old: Bottleneck, inputs: Sequence[tuple
 
 @dataclass(frozen=True)
 class Fit:
-    """How a layer's replacement came out: its parameters, and whether it stays.
+    """The result of fitting one replaced layer.
 
-    unexplained: the share of the original's output that it does not explain, after all layers before it; lost: how much
-    of that the original layer in the same place would explain.
+    unexplained: 1 - R^2 of the new layer's output against the original's, with all layers before it already replaced;
+    lost: how much lower this would be with the original layer in its place; kept: whether the new layer is kept.
     """
 
     swap: Swap
@@ -160,15 +162,16 @@ class Fit:
 
 
 def parts(batches: int) -> tuple[slice, slice]:
-    """Which batches to fit on and which, apart from them where there are several, to measure on."""
+    """Split batches into those to fit on and those to measure on; a single batch serves for both."""
     apart = max(batches // 8, 1) if batches > 1 else 0
     return slice(0, batches - apart), slice(batches - apart if apart else 0, batches)
 
 
 def fit_layer(walk: SideBySide, swap: Swap, max_error: float | None = None) -> Fit:
-    """Fit one replaced layer of the light network in place, after all before it; where the start is better, that stays.
+    """Fit one replaced layer of the light network in place, after all layers before it.
 
-    With more than max_error lost on images apart, it becomes a copy of the original's layer.
+    If the fit is not better than the initial weights, these are kept. If more than max_error is lost on the held-out
+    images, the layer becomes a copy of the original one.
     """
     new, old = walk.slim.model[swap.index], walk.original.model[swap.index]
     inputs = walk.inputs(swap.index)
@@ -192,10 +195,10 @@ def fit_layer(walk: SideBySide, swap: Swap, max_error: float | None = None) -> F
 
 
 def polish(walk: SideBySide, kept: Sequence[int], steps: int) -> tuple[float, float]:
-    """Train the replaced layers together, by Adam, towards what the original hands to its head.
+    """Train the replaced layers together with Adam, with the inputs of the original network's head as targets.
 
-    Returns the share of it left unexplained on images apart, the mean of its maps, before and after; if that would
-    become no less, the layers stay as they were.
+    Returns the unexplained share (1 - R^2) on held-out images, averaged over the maps, before and after. If it does not
+    decrease, the layers keep their weights.
     """
     walk.go_to(len(walk.slim.model) - 1)
     fitting, measuring = parts(len(walk.shared))
@@ -212,7 +215,7 @@ def polish(walk: SideBySide, kept: Sequence[int], steps: int) -> tuple[float, fl
 
 
 def _descend(walk: SideBySide, blocks: Sequence[nn.Module], fitting: slice, steps: int) -> None:
-    """Steps of Adam on the mean squared error of the head's maps, each in units of its variance, a batch a step."""
+    """Run Adam on the mean squared error of the head's input maps, each divided by its variance; one batch a step."""
     data = [(outputs, _targets(walk, n)) for n, outputs in enumerate(walk.shared)][fitting]
     levels = zip(*(targets for _, targets in data), strict=True)
     spread = [torch.stack([t.var((0, 2, 3)).mean() for t in level]).mean() for level in levels]
@@ -231,7 +234,7 @@ def _descend(walk: SideBySide, blocks: Sequence[nn.Module], fitting: slice, step
 
 
 def _head_maps(walk: SideBySide, outputs: dict[int, Tensor]) -> list[Tensor]:
-    """What the light network hands to its head, from what both networks share."""
+    """Return the inputs of the light network's head, computed from the outputs that both networks share."""
     outputs, head = dict(outputs), walk.slim.model[-1]
     for k in range(walk.first, head.i):
         outputs[k] = run_layer(walk.slim, k, outputs)

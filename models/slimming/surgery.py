@@ -1,8 +1,9 @@
-"""Makes a trained network light: which layers become which, and new layers that start from the trained kernels.
+"""Replace layers of a trained network with lighter ones, initialized from the trained kernels.
 
-A light network is an ordinary one, with other rows in its yaml: `Conv` becomes `GSConv` and `C3` `VoVGSCSP` (slimneck:
-Li et al., 2022), or `Conv` becomes `SlimNeck` and `C3` `C3Slim`, a grouped convolution and a 1x1 one (slimconv). All
-other layers keep their tensors. With images at hand `models/slimming/reconstruct.py` goes on from here.
+The result is an ordinary model with other rows in its yaml. With slimneck (Li et al., 2022), `Conv` becomes `GSConv`
+and `C3` becomes `VoVGSCSP`. With slimconv, `Conv` becomes `SlimNeck`, a grouped convolution and a 1x1 convolution, and
+`C3` becomes `C3Slim`. All other layers keep their weights. If images are available,
+`models/slimming/reconstruct.py` then fits the new layers.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ KINDS: Mapping[str, Mapping[str, str]] = MappingProxyType({
     "slimneck": MappingProxyType({"Conv": "GSConv", "C3": "VoVGSCSP"}),
     "slimconv": MappingProxyType({"Conv": "SlimNeck", "C3": "C3Slim"}),
 })  # fmt: skip
-TINY = 1e-12  # the energy of kernels that are all zero
+TINY = 1e-12  # least norm to divide by, for kernels that are all zero
 
 
 @dataclass(frozen=True)
 class Swap:
-    """A layer to replace: its index, the block it is, the block it becomes, and the arguments of the new yaml row."""
+    """A layer to replace: its index, the names of its present and new block, the arguments of the new yaml row."""
 
     index: int
     old: str
@@ -43,9 +44,9 @@ class Swap:
 
 
 def parse_layers(text: str, cfg: Mapping[str, Any]) -> list[int]:
-    """The layers that `--layers` names: `neck` (the yaml's head without Detect), `all`, or `10,13,17-20`; sorted.
+    """Parse `--layers`: `neck` (the yaml's head without Detect), `all`, or `10,13,17-20`; returns sorted indices.
 
-    Raises UserError for other words, and for layers the model does not have.
+    Raises UserError for any other text, and for layers that the model does not have.
     """
     first, last = len(cfg["backbone"]), len(cfg["backbone"]) + len(cfg["head"]) - 1
     word = text.strip().lower()
@@ -55,8 +56,8 @@ def parse_layers(text: str, cfg: Mapping[str, Any]) -> list[int]:
     for part in word.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if not match:
-            raise UserError(f"--layers {text}: {part.strip()!r} is none of neck, all, a number such as 13, a range "
-                            "such as 10-23; several are separated by commas")  # fmt: skip
+            raise UserError(f"--layers {text}: {part.strip()!r} is not neck, all, a number such as 13 or a range "
+                            "such as 10-23; separate several with commas")  # fmt: skip
         low, high = int(match[1]), int(match[2] or match[1])
         if low > high:
             raise UserError(f"--layers {text}: {low}-{high} runs backwards; give {high}-{low}")
@@ -70,10 +71,10 @@ def parse_layers(text: str, cfg: Mapping[str, Any]) -> list[int]:
 def plan_swaps(
     model: DetectionModel, to: str, layers: Sequence[int], group_size: int = 1
 ) -> tuple[list[Swap], dict[int, str]]:
-    """What each of the layers becomes, and for those with weights that stay as they are: why.
+    """Return the replacements of `layers`, and {index: reason} for layers with weights that cannot be replaced.
 
-    to: a key of KINDS. group_size: channels in each group of slimconv's grouped convolutions; of a width it does not
-    divide, the next smaller size that does. Raises UserError if nothing can be replaced.
+    to: a key of KINDS. group_size: channels per group of slimconv's grouped convolutions; if it does not divide the
+    number of channels, the next smaller divisor is used. Raises UserError if nothing can be replaced.
     """
     rows = [*model.yaml["backbone"], *model.yaml["head"]]
     swaps, left = [], {}
@@ -96,13 +97,13 @@ def plan_swaps(
 
 
 def _light_form(row: Sequence[Any], layer: nn.Module, to: str, group_size: int) -> tuple[Any, ...] | str:
-    """The arguments of the row that replaces a layer, or why none can."""
+    """Return the arguments of the new yaml row for a layer, or the reason why it cannot be replaced."""
     name, args = row[2], row[3]
     if isinstance(layer, nn.Sequential):
-        return "several in one row"
+        return "several blocks in one row"
     if type(layer) is Conv and name == "Conv":
         if len(args) > 3:
-            return f"its row {args} gives more than width, kernel and stride"
+            return f"its row {args} has more than width, kernel and stride"
         if to == "slimneck":
             return tuple(args) if layer.conv.out_channels % 2 == 0 else f"its width {layer.conv.out_channels} is odd"
         if layer.conv.kernel_size == (1, 1):
@@ -112,21 +113,21 @@ def _light_form(row: Sequence[Any], layer: nn.Module, to: str, group_size: int) 
     if type(layer) is C3 and name == "C3":
         width, shortcut, g, *e = (*args, *(True, 1)[len(args) - 1 :]) if len(args) < 3 else args
         if g != 1:
-            return f"its row {args} has groups already"
+            return f"its row {args} already has groups"
         hidden = layer.cv1.conv.out_channels
         if to == "slimneck":
-            return tuple(args) if hidden % 2 == 0 else f"its inner width {hidden} is odd"
+            return tuple(args) if hidden % 2 == 0 else f"its hidden width {hidden} is odd"
         return width, shortcut, groups_of(hidden, group_size), *e
-    return f"{name} has no light form; {' and '.join(KINDS[to])} have"
+    return f"{name} has no light form; only {' and '.join(KINDS[to])} have one"
 
 
 def groups_of(width: int, group_size: int) -> int:
-    """How many groups of at most `group_size` channels a width is shared out to."""
+    """Return into how many equal groups of at most `group_size` channels to split `width` channels."""
     return next(width // size for size in range(min(group_size, width), 0, -1) if width % size == 0)
 
 
 def slim_config(model: DetectionModel, swaps: Sequence[Swap]) -> dict[str, Any]:
-    """The yaml of a model with the rows of `swaps` replaced, and its anchors as they are now, in pixels."""
+    """Return the model's yaml with the rows of `swaps` replaced and its current anchors, in pixels."""
     cfg, head = copy.deepcopy(model.yaml), model.model[-1]
     for swap in swaps:
         part, i = ("backbone", swap.index) if swap.index < len(cfg["backbone"]) else (
@@ -139,9 +140,9 @@ def slim_config(model: DetectionModel, swaps: Sequence[Swap]) -> dict[str, Any]:
 
 
 def transplant(model: DetectionModel, swaps: Sequence[Swap]) -> DetectionModel:
-    """A new model, in eval mode: the rows of `swaps` are replaced and start from the kernels, the rest is copied.
+    """Return a new model in eval mode: layers of `swaps` are replaced and initialized, all others are copied.
 
-    `model` is left as it is. The same random state gives the same weights.
+    `model` is not changed. The same random state gives the same weights.
     """
     slim = DetectionModel(slim_config(model, swaps), ch=model.yaml.get("ch", 3))
     slim.names = dict(model.names)
@@ -159,9 +160,9 @@ def transplant(model: DetectionModel, swaps: Sequence[Swap]) -> DetectionModel:
 
 @torch.no_grad()
 def start_from(new: nn.Module, old: nn.Module) -> None:
-    """Give a light block the weights of the one it replaces, as far as they mean the same in it.
+    """Initialize a light block from the weights of the block it replaces, as far as they correspond.
 
-    What a SlimNeck or C3Slim has is the best there is for these kernels; of GSConv and VoVGSCSP one half of the
+    A SlimNeck or C3Slim gets the best approximation of the kernels. In a GSConv or VoVGSCSP the dense half of the
     channels is exact, and the depthwise half has no counterpart.
     """
     if isinstance(new, SlimNeck):
@@ -179,11 +180,11 @@ def start_from(new: nn.Module, old: nn.Module) -> None:
 
 
 def separate(weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """The grouped k x k and the 1x1 kernel that together come nearest to a kernel (c_out, c_in, k, k).
+    """Return the grouped k x k kernel and the 1x1 kernel that together best approximate a kernel (c_out, c_in, k, k).
 
-    Returns (c_in, c_in / groups, k, k) and (c_out, c_in, 1, 1). Each group is a matrix of c_out rows, of which a
-    truncated singular value decomposition is the best approximation of its rank (Eckart and Young, 1936); the groups
-    touch different numbers, so the whole is the best too.
+    Their shapes are (c_in, c_in / groups, k, k) and (c_out, c_in, 1, 1). Each group is a matrix with c_out rows; its
+    truncated singular value decomposition is the best approximation of that rank (Eckart and Young, 1936). Groups do
+    not share weights, so the approximation of the whole kernel is the best too.
     """
     c_out, c_in, k, _ = weight.shape
     size = c_in // groups
@@ -197,7 +198,7 @@ def separate(weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def neutral(bn: nn.BatchNorm2d) -> None:
-    """Make a batch norm hand its input on in eval mode, whatever its statistics are."""
+    """Make a batch norm the identity in eval mode, whatever its statistics are."""
     bn.weight.copy_(torch.sqrt(bn.running_var + bn.eps))
     bn.bias.copy_(bn.running_mean)
 
@@ -211,7 +212,7 @@ def _start_slim(new: SlimNeck, old: Conv) -> None:
 
 
 def places(width: int) -> tuple[Tensor, Tensor]:
-    """Which output channels of a GSConv the dense half makes, and which the depthwise half, each in its own order."""
+    """Return the indices of a GSConv's output channels from its dense half and from its depthwise half, in order."""
     source = channel_shuffle(torch.arange(width).reshape(1, width, 1, 1), width // 2).flatten()
     target = torch.argsort(source)
     return target[: width // 2], target[width // 2 :]
@@ -221,7 +222,7 @@ def _start_gsconv(new: GSConv, old: Conv) -> None:
     dense, cheap = places(old.conv.out_channels)
     new.cv1.conv.weight.copy_(old.conv.weight[dense])
     copy_rows(new.cv1.bn, old.bn, dense)
-    # each cheap channel sees one dense channel only: it starts with what the two kernels have in common
+    # each depthwise channel reads only one dense channel; it starts from the similarity of the two original kernels
     common = torch.cosine_similarity(old.conv.weight[cheap].flatten(1), old.conv.weight[dense].flatten(1))
     new.cv2.conv.weight.zero_()
     middle = new.cv2.conv.kernel_size[0] // 2
@@ -231,7 +232,7 @@ def _start_gsconv(new: GSConv, old: Conv) -> None:
 
 
 def copy_rows(new: nn.BatchNorm2d, old: nn.BatchNorm2d, rows: Tensor) -> None:
-    """Give a batch norm the channels `rows` of another."""
+    """Copy the channels `rows` of a batch norm to another one."""
     for key in ("weight", "bias", "running_mean", "running_var"):
         getattr(new, key).copy_(getattr(old, key)[rows])
 
@@ -241,7 +242,7 @@ def _start_vovgscsp(new: VoVGSCSP, old: C3) -> None:
     new.cv2.load_state_dict(old.cv2.state_dict())
     new.cv3.load_state_dict(old.cv3.state_dict())
     half = old.cv1.conv.out_channels
-    # a C3 puts its bottlenecks first, a VoVGSCSP the convolution beside them
+    # a C3 concatenates the bottlenecks' output first, a VoVGSCSP the other branch
     new.cv3.conv.weight.copy_(torch.cat((old.cv3.conv.weight[:, half:], old.cv3.conv.weight[:, :half]), 1))
     for ours, theirs in zip(new.gsb, old.m, strict=True):
         _start_gsbottleneck(ours, theirs)
@@ -258,7 +259,7 @@ def _start_gsbottleneck(new: GSBottleneck, old: Bottleneck) -> None:
 
 @torch.no_grad()
 def unexplained_kernel(new: nn.Module, old: nn.Module) -> float:
-    """The share of the old kernels' squared norm that the new block does not carry, from 0 to 1."""
+    """Return the share of the old kernels' squared norm that the new block does not represent, from 0 to 1."""
     if isinstance(new, SlimNeck):
         return _lost(new, old) / max(_energy(old), TINY)
     if isinstance(new, C3Slim):
@@ -279,7 +280,7 @@ def _lost(new: SlimNeck, old: Conv) -> float:
 
 
 def combined(block: SlimNeck) -> Tensor:
-    """The kernel (c_out, c_in, k, k) of the one convolution that the two of a SlimNeck make, without batch norms."""
+    """Return the kernel (c_out, c_in, k, k) of a single convolution equal to a SlimNeck's two, without batch norms."""
     grouped, pointwise = block.grouped.conv.weight, block.pointwise.conv.weight
     groups = block.grouped.conv.groups
     _, size, k, _ = grouped.shape

@@ -1,4 +1,4 @@
-"""What benchmark.py measures: each case takes two things or more in turns and gives rows with their ratio."""
+"""The cases of benchmark.py: each one times two or more alternatives in turns and returns rows with their ratios."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from utils.system.opencv import cv2
 from utils.system.profiling import REST, time_in_turns
 from val import collect, in_pieces
 
-STEPS = 20  # batches of a turn
-EVALUATED = 32  # images of a batch, as in val.py
-INFERRED = 640  # pixels of the image of one that is looked at
-AS_DETECTED, END_TO_END = "as detect.py runs it", "end to end"  # of a model, behind its name and a comma
+STEPS = 20  # batches per turn
+EVALUATED = 32  # batch size in val.py
+INFERRED = 640  # image size in pixels of the inference cases
+AS_DETECTED, END_TO_END = "as detect.py runs it", "end to end"  # in a row's `what`, after the model's name and a comma
 FORMS = {"fused": "fuse", "shuffle-free": "deploy"}
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all cases have in common; weights: a trained model, for those that need one."""
+    """The settings of all cases; weights: a trained model, for the cases that need one."""
 
     data: DataConfig
     cfgs: Sequence[str]
@@ -63,10 +63,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: medians in milliseconds, and the median and quartiles of the rounds' own ratios.
+    """One comparison with a yardstick (baseline): median times, and the median and quartiles of the per-round ratios.
 
-    ratio: how many times as fast as the yardstick (`fast` True), or what part of its time (False). target: the ratio
-    aimed at, None for what is shown beside it.
+    ratio: the speed-up over the yardstick (`fast` True), or the fraction of its time (`fast` False). target: the ratio
+    to reach, None for rows without one.
     """
 
     case: str
@@ -82,6 +82,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
+        """Whether the target is reached; None without a target."""
         if self.target is None:
             return None
         return self.ratio >= self.target if self.fast else self.ratio <= self.target
@@ -91,7 +92,7 @@ def compared(
     case: str, what: str, yardstick: str, seconds: np.ndarray, per: Sequence[float], fast: bool = False,
     target: float | None = None,
 ) -> Row:  # fmt: skip
-    """A row from rounds of times: seconds (rounds, 2) of the thing and its yardstick, per: units of work in each."""
+    """Build a row from seconds (rounds, 2) of `what` and its yardstick; per: units of work in each of the two."""
     times = seconds / np.asarray(per)
     ratios = times[:, 1] / times[:, 0] if fast else times[:, 0] / times[:, 1]
     low, middle, high = np.percentile(ratios, (25, 50, 75))
@@ -101,31 +102,31 @@ def compared(
 
 
 def turns(what: str) -> Callable[[range], Iterable[int]]:
-    """Shows how many rounds of a measurement are done."""
+    """Return a progress bar over the rounds of a measurement."""
     return partial(progress, desc=what)
 
 
 def training_run(c: Conditions, cfg: str, folder: str) -> Run:
-    """A training of STEPS batches an epoch, as train.py builds it."""
+    """Set up a training with STEPS batches per epoch, as train.py does."""
     opt = TrainOptions.from_flags({
         "cfg": cfg, "data": str(c.data.yaml_file), "imgsz": c.imgsz, "batch_size": c.batch_size, "amp": c.amp,
         "device": str(c.device), "workers": c.workers, "noplots": True, "noautoanchor": True, "noval": True,
         "epochs": 1000})  # fmt: skip
     run = setup(opt, effective_hyp(opt), prepare(opt), folder=Path(folder))
     old = run.loader.dataset
-    index = old.index.take(np.arange(STEPS * opt.batch_size) % len(old.index))  # from its beginning where it has fewer
+    index = old.index.take(np.arange(STEPS * opt.batch_size) % len(old.index))  # repeats a dataset with fewer images
     dataset = DetectionDataset(index, opt.imgsz, opt.batch_size, run.hyp, stride=int(run.model.stride.max()))
     run.loader = create_loader(dataset, opt.batch_size, opt.workers, True, c.device.type == "cuda", whole=False)
     return run
 
 
 def training(c: Conditions) -> list[Row]:
-    """Training from the files to the smoothed weights, against steps of the same network and nothing else."""
+    """Time complete training (data loading, steps, EMA) against plain training steps of the same network."""
     return list(itertools.chain.from_iterable(train_one(c, cfg) for cfg in c.cfgs))
 
 
 def train_one(c: Conditions, cfg: str) -> list[Row]:
-    """The rows of `training` for one model."""
+    """Return the rows of `training` for one model."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         run = training_run(c, cfg, folder)
         twin = copy.deepcopy(run.model).to(memory_format=torch.contiguous_format).train()
@@ -165,7 +166,7 @@ def train_one(c: Conditions, cfg: str) -> list[Row]:
 
 
 def shares(c: Conditions, run: Run) -> list[Row]:
-    """Which part of a step the loss is (with its gradients), and which the optimizer with the smoothed weights."""
+    """Time the loss (with its gradients), and the optimizer with the EMA, as fractions of a whole step."""
     images, targets, *_ = next(iter(run.loader))
     targets = targets.to(c.device)
     run.model.train()
@@ -203,7 +204,7 @@ def shares(c: Conditions, run: Run) -> list[Row]:
 
 
 def loading(c: Conditions) -> list[Row]:
-    """The loader's batches, made in one process, against a mosaic as it is usually made."""
+    """Time the loader's batches, built in one process, against a straightforward mosaic."""
     hyp = load_hyp("hyp.scratch-low")
     index = load_labels(c.data.existing("train"), c.data.nc, "train: ")
     dataset = DetectionDataset(index, c.imgsz, c.batch_size, hyp)
@@ -228,7 +229,7 @@ def loading(c: Conditions) -> list[Row]:
 def usual_mosaic(
     index: LabelIndex, i: int, imgsz: int, hyp: dict[str, float], rng: np.random.Generator
 ) -> Tensor:
-    """An item made the straightforward way: four letterboxed images on a canvas of twice the side, warped to one."""
+    """Build a training image the usual way: four letterboxed images on a canvas of twice the side, then one warp."""
     tiles, labels = [], []
     yc, xc = (int(v) for v in rng.uniform(imgsz // 2, 2 * imgsz - imgsz // 2, 2))
     corners = [(xc - imgsz if k % 2 == 0 else xc, yc - imgsz if k < 2 else yc) for k in range(4)]
@@ -249,7 +250,7 @@ def usual_mosaic(
 
 
 def evaluation(c: Conditions) -> list[Row]:
-    """An evaluation at confidence 0.001 against its forward passes alone."""
+    """Time an evaluation at confidence 0.001 against its forward passes alone."""
     index = load_labels(c.data.existing("val"), c.data.nc, "val: ")
     untrained = DetectionModel(c.cfgs[0], nc=c.data.nc)
     untrained.names = c.data.names
@@ -259,7 +260,7 @@ def evaluation(c: Conditions) -> list[Row]:
 
 
 def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, target: float) -> list[Row]:
-    """The rows of `evaluation` for one model."""
+    """Return the rows of `evaluation` for one model."""
     dataset = DetectionDataset(index, c.imgsz, EVALUATED, rect=True, pad=0.5, stride=runtime.stride)
     loader = create_loader(dataset, EVALUATED, c.workers, shuffle=False, pin_memory=c.device.type == "cuda")
     batches = [images for images, *_ in loader]
@@ -288,25 +289,25 @@ def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, 
 
 @torch.no_grad()
 def fire_everywhere(model: DetectionModel) -> None:
-    """Make an untrained head as sure of an object everywhere as it is in the first epochs of a training."""
+    """Give an untrained head high objectness everywhere, as in the first epochs of a training."""
     head = model.model[-1]
     for conv in head.m:
         conv.bias.view(head.na, -1)[:, 4:] = 0.0
 
 
 def load_trained(c: Conditions) -> Runtime:
-    """The trained model, with the classes of the data."""
+    """Load the trained model, with the classes of the dataset."""
     content = load_checkpoint(c.weights)
     return Runtime(with_classes(content, c.weights, c.data.names, c.data.yaml_file.name), c.device)
 
 
 def inference(c: Conditions) -> list[Row]:
-    """One image of INFERRED px: what detect.py runs, and the steps to it, against the network as it is defined."""
+    """Time one image of INFERRED px, as detect.py runs it and with fewer optimizations, against the plain network."""
     return list(itertools.chain.from_iterable(infer_one(c, cfg) for cfg in c.cfgs))
 
 
 def infer_one(c: Conditions, cfg: str) -> list[Row]:
-    """The rows of `inference` for one model."""
+    """Return the rows of `inference` for one model."""
     model = DetectionModel(cfg).to(c.device).eval()
     image = torch.randint(0, 256, (1, 3, INFERRED, INFERRED), dtype=torch.uint8)
     x = image.to(c.device) / 255

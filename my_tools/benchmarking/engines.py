@@ -1,4 +1,4 @@
-"""The networks of benchmark.py as other engines run them, of those that are installed."""
+"""The networks of benchmark.py in other inference engines, as far as these are installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from models.export.quantize import Calibration
 from models.yolo import DetectionModel
 
 CPU = torch.device("cpu")
-# what it is called -> format, whether in 8 bits, number format of the rest, packages
+# name in the table -> export format, whether int8, precision (amp), required packages
 RUN_AS = MappingProxyType({
     "ONNX Runtime": ("onnx", False, "off", ("onnx", "onnxruntime")),
     "ONNX Runtime int8": ("onnx", True, "off", ("onnx", "onnxruntime")),
@@ -40,15 +40,16 @@ TARGETS = MappingProxyType({
 
 
 def installed(*packages: str) -> bool:
+    """Whether all these packages are installed."""
     return all(importlib.util.find_spec(package) for package in packages)
 
 
 @contextmanager
 def engine_calls(model: DetectionModel, image: Tensor) -> Iterator[dict[str, Callable[[], object]]]:
-    """Calls that run exported forms of a network on an image (1, 3, h, w) uint8, while their files are there.
+    """Yield functions that run exported forms of a network on an image (1, 3, h, w) uint8; their files exist meanwhile.
 
-    8-bit ones are calibrated on noise, which is enough to time them. The network as it is, with its shuffles, is run
-    by ONNX Runtime too.
+    int8 models are calibrated on noise, which is enough for timing. ONNX Runtime also runs the fused network with its
+    channel shuffles.
     """
     calls: dict[str, Callable[[], object]] = {}
     height, width = image.shape[2:]

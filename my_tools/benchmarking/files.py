@@ -1,4 +1,4 @@
-"""What benchmark.py measures with files: all of detect.py, and data sets of a thousand to a hundred thousand images."""
+"""The file-based cases of benchmark.py: all of detect.py, and datasets of 1000 to 100,000 images."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from utils.system.profiling import time_in_turns
 
 PICTURES = 500
 SIZES = (1_000, 10_000, 100_000)
-MOST_LINKS = 10_000  # to one file; file systems have a limit
+MOST_LINKS = 10_000  # hard links to one file; file systems have a limit
 
 
 def detecting(c: Conditions) -> list[Row]:
-    """All of detect.py, from the weights to the last picture written, against the slowest of its steps alone."""
+    """Time all of detect.py, from loading weights to writing the last image, against the slowest of its steps alone."""
     index = load_labels(c.data.existing("val"), c.data.nc, "val: ")
     with tempfile.TemporaryDirectory() as folder:
         weights = c.weights
@@ -77,7 +77,7 @@ def detecting(c: Conditions) -> list[Row]:
     slowest = 1 + int(np.median(seconds[:, 1:4], 0).argmax())
     names = ("", "reading", "the network and NMS", "drawing and writing", "the network and NMS one by one")
     per = (PICTURES,) * 2
-    rows = [compared("detect", f"{PICTURES} pictures, all of detect.py", f"{names[slowest]} alone",
+    rows = [compared("detect", f"{PICTURES} images, all of detect.py", f"{names[slowest]} alone",
                      seconds[:, [0, slowest]], per, target=1.2)]  # fmt: skip
     rows += [compared("detect", f"{names[k]} alone", f"{names[slowest]} alone", seconds[:, [k, slowest]], per)
              for k in range(1, 5) if k != slowest]  # fmt: skip
@@ -85,24 +85,24 @@ def detecting(c: Conditions) -> list[Row]:
 
 
 def look(runtime: detect.Runtime, frames: detect.Frames) -> torch.Tensor:
-    """What is found in a picture, in its own pixels."""
+    """Return the detections in an image, (m, 6), in pixels of the original image."""
     found = non_max_suppression(runtime.predict(frames.batch), max_det=1000)[0]
     scale_boxes(tuple(frames.batch.shape[2:]), found[:, :4], frames.originals[0].shape[:2])
     return found
 
 
 def scaling(c: Conditions) -> list[Row]:
-    """An image's cost in a set of 10^4 and 10^5 images against that in one of 10^3; start-up and memory in words."""
+    """Time an image of datasets of 10^4 and 10^5 images against one of 10^3; logs start-up times and memory."""
     with contextlib.ExitStack() as stack:
         calls = [linked_set(Path(stack.enter_context(tempfile.TemporaryDirectory())), size, c) for size in SIZES]
         seconds = time_in_turns(calls, 60, budget=1e9, each=turns("an image of each"))
-    what = [f"an image of a set of {size}" for size in SIZES]
+    what = [f"an image of a dataset of {size}" for size in SIZES]
     return [compared("scale", what[k], what[0], seconds[:, [k, 0]], (c.batch_size,) * 2, target=1.1)
             for k in range(1, len(SIZES))]  # fmt: skip
 
 
 def linked_set(folder: Path, size: int, c: Conditions) -> Callable[[], object]:
-    """What makes one batch after the other of a set of so many links to one picture; logs what its start takes."""
+    """Return a function that builds the next batch of a dataset of `size` hard links; logs its start-up times."""
     make_links(folder, size)
     start = time.perf_counter()
     load_labels((folder / "images",), 1, f"{size}: ")
@@ -122,7 +122,7 @@ def linked_set(folder: Path, size: int, c: Conditions) -> Callable[[], object]:
 
 
 def make_links(folder: Path, count: int) -> None:
-    """A data set of so many links to one picture, with a label file for each."""
+    """Create a dataset of `count` hard links to a few images, each with a label file."""
     images, labels = folder / "images", folder / "labels"
     images.mkdir()
     labels.mkdir()

@@ -1,4 +1,4 @@
-"""Loads the models of a comparison and measures them: cost, time, accuracy, and what they find in single images."""
+"""Load the models of a comparison and measure their size, speed, accuracy and detections in single images."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from utils.system.opencv import cv2
 from utils.system.profiling import REST, count_gflops, time_in_turns
 from val import Split, collect, prepared, side_of
 
-BATCHES = (1, 32)  # what the latency is measured with
+BATCHES = (1, 32)  # batch sizes for latency
 METRICS = ("mAP50", "mAP50-95")
-MOST_PICTURES = 40  # of --source: each is in the page once per model
+MOST_PICTURES = 40  # of --source; the report has each one once per model
 
 
 @dataclass
 class Candidate:
-    """A model to be compared, with what is known of it."""
+    """A model to compare, with its results so far."""
 
     entry: Entry
     runtime: AnyRuntime
@@ -52,18 +52,19 @@ class Candidate:
 
     @property
     def label(self) -> str:
+        """The model's name in the comparison."""
         return self.entry.label
 
 
 def speakable(path: object) -> str:
-    """A path as text that can be written: bytes that are no UTF-8 become escapes."""
+    """Return a path as valid text: bytes that are not UTF-8 are escaped."""
     return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 
 def labels_for(files: Sequence[Path], cfgs: Sequence[str]) -> list[str]:
-    """What the models are called: a run's best.pt by the run, other files by their names, all different.
+    """Return unique names of the models: the run's name for its best.pt, otherwise the file's name.
 
-    Exported ones have the name of their file, with the run's before it.
+    Exported models in a run get the run's name and the file's name.
     """
     names = []
     for file in files:
@@ -83,15 +84,15 @@ def load_candidates(
 ) -> list[Candidate]:  # fmt: skip
     """Load checkpoints, exported models and untrained model yaml files. Raises UserError for what cannot be compared.
 
-    labels: names in the order of weights, then cfgs; none to name them by their files. data: the set they will be
-    evaluated on. imgsz: pixels, None for the size each was trained at.
+    labels: names of weights, then of cfgs; if empty, names are made from the files. data: the dataset for evaluation.
+    imgsz: pixels; None for the size that each model was trained at.
     """
     files = [weights_file(w) for w in weights]
     names = list(labels) or labels_for(files, cfgs)
     if len(names) != len(files) + len(cfgs):
-        raise UserError(f"--labels: {len(names)} for {len(files) + len(cfgs)} models; give one each")
+        raise UserError(f"--labels: {len(names)} labels for {len(files) + len(cfgs)} models; give one for each")
     if len(set(names)) < len(names):
-        raise UserError("--labels: two are the same")
+        raise UserError("--labels: two labels are the same")
     candidates = []
     for label, file in zip(names, files, strict=False):
         if kind_of(file):
@@ -103,16 +104,16 @@ def load_candidates(
         size = imgsz or content.get("imgsz") or DEFAULT_IMGSZ
         candidates.append(_candidate(label, str(file), model, size, device, half, training_record(file, content)))
         if (own := len(content["names"])) != len(model.names):
-            candidates[-1].entry.remark = f"of its {own} classes it has the {len(model.names)} of the data here"
+            candidates[-1].entry.remark = f"only the {len(model.names)} classes of this dataset, of its {own}"
     for label, cfg in zip(names[len(files) :], cfgs, strict=True):
-        # heads of as many classes, or else their sizes could not be compared
+        # the same number of classes for all heads, so that model sizes can be compared
         nc = data.nc if data else len(candidates[0].runtime.names) if candidates else None
         model = DetectionModel(cfg, nc=nc)
         if data:
             model.names = dict(data.names)
         candidates.append(_candidate(label, cfg, model, imgsz or DEFAULT_IMGSZ, device, half, None, trained=False))
         if nc and (own := load_model_cfg(cfg)["nc"]) != nc:
-            candidates[-1].entry.remark = f"with {nc} classes here, as the others, where its yaml has {own}"
+            candidates[-1].entry.remark = f"built with {nc} classes, like the others; its yaml has {own}"
     return candidates
 
 
@@ -121,11 +122,11 @@ def _exported(
 ) -> Candidate:
     runtime = ExportedRuntime(file, device, half)
     if data and list(runtime.names.values()) != list(data.names.values()):
-        raise UserError(f"{file} knows other classes, or in another order, than {data.yaml_file}: give its checkpoint, "
-                        "whose classes are found by name, or give the --data it was trained on")  # fmt: skip
+        raise UserError(f"{file} has other classes, or in another order, than {data.yaml_file}: give its checkpoint, "
+                        "whose classes are matched by name, or give the --data it was trained on")  # fmt: skip
     entry = Entry(label, speakable(file), "", None, size_of(file), None, side_of(runtime, imgsz), ())
-    entry.remark = runtime.reason + "; looks at whole squares, where others spare the bars" * bool(runtime.size)
-    entry.remark += "; NMS is in its graph and its time, with one class for a box" * bool(runtime.facts.nms)
+    entry.remark = runtime.reason + "; pads images to the full size, the others only to the stride" * bool(runtime.size)
+    entry.remark += "; NMS is part of its graph and its time, with one class per box" * bool(runtime.facts.nms)
     return Candidate(entry, runtime, trained=True)
 
 
@@ -143,9 +144,10 @@ def _candidate(
 
 
 def training_record(weights: Path, content: Mapping[str, Any]) -> TrainingRecord | None:
-    """What a checkpoint and the folder of the run that wrote it tell of the training; None if they tell nothing.
+    """Read the record of a training from a checkpoint and its run's folder; None if there is no record.
 
-    content: of the checkpoint. An epoch's own file (epoch3.pt) counts the epochs up to it, best.pt the whole run's.
+    content: of the checkpoint. For an epoch's file (epoch3.pt) the record ends with that epoch; for best.pt and last.pt
+    it covers the whole run.
     """
     done = content.get("epoch")
     if not is_whole(done) or not content.get("options"):
@@ -160,7 +162,7 @@ def training_record(weights: Path, content: Mapping[str, Any]) -> TrainingRecord
         header, values = [name.strip() for name in rows[0]], np.array([[float(v) for v in row] for row in rows[1:]])
         curves = {name: values[:, k] for k, name in enumerate(header)}
     except (OSError, ValueError, IndexError) as e:
-        LOGGER.warning(f"{file}: cannot be read ({e}): {weights} is shown without its time of training and its curves")
+        LOGGER.warning(f"{file} cannot be read ({e}): {weights} is shown without its training time and curves")
         return TrainingRecord(done + 1, **facts)
     if weights.stem not in ("best", "last"):
         curves = {name: column[: done + 1] for name, column in curves.items()}
@@ -169,10 +171,10 @@ def training_record(weights: Path, content: Mapping[str, Any]) -> TrainingRecord
 
 
 def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
-    """Note the seconds of forward passes on images of noise, at each of BATCHES, all models taking turns.
+    """Measure the seconds of forward passes on noise at each of BATCHES, with all models taking turns.
 
-    budget: seconds per batch size after which no new round is begun, 0: nothing is timed. What does not fit into
-    memory is left out.
+    budget: seconds per batch size after which no new round starts; 0 disables timing. Batch sizes that do not fit into
+    memory are skipped.
     """
     if not budget:
         return
@@ -183,7 +185,7 @@ def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
         try:
             yield from bar
         finally:
-            bar.total = bar.n  # out of time before all rounds: done all the same
+            bar.total = bar.n  # the time may be up before all rounds are done
             bar.close()
 
     for batch in BATCHES:
@@ -195,7 +197,7 @@ def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
         except (RuntimeError, MemoryError) as e:
             if isinstance(e, RuntimeError) and "memory" not in str(e):
                 raise
-            LOGGER.warning(f"batch {batch} does not fit into memory: its time is left out")
+            LOGGER.warning(f"batch {batch} does not fit into memory: it is not timed")
             continue
         for c, seconds in zip(candidates, times.T, strict=True):
             c.entry.latency = {**c.entry.latency, batch: seconds}
@@ -204,7 +206,7 @@ def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
 
 
 def measure_accuracy(candidates: Sequence[Candidate], split: Split, opt: ValOptions) -> None:
-    """Evaluate the trained models on a split, as val.py does, and keep the detections of each image."""
+    """Evaluate the trained models on a split as val.py does, and keep each image's detections."""
     for c in candidates:
         if c.trained:
             LOGGER.info(f"\n{c.label}: {c.entry.imgsz} px")
@@ -214,9 +216,9 @@ def measure_accuracy(candidates: Sequence[Candidate], split: Split, opt: ValOpti
 
 
 def add_intervals(entries: Sequence[Entry], draws: int, seed: int = 0) -> list[Difference]:
-    """Work out the bootstrap intervals of mAP50 and mAP50-95, of each model and of each pair; returns the pairs.
+    """Compute bootstrap intervals of mAP50 and mAP50-95 for each model and each pair of models; returns the pairs.
 
-    Of fewer than LEAST_IMAGES images there are none.
+    With fewer than LEAST_IMAGES images, none are computed.
     """
     scored = [k for k, e in enumerate(entries) if e.records is not None]
     if not scored or not draws or len(entries[scored[0]].records) < LEAST_IMAGES:
@@ -240,8 +242,10 @@ def add_intervals(entries: Sequence[Entry], draws: int, seed: int = 0) -> list[D
 
 
 def pictures_of_split(candidates: Sequence[Candidate], count: int, conf: float) -> list[PictureRow]:
-    """Images of the evaluated split, drawn with what each trained model found: half of them evenly spread over the
-    set, half those in which the models differ most."""  # fmt: skip
+    """Draw images of the evaluated split with each trained model's detections.
+
+    Half of the images are evenly spaced over the dataset, the others are those on which the models differ most.
+    """
     shown = [c for c in candidates if c.entry.records]
     if not shown or not count:
         return []
@@ -250,7 +254,7 @@ def pictures_of_split(candidates: Sequence[Candidate], count: int, conf: float) 
     scores = np.array([[score_of(r.found, r.correct, len(r.true), conf) for r in rows] for rows in records])
     spread = np.ptp(scores, 0)
     differing = [int(i) for i in np.argsort(-spread, kind="stable")[: count - even] if spread[i] > 0]
-    chosen = {i: "here the models differ most" for i in differing}
+    chosen = {i: "the models differ most here" for i in differing}
     for i in np.linspace(0, total - 1, min(count - len(differing), total)).round():
         chosen.setdefault(int(i), "evenly chosen")
     chosen = dict(sorted(chosen.items(), key=lambda item: (item[1], item[0])))
@@ -260,7 +264,7 @@ def pictures_of_split(candidates: Sequence[Candidate], count: int, conf: float) 
         try:
             image = read_image(path)
         except ImageError as e:
-            LOGGER.warning(f"{path}: {e}; left out of the pictures")
+            LOGGER.warning(f"{path}: {e}; left out of the images")
             continue
         tiles = [encode(draw_verdict(image, r[i].found, r[i].true, c.runtime.names, conf, c.label))
                  for c, r in zip(shown, records, strict=True)]  # fmt: skip
@@ -269,30 +273,30 @@ def pictures_of_split(candidates: Sequence[Candidate], count: int, conf: float) 
 
 
 def score_of(found: np.ndarray, correct: np.ndarray, labels: int, conf: float) -> float:
-    """How well an image is read at a confidence: F1 of hits at IoU 0.5, 1 where there is nothing to find or found."""
+    """Return the F1 score of an image at IoU 0.5 and confidence `conf`; 1 without any labels and detections."""
     sure = found[:, 4] >= conf
     hits, total = int(correct[sure, 0].sum()), int(sure.sum()) + labels
     return 2 * hits / total if total else 1.0
 
 
 def list_pictures(source: str) -> list[str]:
-    """The picture files of `--source`, MOST_PICTURES at most. Raises UserError if there is none."""
+    """Return the image files of `--source`, at most MOST_PICTURES. Raises UserError if there are none."""
     files = [f for f in list_media(source) if Path(f).suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise UserError(f"--source {source}: no picture in it; videos are not compared")
+        raise UserError(f"--source {source}: no images found; videos are not compared")
     if len(files) > MOST_PICTURES:
-        LOGGER.warning(f"--source {source}: the first {MOST_PICTURES} of {len(files)} pictures are shown")
+        LOGGER.warning(f"--source {source}: only the first {MOST_PICTURES} of {len(files)} images are shown")
     return files[:MOST_PICTURES]
 
 
 def pictures_of_source(candidates: Sequence[Candidate], source: str, conf: float, iou: float) -> list[PictureRow]:
-    """The pictures of `--source` with what each trained model finds, judged where there is a label file.
+    """Draw the images of `--source` with each trained model's detections, marked right or wrong if there are labels.
 
-    Raises UserError if none can be read.
+    Raises UserError if none of the images can be read.
     """
     shown, files = [c for c in candidates if c.trained], list_pictures(source)
     rows = []
-    for file in progress(files, desc="pictures"):
+    for file in progress(files, desc="images"):
         try:
             image = read_image(file)
         except ImageError as e:
@@ -307,12 +311,12 @@ def pictures_of_source(candidates: Sequence[Candidate], source: str, conf: float
             tiles.append(encode(draw_verdict(image, found, true, c.runtime.names, conf, c.label)))
         rows.append(PictureRow(Path(file).name, tiles))
     if not rows:
-        raise UserError(f"--source {source}: not one of its pictures can be read")
+        raise UserError(f"--source {source}: none of its images can be read")
     return rows
 
 
 def labels_beside(image: Path, shape: tuple[int, int], nc: int) -> np.ndarray | None:
-    """The labels of a picture, (k, 5) class, corners in pixels, or None if it has no label file that can be read."""
+    """Return an image's labels, (k, 5) class, corners in pixels; None if it has no readable label file."""
     file = label_path(image)
     if file == image or not file.is_file():
         return None

@@ -1,6 +1,6 @@
-"""The articles' experiments as a whole: several configs trained one after another under the same conditions.
+"""Reproduce the articles' experiments: train several configs one after another under the same conditions.
 
-`my_tools/compare.py --reproduce voc` calls this and then compares what was trained.
+`my_tools/compare.py --reproduce voc` calls this and then compares the trained models.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from utils.system.console import LOGGER, shown
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an article trained: model yaml files, data, and the flags of train.py that it named."""
+    """An experiment of an article: its model yaml files, dataset and flags of train.py."""
 
     models: tuple[str, ...]
     data: str
     flags: Mapping[str, Any]
 
 
-# what the runs of an experiment must have in common with what is asked for
+# flags and model yaml keys that an existing run must share with the requested training
 FLAGS = ("epochs", "imgsz", "batch_size", "optimizer", "seed", "amp", "weights", "single_cls")
 STRUCTURE = ("backbone", "head", "depth_multiple", "width_multiple", "channel_multiple", "activation")
 
@@ -48,19 +48,19 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({
 def train_all(name: str, models: Sequence[str], flags: Mapping[str, Any], folder: Path) -> list[Path]:
     """Train each model of an experiment into folder/train/<config>, one after another; returns these run folders.
 
-    models: model yaml files in place of the experiment's. flags: of train.py, in place of the experiment's; with
-    another `data` than the experiment's only these, and what that data yaml sets. All have one seed, and with it one
-    order of the images. A run that is finished is left, one that was stopped goes on.
-    Raises UserError, before any training, for models that do not exist and runs under other conditions.
+    models: model yaml files to train instead of the experiment's. flags: of train.py, which override the experiment's;
+    with another `data`, the experiment's flags are not used, only these and the defaults in that data yaml. All models
+    have the same seed, and so the same order of images. A finished run is not repeated, an interrupted one is resumed.
+    Raises UserError, before any training, for models that do not exist and for existing runs with other settings.
     """
     experiment = EXPERIMENTS[name]
     given = {k: v for k, v in flags.items() if v is not None}
     settings = {**({} if given.get("data", experiment.data) != experiment.data else experiment.flags), **given}
     settings.setdefault("data", experiment.data)
-    # what is wrong is told before an hour of training, not after it
+    # check everything before the first training starts
     cfgs = [find_file(m, MODEL_FOLDERS, "--models") for m in models or experiment.models]
     if len({c.stem for c in cfgs}) < len(cfgs):
-        raise UserError("--models: two of them have the same name")
+        raise UserError("--models: two models have the same name")
     data = load_data(settings["data"])
     for cfg in cfgs:
         DetectionModel(cfg, nc=data.nc)
@@ -71,7 +71,7 @@ def train_all(name: str, models: Sequence[str], flags: Mapping[str, Any], folder
     for number, ((run, wanted), state) in enumerate(zip(runs, states, strict=True), 1):
         LOGGER.info(f"\n{run.name}, {number} of {len(runs)}: {state}")
         if state != "finished":
-            _train(run, wanted, resume=state == "to be gone on with")
+            _train(run, wanted, resume=state == "to be resumed")
     return [run for run, _ in runs]
 
 
@@ -88,28 +88,28 @@ def _train(run: Path, wanted: Mapping[str, Any], resume: bool) -> None:
             train.run(**wanted, project=str(run.parent), name=run.name, exist_ok=True)
     except KeyboardInterrupt as e:
         reason = str(e).split(";")[0] or "interrupted"
-        raise KeyboardInterrupt(f"{reason}; to go on, give the same command again") from None
+        raise KeyboardInterrupt(f"{reason}; to resume, run the same command again") from None
 
 
 def state_of(run: Path, wanted: Mapping[str, Any], digest: str) -> str:
-    """`finished`, `to be gone on with` or `to be trained`.
+    """Return the state of a run: `finished`, `to be resumed` or `to be trained`.
 
-    digest: the fingerprint of images and labels as they are now. Raises UserError if what lies there was trained under
-    other conditions than `wanted`: flags, hyper-parameters, model, images or labels.
+    digest: the fingerprint of the present images and labels. Raises UserError if the run was trained with other
+    settings than `wanted`: flags, hyperparameters, model, images or labels.
     """
     if not _last(run).is_file():
         return "to be trained"
     content = load_checkpoint(_last(run), training=True)
     for what, theirs, ours in conditions(content, wanted, digest):
         if theirs != ours:
-            now = f"{theirs}, now it is {ours}" if what.startswith("--") else "as it was before it was changed"
-            raise UserError(f"{shown(run)} was trained with {what} {now}: choose another --name, or give what it was "
-                            "trained with")  # fmt: skip
-    return "finished" if content["training"].get("finished") else "to be gone on with"
+            now = f"{theirs}, now it is {ours}" if what.startswith("--") else "as it was before a change"
+            raise UserError(f"{shown(run)} was trained with {what} {now}: choose another --name, or use the settings "
+                            "of that run")  # fmt: skip
+    return "finished" if content["training"].get("finished") else "to be resumed"
 
 
 def conditions(content: Mapping[str, Any], wanted: Mapping[str, Any], digest: str) -> list[tuple[str, Any, Any]]:
-    """What a training depends on: (what it is, in the last.pt `content`, as `wanted` now)."""
+    """Return the settings that a training depends on: (name, value in the last.pt `content`, value in `wanted`)."""
     options = TrainOptions.from_flags(wanted)
     options.with_defaults(load_data(options.data).defaults, options.data)
     options.imgsz = make_divisible(options.imgsz, int(max(content["stride"])))  # as train.py does

@@ -1,18 +1,18 @@
-// The page: loads the model, takes pictures from files, drops, the clipboard, samples and the camera.
+// The page: loads the model; takes images from files, drag and drop, the clipboard, the samples and the camera.
 
 import { Camera } from './camera.js';
 import { keepForOffline, startServiceWorker } from './offline.js';
 import { show } from './results.js';
 
-const MOST_PIXELS = 16_000_000; // some phones' canvases hold no more
+const MOST_PIXELS = 16_000_000; // larger canvases fail on some phones
 const byId = (id) => document.getElementById(id);
 
 let site;
 let worker;
 let ready; // resolves when the model is loaded
-let turn = Promise.resolve(); // pictures are looked at one after the other
+let turn = Promise.resolve(); // images are processed one after another
 
-// Have the worker do something; resolves to its result.
+// Send a task to the worker; resolves to its result.
 let calls = 0;
 const waiting = new Map();
 function ask(task, message, transfer = []) {
@@ -41,7 +41,7 @@ function tell(error) {
 async function load() {
   await startServiceWorker();
   const answer = await fetch('site.json');
-  if (!answer.ok) throw new Error('This folder holds no model: site.json is missing.');
+  if (!answer.ok) throw new Error('There is no model in this folder: site.json is missing.');
   site = await answer.json();
   const { model } = site;
   const kind = model.precision + (model.nms ? ', with NMS' : '');
@@ -75,8 +75,8 @@ function inMB(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-// The pixels of an image or a video frame, not larger than a canvas can be. Their bytes are what OpenCV reads of the
-// file: turned as its EXIF data say, without a change of colours.
+// The pixels of an image or a video frame, scaled down if they do not fit into a canvas. The bytes are those that OpenCV
+// reads from the file: rotated according to its EXIF data, without colour conversion.
 function pixelsOf(source, width, height) {
   const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (width * height)));
   const canvas = document.createElement('canvas');
@@ -94,17 +94,17 @@ async function look(source, width, height, isLive) {
   byId('fact-input').textContent = `${input[1]} × ${input[0]} px`;
 }
 
-// Look at a picture file (a Blob), after those before it.
+// Detect objects in an image file (a Blob), after the images before it.
 function open(blob) {
   camera.stop();
   document.body.dataset.state = 'busy';
   turn = turn.then(async () => {
     tell(null);
     await ready;
-    say('Looking…');
+    say('Detecting…');
     const options = { imageOrientation: 'from-image', colorSpaceConversion: 'none', premultiplyAlpha: 'none' };
     const image = await createImageBitmap(blob, options).catch(() => {
-      throw new Error('This file is no picture that the browser can read.');
+      throw new Error('The browser cannot read this file as an image.');
     });
     await look(image, image.width, image.height, false);
     image.close();
@@ -127,13 +127,13 @@ function sampleButton({ url, name }) {
     try {
       open(await (await fetch(url)).blob());
     } catch {
-      failedTo(new Error(`${name} cannot be fetched: there is no network.`));
+      failedTo(new Error(`${name} cannot be loaded: there is no network connection.`));
     }
   });
   return button;
 }
 
-// Show which sample is looked at, if it is one.
+// Highlight the sample that is shown, or none.
 function mark(button = null) {
   for (const other of byId('samples').children) other.setAttribute('aria-pressed', String(other === button));
 }
@@ -182,7 +182,7 @@ function listen() {
   const drop = byId('drop');
   for (const kind of ['dragenter', 'dragover']) {
     drop.addEventListener(kind, () => drop.classList.add('over'));
-    window.addEventListener(kind, (event) => event.preventDefault()); // a picture beside the field opens no page
+    window.addEventListener(kind, (event) => event.preventDefault()); // an image dropped beside the field does not replace the page
   }
   for (const kind of ['dragleave', 'drop']) drop.addEventListener(kind, () => drop.classList.remove('over'));
   window.addEventListener('drop', (event) => {
@@ -192,7 +192,7 @@ function listen() {
   window.addEventListener('paste', (event) => take(event.clipboardData.files));
   byId('file').addEventListener('change', (event) => {
     take(event.target.files);
-    event.target.value = ''; // the same file may be chosen again
+    event.target.value = ''; // so that the same file can be chosen again
   });
   byId('camera').addEventListener('click', toggleCamera);
   byId('engine').addEventListener('change', (event) => {
@@ -207,7 +207,7 @@ async function tellOffline(engine) {
     chip.textContent = isKept ? 'Works offline' : 'Needs the network';
     chip.toggleAttribute('data-kept', isKept);
   } catch {
-    chip.textContent = 'Needs the network'; // no room, or the connection broke
+    chip.textContent = 'Needs the network'; // no storage left, or the connection failed
   }
   chip.hidden = false;
 }

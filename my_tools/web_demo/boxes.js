@@ -1,14 +1,15 @@
-// From what the network gives to boxes on the picture, as utils/evaluation/nms.py and utils/boxes.py do it, in float32.
-// Detections are rows of six numbers: x1, y1, x2, y2, confidence, class; the most confident first.
+// Converts the network's output to boxes on the image like utils/evaluation/nms.py and utils/boxes.py, in float32.
+// Detections are rows of six numbers (x1, y1, x2, y2, confidence, class) by descending confidence.
 
 import { roundHalfEven } from './letterbox.js';
 
 const f32 = Math.fround;
 
-// Detections of decoded boxes: `data` holds `count` rows of centre x, y, width, height, objectness, class scores.
+// Non-maximum suppression of decoded boxes: `data` has `count` rows of centre x, y, width, height, objectness, class
+// scores.
 export function suppress(data, count, numbers, conf, iou, most) {
   const candidates = candidatesOf(data, count, numbers, f32(conf));
-  const keptOf = new Map(); // class -> the boxes of it that stay
+  const keptOf = new Map(); // class -> its kept boxes
   const found = [];
   for (const box of candidates) {
     if (found.length === most) break;
@@ -21,7 +22,7 @@ export function suppress(data, count, numbers, conf, iou, most) {
   return Float32Array.from(found.flatMap((b) => [b.x1, b.y1, b.x2, b.y2, b.score, b.cls]));
 }
 
-// Boxes that are sure enough of their best class, the surest first.
+// Boxes whose best class has a confidence above `conf`, by descending confidence.
 function candidatesOf(data, count, numbers, conf) {
   const boxes = [];
   for (let start = 0; start < count * numbers; start += numbers) {
@@ -41,7 +42,7 @@ function candidatesOf(data, count, numbers, conf) {
   return boxes.sort((a, b) => b.score - a.score);
 }
 
-// The overlap (IoU) of two boxes; boxes without area overlap nothing.
+// The IoU of two boxes; a box without area overlaps no other.
 function overlap(a, b) {
   const width = Math.max(f32(Math.min(a.x2, b.x2) - Math.max(a.x1, b.x1)), 0);
   const height = Math.max(f32(Math.min(a.y2, b.y2) - Math.max(a.y1, b.y1)), 0);
@@ -49,15 +50,15 @@ function overlap(a, b) {
   return f32(both / f32(f32(a.area + b.area) - both));
 }
 
-// Detections of a graph that has NMS in it: `data` holds rows of image, x1, y1, x2, y2, confidence, class.
+// Detections of a graph with NMS: `data` has rows of image index, x1, y1, x2, y2, confidence, class.
 export function fromGraph(data) {
   const rows = new Float32Array((data.length / 7) * 6);
   for (let k = 0; k < data.length / 7; k++) rows.set(data.subarray(k * 7 + 1, k * 7 + 7), k * 6);
   return rows;
 }
 
-// Move detections, in place, from the network's input of `place` (see letterbox.js) to whole pixels of a picture of
-// width x height.
+// Scale detections in place from the network's input, described by `place` (see letterbox.js), to whole pixels of an
+// image of width x height.
 export function toPicture(rows, place, width, height) {
   const gain = Math.min(place.height / height, place.width / width);
   const bars = [f32((place.width - width * gain) / 2), f32((place.height - height * gain) / 2)];

@@ -1,7 +1,7 @@
-// The camera: frames one after the other, each as soon as the one before has been looked at.
+// The camera: reads a new frame as soon as the previous one has been processed.
 
 export class Camera {
-  // look: an async function that is given the <video>, whose current frame it may read.
+  // look: an async function that receives the <video> element and may read its current frame.
   constructor(look) {
     this.look = look;
     this.stream = null;
@@ -13,7 +13,7 @@ export class Camera {
     return this.stream !== null;
   }
 
-  // Runs until the camera is stopped. Throws an Error in plain words if there is none, or it may not be used.
+  // Runs until the camera is stopped. Throws an Error with a readable message if there is no camera or no permission.
   async run(started) {
     if (!navigator.mediaDevices?.getUserMedia) {
       throw new Error('The camera works only on localhost or over https.');
@@ -27,7 +27,7 @@ export class Camera {
       this.stream?.getTracks().forEach((track) => track.addEventListener('ended', () => this.stop()));
       while (this.isOn) {
         await this.look(this.video);
-        await new Promise((resolve) => requestAnimationFrame(resolve)); // lets the page be drawn and clicked
+        await new Promise((resolve) => requestAnimationFrame(resolve)); // lets the page draw and handle clicks
       }
     } catch (error) {
       throw error instanceof DOMException ? new Error(inWords(error)) : error;
@@ -45,7 +45,7 @@ export class Camera {
 
 function inWords(error) {
   return {
-    NotAllowedError: 'The camera may not be used: allow it for this page in the browser’s settings.',
+    NotAllowedError: 'The camera is not allowed: permit it for this page in the browser’s settings.',
     NotFoundError: 'No camera was found.',
     NotReadableError: 'The camera is in use by another program.',
     AbortError: 'The camera stopped.',

@@ -1,14 +1,14 @@
-// The network in ONNX Runtime Web: a picture's pixels in, detections and milliseconds out.
+// Runs the network in ONNX Runtime Web: takes an image's pixels, returns detections and milliseconds.
 
 import { byteTable, fromHalf, letterbox, plan } from './letterbox.js';
 import { fromGraph, suppress, toPicture } from './boxes.js';
 
-export const LOWEST = 0.05; // boxes less sure than this are not asked for; the page's slider begins here
-const OVERLAP = 0.45; // above it the less sure box of a class is dropped
-const MOST = 300; // boxes on a picture
+export const LOWEST = 0.05; // least confidence of detections; the page's slider starts here
+const OVERLAP = 0.45; // IoU threshold of NMS
+const MOST = 300; // boxes per image
 
 export class Detector {
-  // site: what site.json says. base: the address that its own are relative to. engine: wasm or webgpu.
+  // site: the content of site.json. base: the URL that its URLs are relative to. engine: wasm or webgpu.
   static async open(site, base, engine, threads) {
     const { script, wasm } = site.engines[engine];
     const ort = await import(new URL(script, base));
@@ -16,7 +16,7 @@ export class Detector {
     ort.env.wasm.wasmPaths = { wasm: new URL(wasm, base).href };
     ort.env.wasm.numThreads = threads;
     const answer = await fetch(new URL(site.model.url, base));
-    if (!answer.ok) throw new Error(`the model cannot be fetched (${answer.status})`);
+    if (!answer.ok) throw new Error(`the model cannot be loaded (${answer.status})`);
     const session = await ort.InferenceSession.create(new Uint8Array(await answer.arrayBuffer()),
       { executionProviders: [engine], logSeverityLevel: 3 });
     const detector = new Detector(ort, session, site.model, engine);
@@ -46,7 +46,7 @@ export class Detector {
     let prepared = performance.now();
     const prepare = prepared - start;
     const shape = `${place.height}x${place.width}`;
-    if (this.engine === 'webgpu' && !this.shapes.has(shape)) { // programs for the GPU are compiled for each size
+    if (this.engine === 'webgpu' && !this.shapes.has(shape)) { // GPU shaders are compiled for each size
       await this.run(input, place.height, place.width);
       this.shapes.add(shape);
       prepared = performance.now();

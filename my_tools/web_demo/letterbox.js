@@ -1,8 +1,8 @@
-// From a picture's pixels to what the network takes, as utils/data/augment.py's letterbox does it with OpenCV.
-// A canvas would resize too, but differently in every browser, and the boxes would be others.
+// Converts an image's pixels to the network's input, like letterbox in utils/data/augment.py, which uses OpenCV.
+// A canvas resizes differently in every browser, which would change the boxes.
 
 const GREY = 114;
-const BITS = 11; // OpenCV interpolates bytes in whole numbers: weights are multiples of 1/2048
+const BITS = 11; // OpenCV interpolates bytes in integers: weights are multiples of 1/2048
 const ONE = 1 << BITS;
 
 // Python's round(): halves go to the even neighbour.
@@ -13,8 +13,8 @@ export function roundHalfEven(x) {
   return low % 2 === 0 ? low : low + 1;
 }
 
-// Where a picture of width x height goes in the network's input, whose size is at most target [height, width].
-// auto: only as much bar as makes the sides multiples of stride; otherwise bars up to the whole target.
+// Where an image of width x height goes in the network's input, whose size is at most target [height, width].
+// auto: pad only to multiples of stride; otherwise pad to the full target size.
 export function plan(width, height, target, auto, stride) {
   const ratio = Math.min(target[0] / height, target[1] / width);
   const [innerWidth, innerHeight] = [width, height].map((side) => Math.max(roundHalfEven(side * ratio), 1));
@@ -25,13 +25,13 @@ export function plan(width, height, target, auto, stride) {
     across %= stride;
     down %= stride;
   }
-  // an odd bar is split with its larger half at the bottom and right
+  // odd padding is split with the larger half at the bottom and right
   const left = roundHalfEven(across / 2 - 0.1);
   const top = roundHalfEven(down / 2 - 0.1);
   return { inner, left, top, width: inner.width + across, height: inner.height + down };
 }
 
-// For each of `to` places along a side of `from` pixels: the two pixels to mix and the second one's weight.
+// For resizing a side from `from` to `to` pixels: for each new pixel, the two old ones to mix and their weights.
 function mixes(from, to, isColumn) {
   const first = new Int32Array(to);
   const second = new Int32Array(to);
@@ -41,7 +41,7 @@ function mixes(from, to, isColumn) {
     const at = Math.fround((i + 0.5) * (from / to) - 0.5);
     let whole = Math.floor(at);
     let part = Math.fround(at - whole);
-    if (isColumn && (whole < 0 || whole >= from - 1)) part = 0; // rows are mixed with themselves there
+    if (isColumn && (whole < 0 || whole >= from - 1)) part = 0; // rows at the border are mixed with themselves instead
     whole = isColumn ? Math.min(Math.max(whole, 0), from - 1) : whole;
     first[i] = Math.min(Math.max(whole, 0), from - 1);
     second[i] = Math.min(Math.max(whole + 1, 0), from - 1);
@@ -51,7 +51,7 @@ function mixes(from, to, isColumn) {
   return { first, second, weight0, weight1 };
 }
 
-// One row of a picture (RGBA bytes) at its new width: red, green and blue one after the other, times 2048.
+// One row of an image (RGBA bytes) resized to its new width: all reds, then greens, then blues, times 2048.
 function stretchRow(pixels, rowStart, columns, out) {
   const n = columns.first.length;
   for (let x = 0; x < n; x++) {
@@ -65,7 +65,7 @@ function stretchRow(pixels, rowStart, columns, out) {
   }
 }
 
-// What each byte is as an input: v / 255, in the numbers of `kind` (float32, or float16 as bits).
+// The input value v / 255 of each byte v, in the type `kind` (float32, or float16 as bits).
 export function byteTable(kind) {
   const table = kind === 'float16' ? new Uint16Array(256) : new Float32Array(256);
   for (let v = 0; v < 256; v++) table[v] = kind === 'float16' ? toHalf(Math.fround(v / 255)) : v / 255;
@@ -89,7 +89,7 @@ export function fromHalf(bits) {
   return sign * (1 + part / 1024) * 2 ** (exponent - 15);
 }
 
-// Fill `out` (3 * height * width, red, green, blue) with a picture (RGBA bytes, width x height) placed as `place` says.
+// Fill `out` (3 * height * width: red, green, blue) with an image (RGBA bytes, width x height) placed by `place`.
 export function letterbox(pixels, width, height, place, table, out) {
   out.fill(table[GREY]);
   const { inner } = place;

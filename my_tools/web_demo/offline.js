@@ -1,20 +1,20 @@
-// Keeps everything that the page needs for when there is no network (the answers come from sw.js).
+// Caches everything that the page needs, so that it works without a network (sw.js serves the cached files).
 
-// Start the service worker; resolves when it answers this page's requests, or cannot.
+// Start the service worker; resolves when it handles this page's requests, or cannot.
 export async function startServiceWorker() {
   const container = navigator.serviceWorker;
   if (!container || !window.isSecureContext) return;
   try {
     const registration = await container.register('sw.js', { updateViaCache: 'none' });
-    if (container.controller || registration.active) return; // active without control: a forced reload
+    if (container.controller || registration.active) return; // active without a controller: after a forced reload
     await new Promise((resolve) => {
       container.addEventListener('controllerchange', resolve, { once: true });
       setTimeout(resolve, 5000);
     });
   } catch {
-    return; // private windows of some browsers have none
+    return; // not available in private windows of some browsers
   }
-  // a static host does not send the headers for threads; the service worker adds them from the next load on
+  // a static host does not send the headers that threads need; the service worker adds them from the next load on
   if (!window.crossOriginIsolated && container.controller && !sessionStorage.getItem('reloaded')) {
     sessionStorage.setItem('reloaded', '1');
     location.reload();
@@ -22,7 +22,7 @@ export async function startServiceWorker() {
   }
 }
 
-// Fetch what is not stored yet and remove what is no longer used; resolves to whether all is there.
+// Download files that are not cached yet and remove unused ones; resolves to whether all are cached.
 export async function keepForOffline(site, engine) {
   if (!navigator.serviceWorker?.controller) return false;
   const { scope } = await navigator.serviceWorker.ready;

@@ -1,4 +1,4 @@
-// Shows what was found: the picture with its boxes, the list beside it, the milliseconds.
+// Shows the detections: the image with its boxes, the list beside it, the milliseconds.
 
 import { colorOf, draw } from './draw.js';
 
@@ -6,9 +6,9 @@ const byId = (id) => document.getElementById(id);
 const canvas = byId('canvas');
 const slider = byId('conf');
 
-let picture = null; // what is drawn, with its width and height
-let detections = []; // all of at least the least confidence: { box, sure, cls, name, text }
-let chosen = -1; // of those that are shown
+let picture = null; // the image to draw, with its width and height
+let detections = []; // all of them, whatever the slider: { box, sure, cls, name, text }
+let chosen = -1; // index among the detections that are shown
 
 // rows: six numbers for each detection (see boxes.js). ms: { prepare, network, after }.
 export function show(newPicture, rows, names, ms, isLive) {
@@ -26,11 +26,11 @@ export function show(newPicture, rows, names, ms, isLive) {
   byId('times').hidden = false;
   for (const part of ['prepare', 'network', 'after']) byId(`ms-${part}`).textContent = inMs(ms[part]);
   byId('ms-all').textContent = inMs(ms.prepare + ms.network + ms.after);
-  byId('summary').setAttribute('aria-live', isLive ? 'off' : 'polite'); // nobody can listen to every frame
+  byId('summary').setAttribute('aria-live', isLive ? 'off' : 'polite'); // a screen reader cannot read every frame
   refresh();
 }
 
-// Draw and list what the slider lets through.
+// Draw and list the detections above the slider's confidence.
 export function refresh() {
   const least = Math.fround(Number(slider.value));
   byId('conf-text').textContent = Number(slider.value).toFixed(2);
@@ -38,7 +38,7 @@ export function refresh() {
   const found = detections.filter((d) => d.sure > least);
   chosen = -1;
   byId('summary').textContent = countText(found) || 'Nothing found';
-  canvas.setAttribute('aria-label', `Picture with ${countText(found) || 'nothing found'}`);
+  canvas.setAttribute('aria-label', `Image with ${countText(found) || 'nothing found'}`);
   byId('found').replaceChildren(...found.map(item));
   draw(canvas, picture, found);
 }
@@ -56,7 +56,7 @@ function item(detection, index) {
   return line;
 }
 
-// Point out one detection on the picture, or with -1 none.
+// Highlight one detection on the image, or none with -1.
 function choose(index) {
   chosen = index;
   const buttons = [...byId('found').querySelectorAll('button')];

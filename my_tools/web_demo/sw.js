@@ -1,14 +1,14 @@
-// Answers the page's requests when there is no network, and adds the headers that threads in WASM need, which a plain
+// Serves the page from the cache when there is no network, and adds the headers that threads in WASM need, which a plain
 // static host does not send.
 
 const CACHE = `light-detector ${self.registration.scope}`;
-const PATIENCE = 4000; // milliseconds after which what is stored has to do
+const PATIENCE = 4000; // milliseconds to wait for the network before the cached file is used
 const HEADERS = {
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Embedder-Policy': 'require-corp',
   'Cross-Origin-Resource-Policy': 'same-origin',
 };
-// what this worker answers for; other programs may come to have the same host
+// the files that this worker serves; other programs may use the same host later
 const OWN = new Set(['', 'index.html', 'style.css', 'app.js', 'results.js', 'draw.js', 'camera.js', 'offline.js',
   'worker.js', 'detector.js', 'letterbox.js', 'boxes.js', 'manifest.webmanifest', 'icon.svg', 'site.json', 'model.onnx']);
 const FOLDERS = ['vendor/', 'samples/'];
@@ -24,13 +24,13 @@ self.addEventListener('fetch', (event) => {
   }
 });
 
-// An address below the page's folder, without what is behind ? and #; null for others.
+// The path of a URL inside the page's folder, without query and fragment; null for other URLs.
 function pathOf(url) {
   const { scope } = self.registration;
   return url.startsWith(scope) ? url.slice(scope.length).split(/[?#]/)[0] : null;
 }
 
-// Files whose address has their hash (?v=...) never change. Of the others the newest is wanted, if it can be had.
+// Files with their hash in the URL (?v=...) never change. For the others, the network is tried first, then the cache.
 async function answer(event, path) {
   const { request } = event;
   const isPage = path === '' || path === 'index.html';
@@ -40,10 +40,10 @@ async function answer(event, path) {
   if (stored && new URL(key).searchParams.has('v')) return withHeaders(stored);
   const fetched = fetch(request, { cache: 'no-cache' }).then(async (response) => {
     if (isPage && response.ok && !(await response.clone().text()).includes(MARK)) {
-      await self.registration.unregister(); // another program has this address now
+      await self.registration.unregister(); // another program uses this URL now
       return response;
     }
-    if (response.ok) event.waitUntil(cache.put(key, response.clone()).catch(() => {})); // there may be no room
+    if (response.ok) event.waitUntil(cache.put(key, response.clone()).catch(() => {})); // the storage may be full
     return withHeaders(response);
   });
   if (!stored) return fetched;
@@ -52,7 +52,7 @@ async function answer(event, path) {
 }
 
 function withHeaders(response) {
-  if (!response.status) return response; // where a host sends on to another address
+  if (!response.status) return response; // an opaque response to a redirect
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(HEADERS)) headers.set(name, value);
   const { status, statusText } = response;

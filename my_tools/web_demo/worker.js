@@ -1,4 +1,4 @@
-// Runs the detector beside the page, which stays smooth meanwhile.
+// Runs the detector in a worker, so that the page stays responsive.
 
 import { Detector } from './detector.js';
 
@@ -17,7 +17,7 @@ async function open({ site, base, engine, threads }) {
   throw new Error(failures.join('; '));
 }
 
-// WebGPU where there is one, unless something else is asked for; WASM runs everywhere.
+// WebGPU if available, unless WASM is chosen; WASM runs everywhere.
 async function choices(engine) {
   if (engine === 'wasm' || !navigator.gpu) return ['wasm'];
   const adapter = await navigator.gpu.requestAdapter().catch(() => null);

@@ -91,7 +91,7 @@ def readable(folder: Path) -> str:
 
 def data_set_vanishes(folder: Path) -> str:
     done = run(INJECT, "vanish", 1, *flags(folder))
-    assert done.code == 1 and "is the disk that holds the data set still there?" in done.last, done.text
+    assert done.code == 1 and "is the disk that holds the dataset still there?" in done.last, done.text
     assert "to go on: python train.py --resume" in done.last
     told = done.last + readable(folder / "runs/run")
     (folder / "set/images/gone").rename(folder / "set/images/train")
@@ -100,7 +100,7 @@ def data_set_vanishes(folder: Path) -> str:
 
 def image_becomes_unreadable(folder: Path) -> str:
     done = run(INJECT, "spoil", 2, *flags(folder))
-    warnings = lines_with(done, "a grey image takes its place, nothing is learnt from it")
+    warnings = lines_with(done, "a grey image takes its place and its labels are ignored")
     assert done.code == 0 and warnings, done.text
     return f"{warnings[0]}; trained to the end"
 

@@ -147,7 +147,7 @@ def edited(row: int, new: list) -> dict:
         (edited(2, [[-1, 0], 1, "Conv", [64]]), "layer 2 .*takes one input"),
         (edited(2, [-1, 1, "Conv"]), r"layer 2 .*\[from, repeats, module, args\]"),
         (edited(2, [-1, 1, "Detect", ["nc", "anchors"]]), "layer 2 .*head such as Detect must be the last"),
-        (edited(2, [-1, 1, "C3", [64, False, 1, 900000.0]]), "layer 2 .*it asks for [0-9,]+ parameters"),
+        (edited(2, [-1, 1, "C3", [64, False, 1, 900000.0]]), "layer 2 .*it needs [0-9,]+ parameters"),
         (edited(9, [[-1, 3], 1, "Concat", [1]]), ""),  # fits: same map size
         (edited(9, [[-1, 2], 1, "Concat", [1]]), "layer 9 .*cannot take its input"),
         (edited(21, [[14, 17], 1, "Detect", ["nc", "anchors"]]), "layer 21 .*2 input maps but 3 rows of anchors"),

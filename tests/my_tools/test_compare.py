@@ -111,7 +111,7 @@ def test_a_stopped_experiment_goes_on_to_the_same_end(
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_epoch", stopping)
-        with pytest.raises(KeyboardInterrupt, match="to go on, give the same command again"):
+        with pytest.raises(KeyboardInterrupt, match="to resume, run the same command again"):
             reproduce.train_all("voc", MODELS[:1], flags, tmp_path / "cut")
     (cut,) = reproduce.train_all("voc", MODELS[:1], flags, tmp_path / "cut")
     a, b = (load_checkpoint(run / "weights/last.pt")["model"] for run in (whole, cut))
@@ -246,7 +246,7 @@ def test_untrained_models_have_as_many_classes_each(tmp_path: Path) -> None:
     """The yaml of yolov5n has 80, the other one 20."""
     report = compare.run(cfg=[MODELS[0], "yolov5n.yaml"], imgsz=64, project=str(tmp_path), **QUICK)
     assert [int(row["parameters"]) for row in rows_of(report)] == [890_785, 1_790_977]  # as in the README
-    assert "yolov5n: with 20 classes here, as the others, where its yaml has 80." in report.read_text(encoding="utf-8")
+    assert "yolov5n: built with 20 classes, like the others; its yaml has 80." in report.read_text(encoding="utf-8")
 
 
 def test_a_model_of_more_classes_is_measured_on_those_of_the_data(
@@ -268,7 +268,7 @@ def test_a_model_of_more_classes_is_measured_on_those_of_the_data(
     report = compare.run(data=str(data), **flags)
     first, second = rows_of(report)
     assert first["map"] == second["map"] and first["parameters"] == second["parameters"]
-    assert "wide: of its 4 classes it has the 2 of the data here." in report.read_text(encoding="utf-8")
+    assert "wide: only the 2 classes of this dataset, of its 4." in report.read_text(encoding="utf-8")
     photos = compare.run(source=str(data.parent / "images/val/000.png"), **flags)
     assert [row["map"] for row in rows_of(photos)] == ["", ""]  # without --data pictures, size and time alone
     assert "000.png" in photos.read_text(encoding="utf-8")
@@ -415,11 +415,11 @@ def test_exported_models(runs: list[Path], data: Path, tmp_path: Path) -> None:
     assert (exported["parameters"], exported["gflops"], exported["strides"], exported["epochs"]) == ("", "", "", "")
     assert exported["map50"] == trained["map50"] and float(exported["ms_1"]) > 0
     text = report.with_name("report.md").read_text(encoding="utf-8")
-    assert "best.torchscript: float32, TorchScript in torch" in text and "looks at whole squares" in text
+    assert "best.torchscript: float32, TorchScript in torch" in text and "pads images to the full size" in text
 
 
 def test_exported_models_of_other_classes_are_refused(runs: list[Path], tmp_path: Path) -> None:
     (file,) = export.run(weights=str(runs[0]), include="torchscript", imgsz=64)
-    with pytest.raises(UserError, match="knows other classes, or in another order, than .*VOC.yaml"):
+    with pytest.raises(UserError, match="has other classes, or in another order, than .*VOC.yaml"):
         compare.run(weights=[str(file)], data="VOC.yaml", project=str(tmp_path), **QUICK)
     file.unlink()

@@ -248,9 +248,9 @@ ZOO = {
     "notimage": (xml(thing(), size=""), b"no picture", "cannot be decoded", None),
     "reversed": (xml(thing(), thing(box=(30, 20, 10, 60))), PICTURE, "box reversed", 1),
     "outside": (xml(thing(), thing(box=(300, 20, 310, 60))), PICTURE, "box outside", 1),
-    "cutbox": (xml(thing(box=(60, 40, 300, 300))), PICTURE, "box cut to the image", 1),
+    "cutbox": (xml(thing(box=(60, 40, 300, 300))), PICTURE, "box clipped to the image", 1),
     "nan": (xml(thing(), thing(box=("nan", 20, 30, 60))), PICTURE, "not a number", 1),
-    "nobox": (xml(thing(), "<object><name>dog</name></object>"), PICTURE, "without a whole <bndbox>", 1),
+    "nobox": (xml(thing(), "<object><name>dog</name></object>"), PICTURE, "without a complete <bndbox>", 1),
     "noname": (xml(thing(), thing("")), PICTURE, "without a <name>", 1),
     "class": (xml(thing(), thing("unicorn")), PICTURE, "class not in the list", 1),
     "../../escape": (None, None, "annotation missing", None),
@@ -330,7 +330,7 @@ def test_bad_crc_and_truncated_zip_are_reported_beside_a_good_one(tmp_path: Path
     summary = run(source=[tmp_path / "cut.zip", tmp_path / "bad.zip", good, tmp_path / "none.zip"], out=tmp_path / "o")
     assert summary.images == {"train2012": 0, "val2012": 1, "train2007": 1, "val2007": 1, "test2007": 1}
     reasons = {Path(file).name: reason for file, reason in summary.problems}
-    assert "not a whole zip" in reasons["cut.zip"] and "no such file" in reasons["none.zip"]
+    assert "not a complete zip" in reasons["cut.zip"] and "no such file" in reasons["none.zip"]
     assert "damaged in the zip" in reasons["000001.xml"]
     assert not (tmp_path / "o/labels/train2012/000001.txt").exists()
 

@@ -307,8 +307,8 @@ ATTACKS = [
         partial(written, pickle.dumps(Runs(os.system, "touch ran"), 2), read=load_tensors),
         "is no checkpoint",
     ),
-    Attack("checkpoint", "a pipe", piped, "is no plain file"),
-    Attack("ONNX file", "a pipe", partial(piped, name="x.onnx", read=load_runtime), "is no plain file"),
+    Attack("checkpoint", "a pipe", piped, "is not a regular file"),
+    Attack("ONNX file", "a pipe", partial(piped, name="x.onnx", read=load_runtime), "is not a regular file"),
     Attack(
         "label cache",
         "an object array, which is a pickle",

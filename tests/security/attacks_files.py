@@ -228,10 +228,10 @@ ATTACKS = [
             "a PNG of 20,000 x 20,000 in 50 KB": (png(20000, 20000, 20000), "more than 178,956,970 pixels"),
             "a JPEG that claims 65,000 x 65,000": (jpeg(65000, 65000), "more than 178,956,970 pixels"),
             "a BMP that claims 2^31 pixels a side": (bmp(2**31 - 1, 2**31 - 1), "more than 178,956,970 pixels"),
-            "a text saved as .png": (b"#!/bin/sh\ntouch ran\n", "no picture"),
+            "a text saved as .png": (b"#!/bin/sh\ntouch ran\n", "not an image"),
             "an svg with a script": (
                 b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-                "no picture",
+                "not an image",
             ),
         },
     ),
@@ -239,18 +239,18 @@ ATTACKS = [
         "file in a data set",
         data_set,
         {
-            "a pipe named as a picture": (instead(os.mkfifo), "is no plain file"),
+            "a pipe named as a picture": (instead(os.mkfifo), "is not a regular file"),
             "a link to /dev/zero named as a picture": (
                 instead(lambda p: p.symlink_to("/dev/zero")),
-                "is no plain file",
+                "is not a regular file",
             ),
             "a link that leads nowhere": (instead(lambda p: p.symlink_to("nowhere")), "No such file"),
             "a link to itself": (instead(lambda p: p.symlink_to(p.name)), "symbolic links"),
-            "a socket named as a picture": (instead(unix_socket), "No such device|is no plain file"),
-            "a pipe named as a label": (instead_of_label(os.mkfifo), "is no plain file"),
+            "a socket named as a picture": (instead(unix_socket), "No such device|is not a regular file"),
+            "a pipe named as a label": (instead_of_label(os.mkfifo), "is not a regular file"),
             "a link to /dev/zero named as a label": (
                 instead_of_label(lambda p: p.symlink_to("/dev/zero")),
-                "is no plain",
+                "is not a regular",
             ),
             "a link to a file that is no label": (
                 instead_of_label(lambda p: p.symlink_to(p.parents[2] / "squares.yaml")),
@@ -270,7 +270,7 @@ ATTACKS = [
                 ("JPEGImages/bad.png", "../../../secret/secret.txt"),
                 "another kind",
             ),
-            "a picture that is a link to a text named .png": (("JPEGImages/bad.png", "no.png"), "no picture"),
+            "a picture that is a link to a text named .png": (("JPEGImages/bad.png", "no.png"), "not an image"),
             "a list that is a link to a secret": (("ImageSets/Main/test.txt", "/etc/passwd"), "another kind"),
         },
         LEFT_OUT,
@@ -304,7 +304,7 @@ ATTACKS = [
         "--source",
         "a list that names a pipe",
         partial(listed, "pipe.png\n", read=lambda f: (os.mkfifo(f.with_name("pipe.png")), list_media(str(f)))),
-        "no picture or video",
+        "contains no image or video",
     ),
     Attack(
         "--source",
@@ -312,7 +312,7 @@ ATTACKS = [
         partial(
             listed, "videotestsrc!filesink\n", read=lambda f: open_source(str(f.rename(f.with_suffix(".streams"))))
         ),
-        "is no stream",
+        "not a stream",
     ),
     Attack(
         "--source",
@@ -324,7 +324,7 @@ ATTACKS = [
         "VOC xml",
         annotated,
         {
-            "entities that stand for 10^9 letters": (_xml(ENTITIES, "&j;"), "entities or outside references"),
+            "entities that stand for 10^9 letters": (_xml(ENTITIES, "&j;"), "entities or external references"),
             "an external entity": (
                 _xml('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>', "&e;"),
                 "entities or outside",
@@ -378,12 +378,12 @@ ATTACKS = [
         "symbolic link",
         LEFT_OUT,
     ),
-    Attack("zip", "a pipe", lambda folder: Archive(special(folder / "x.zip", os.mkfifo)), "no plain file"),
+    Attack("zip", "a pipe", lambda folder: Archive(special(folder / "x.zip", os.mkfifo)), "not a regular file"),
     Attack(
         "zip",
         "a link to /dev/zero",
         lambda folder: Archive(special(folder / "x.zip", lambda p: p.symlink_to("/dev/zero"))),
-        "no plain file",
+        "not a regular file",
     ),
     Attack("zip", "a bomb, 1,000 to 1", bomb, "a zip bomb"),
     Attack("zip", "a member larger than it says", lying, "damaged in the zip"),
@@ -391,7 +391,7 @@ ATTACKS = [
         "zip",
         "10 MB of another file, cut off",
         lambda folder: ((folder / "x.zip").write_bytes(bytes(10**7)), Archive(folder / "x.zip")),
-        "not a whole zip",
+        "not a complete zip",
     ),
     Attack(
         "download",

@@ -101,8 +101,8 @@ ATTACKS = [
             "code in the place of a width": ('[-1, 1, Conv, ["exit()", 3, 2]]', "must be the output width"),
             "10^9 channels": ("[-1, 1, Conv, [1000000000, 3, 2]]", "must be the output width"),
             "10^9 repeats": ("[-1, 1000000000, Conv, [8, 3, 2]]", "repeats is"),
-            "60 layers of 60,000 channels": ("[-1, 60, Conv, [60000, 3, 1]]", "it asks for [0-9,]+ parameters"),
-            "a kernel of 10^6 x 10^6": ("[-1, 1, Conv, [8, 1000001, 2]]", "it asks for [0-9,]+ parameters"),
+            "60 layers of 60,000 channels": ("[-1, 60, Conv, [60000, 3, 1]]", "it needs [0-9,]+ parameters"),
+            "a kernel of 10^6 x 10^6": ("[-1, 1, Conv, [8, 1000001, 2]]", "it needs [0-9,]+ parameters"),
             "padding of 10^9": ("[-1, 1, Conv, [8, 3, 2, 1000000000]]", "layer 0"),
             "maps enlarged 10^6 times": ("[-1, 1, nn.Upsample, [None, 1000000, nearest]]", "is too large"),
             "a dimension that is none": ("[[-1, -1], 1, Concat, [1000000]]", "layer 0"),
@@ -136,7 +136,7 @@ ATTACKS = [
         images,
         {
             "a file that is no list of images": ("path: /etc\ntrain: passwd\nnames: [a]", "no images"),
-            "a device for a list of images": ("path: /dev\ntrain: zero\nnames: [a]", "is no plain file"),
+            "a device for a list of images": ("path: /dev\ntrain: zero\nnames: [a]", "is not a regular file"),
         },
     ),
     *_all(

@@ -142,7 +142,7 @@ def jpeg(noise: int = 200) -> bytes:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "empty"), (b"GIF", "no picture"), (jpeg()[: len(jpeg()) // 2], "cut off"), (jpeg()[:2], "cut off")],
+    [(b"", "empty"), (b"GIF", "not an image"), (jpeg()[: len(jpeg()) // 2], "cut off"), (jpeg()[:2], "cut off")],
 )
 def test_unusable_pictures(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
@@ -227,7 +227,7 @@ def test_only_plain_files_of_a_size_are_read(tmp_path: Path) -> None:
         read_file(tmp_path, 5)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(OSError, match="is no plain file"):
+        with pytest.raises(OSError, match="is not a regular file"):
             read_file(tmp_path / "pipe", 5)
     if Path("/proc/version").exists():  # says that it has no size
         assert read_file("/proc/version", 10_000) == Path("/proc/version").read_bytes()

@@ -1,1 +1,1 @@
-"""From image and label files to batches: reading, caching, augmentation, loading. No networks, no drawing."""
+"""Image and label files, caching, augmentation and data loading. Models and drawing are in other packages."""

@@ -1,8 +1,8 @@
-"""Pictures and their boxes, changed together: letterbox, mosaic, affine, colour, flips, mixup.
+"""Augmentations of an image together with its boxes: letterbox, affine, perspective, colour, flips, mixup.
 
-Images are (h, w, 3) uint8 BGR; labels (n, 5) float32: class, x1, y1, x2, y2 in pixels. Every random choice comes from
-the `numpy.random.Generator` that is passed in; the two functions for YOLOv5's scripts, which pass none, seed one from
-numpy's global state.
+Images are (h, w, 3) uint8 BGR; labels (n, 5) float32: class, x1, y1, x2, y2 in pixels. All random numbers come
+from the `numpy.random.Generator` passed in. YOLOv5's scripts pass no generator, so the two functions for them
+(`jitter_hsv`, `jitter_perspective`) create one seeded from numpy's global state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.system.console import LOGGER
 from utils.system.opencv import cv2
 
-GREY = 114  # what lies beside a picture
+GREY = 114  # value of padding pixels
 
 
 def letterbox(
@@ -28,10 +28,10 @@ def letterbox(
     scaleup: bool = True,
     stride: int = 32,
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
-    """Fit an image into new_shape (h, w), keeping its proportions, with grey bars around it.
+    """Resize an image to fit into new_shape (h, w), keeping its aspect ratio, and pad the rest with grey.
 
-    auto: only as much bar as makes the sides multiples of `stride`; scaleFill: stretch instead; scaleup: allow
-    enlarging. Returns the image, the ratios (width, height) and the bars (left, top) in pixels.
+    auto: pad only as far as needed to make the sides multiples of `stride`; scaleFill: stretch instead of padding;
+    scaleup: allow enlarging. Returns the image, the ratios (width, height) and the padding (left, top) in pixels.
     """
     height, width = im.shape[:2]
     if isinstance(new_shape, int):
@@ -51,7 +51,7 @@ def letterbox(
     dw, dh = dw / 2, dh / 2
     if (width, height) != size:
         im = cv2.resize(im, size, interpolation=cv2.INTER_LINEAR)
-    # an odd bar is split with its larger half at the bottom and right
+    # if the padding is odd, the extra pixel goes to the bottom and right
     top, bottom, left, right = round(dh - 0.1), round(dh + 0.1), round(dw - 0.1), round(dw + 0.1)
     if top or bottom or left or right:
         im = cv2.copyMakeBorder(im, top, bottom, left, right, cv2.BORDER_CONSTANT, value=color)
@@ -59,33 +59,33 @@ def letterbox(
 
 
 def make_divisible(x: float, divisor: float) -> int:
-    """Round x up to a multiple of `divisor`, a whole number."""
+    """Round x up to a multiple of `int(divisor)`."""
     return math.ceil(x / int(divisor)) * int(divisor)
 
 
 def round_to_stride(imgsz: int | Sequence[int], s: float = 32, floor: int = 0) -> int | list[int]:
-    """Round a side in pixels, or each of several, up to a multiple of stride `s` and to `floor` at least.
+    """Round an image size (one side or several, in pixels) up to multiples of stride `s`, at least `floor`.
 
-    Returns an int for an int, otherwise a list; warns if that changes it. Raises UserError for sides below 1.
+    Returns an int for an int, otherwise a list. Warns if the size changes. Raises UserError for sides below 1.
     """
     sides = [imgsz] if isinstance(imgsz, int) else [int(v) for v in imgsz]
     if not sides or min(sides) < 1:
-        raise UserError(f"image size {imgsz}: give sides in pixels, from 1")
+        raise UserError(f"image size {imgsz}: each side must be at least 1 pixel")
     fitting = [max(make_divisible(v, s), floor) for v in sides]
     rounded = fitting[0] if isinstance(imgsz, int) else fitting
     if fitting != sides:
-        LOGGER.warning(f"image size {imgsz} does not fit stride {int(s)}; {rounded} is used")
+        LOGGER.warning(f"image size {imgsz} does not fit stride {int(s)}; using {rounded}")
     return rounded
 
 
 def augment_hsv(im: np.ndarray, rng: np.random.Generator, hgain: float, sgain: float, vgain: float) -> np.ndarray:
-    """Multiply hue, saturation and value by random gains within 1 +- the given ones."""
+    """Multiply hue, saturation and value by random gains from 1 - gain to 1 + gain (`hgain`, `sgain`, `vgain`)."""
     if not (hgain or sgain or vgain):
         return im
     gains = rng.uniform(-1, 1, 3) * (hgain, sgain, vgain) + 1
     hsv = cv2.cvtColor(im, cv2.COLOR_BGR2HSV)
-    if gains[0] * 179 < 255:  # hues from 180 on are taken for what lies one turn before them
-        return cv2.cvtColor(cv2.transform(hsv, np.diag(gains)), cv2.COLOR_HSV2BGR)  # rounds, and stops at 255
+    if gains[0] * 179 < 255:  # fits in uint8; cvtColor takes hues modulo 180
+        return cv2.cvtColor(cv2.transform(hsv, np.diag(gains)), cv2.COLOR_HSV2BGR)  # rounds, saturates at 255
     x = np.arange(256)
     tables = ((x * gains[0]).round() % 180, *np.clip(x * gains[1:, None], 0, 255).round())
     table = np.stack(tables, -1).astype(np.uint8).reshape(1, 256, 3)
@@ -93,21 +93,22 @@ def augment_hsv(im: np.ndarray, rng: np.random.Generator, hgain: float, sgain: f
 
 
 def jitter_hsv(im: np.ndarray, hgain: float = 0.5, sgain: float = 0.5, vgain: float = 0.5) -> None:
-    """`augment_hsv` as YOLOv5's scripts call it: changes the image in place."""
+    """`augment_hsv` with the signature used by YOLOv5's scripts; changes the image in place."""
     im[:] = augment_hsv(im, _global_rng(), hgain, sgain, vgain)
 
 
 def _global_rng() -> np.random.Generator:
-    """A generator seeded from numpy's global state, so that `np.random.seed` decides what follows."""
+    """Return a generator seeded from numpy's global state, so that `np.random.seed` makes it reproducible."""
     return np.random.default_rng(np.random.randint(2**31))
 
 
 def affine_matrix(
     in_shape: tuple[int, int], out_shape: tuple[int, int], hyp: Mapping[str, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Random rotation, scale, shear, perspective and translation as a 3x3 matrix, and the scale.
+    """Return a random 3x3 matrix (rotation, scale, shear, perspective, translation) and its scale factor.
 
-    The centre of an image of in_shape (h, w) goes to the centre of out_shape, moved by up to `translate`.
+    It maps the centre of an image of in_shape (h, w) to the centre of out_shape, shifted by up to `translate`, a
+    fraction of out_shape.
     """
     p0, p1 = rng.uniform(-1, 1, 2) * hyp["perspective"]
     angle = math.radians(rng.uniform(-1, 1) * hyp["degrees"])
@@ -131,9 +132,10 @@ def random_perspective(
     rng: np.random.Generator,
     out_shape: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Warp an image and its labels by a random matrix (see `affine_matrix`) into out_shape (h, w).
+    """Warp an image and its labels with a random matrix (see `affine_matrix`) to out_shape (h, w).
 
-    A label becomes the box around its four warped corners, clipped; boxes that are lost or nearly so are left out.
+    Each new box encloses the four warped corners of the old one and is clipped to the image. Boxes of which too little
+    remains are removed (see `box_candidates`).
     """
     out_shape = out_shape or im.shape[:2]
     matrix, scale = affine_matrix(im.shape[:2], out_shape, hyp, rng)
@@ -148,7 +150,10 @@ def random_perspective(
 
 
 def warp_labels(labels: np.ndarray, matrix: np.ndarray, scale: float, out_shape: tuple[int, int]) -> np.ndarray:
-    """The labels (m, 5) that a 3x3 matrix, which enlarges by `scale`, leaves of some (n, 5) in out_shape (h, w)."""
+    """Warp labels (n, 5) with a 3x3 matrix and return the ones (m, 5) that remain visible in out_shape (h, w).
+
+    scale: the scale factor of the matrix.
+    """
     if not len(labels):
         return labels
     after = np.concatenate((labels[:, :1], warp_boxes(labels[:, 1:], matrix)), 1)
@@ -156,9 +161,9 @@ def warp_labels(labels: np.ndarray, matrix: np.ndarray, scale: float, out_shape:
 
 
 def visible_labels(before: np.ndarray, after: np.ndarray, scale: float, out_shape: tuple[int, int]) -> np.ndarray:
-    """Labels (n, 5) after a warp, clipped to out_shape (h, w), without those of which too little is left there.
+    """Clip warped labels (n, 5) to out_shape (h, w) and remove those of which too little remains.
 
-    before: the same ones before the warp, which enlarged by `scale`.
+    before: the same labels before the warp; scale: the scale factor of the warp.
     """
     boxes = after[:, 1:].clip(0, (out_shape[1], out_shape[0]) * 2)
     keep = box_candidates(before[:, 1:] * scale, boxes)
@@ -170,12 +175,13 @@ def jitter_perspective(
     translate: float = 0.1, scale: float = 0.1, shear: float = 10, perspective: float = 0.0,
     border: tuple[int, int] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """`random_perspective` as YOLOv5's scripts call it, with a gain for each part of the warp.
+    """`random_perspective` with the signature used by YOLOv5's scripts: one argument per hyper-parameter.
 
-    border: pixels (vertical, horizontal) added on each side, below 0 cut off. Raises UserError for `segments`.
+    border: pixels (vertical, horizontal) to add on each side; negative values crop. Raises UserError if `segments` is
+    not empty.
     """
     if len(segments):
-        raise UserError("random_perspective: polygons are not warped here, only boxes; leave segments empty")
+        raise UserError("random_perspective: only boxes can be warped, not polygons; leave segments empty")
     hyp = {"degrees": degrees, "translate": translate, "scale": scale, "shear": shear, "perspective": perspective}
     labels = np.asarray(targets, np.float32).reshape(-1, 5)
     out_shape = (im.shape[0] + 2 * border[0], im.shape[1] + 2 * border[1])
@@ -183,7 +189,7 @@ def jitter_perspective(
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Boxes (n, 4) around the corners of boxes (n, 4) after a 3x3 matrix."""
+    """Warp the corners of boxes (n, 4), xyxy, with a 3x3 matrix and return the enclosing boxes (n, 4)."""
     corners = np.ones((len(boxes) * 4, 3))
     corners[:, :2] = boxes[:, [0, 1, 2, 3, 0, 3, 2, 1]].reshape(-1, 2)
     corners = corners @ matrix.T
@@ -194,9 +200,10 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def box_candidates(
     before: np.ndarray, after: np.ndarray, wh_thr: float = 2, ar_thr: float = 100, area_thr: float = 0.1
 ) -> np.ndarray:
-    """Which boxes (n, 4) are still worth a label after a warp: (n,) bool.
+    """Return which boxes (n, 4) to keep after a warp, as (n,) bool.
 
-    Sides above wh_thr pixels, proportions below ar_thr, and more than area_thr of the (scaled) area left.
+    A box is kept if both sides are above wh_thr pixels, its aspect ratio is below ar_thr, and more than area_thr of its
+    area before the warp (scaled by the caller) remains.
     """
     w1, h1 = before[:, 2] - before[:, 0], before[:, 3] - before[:, 1]
     w2, h2 = after[:, 2] - after[:, 0], after[:, 3] - after[:, 1]
@@ -205,14 +212,14 @@ def box_candidates(
 
 
 def flip_up_down(im: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn an image and its labels upside down."""
+    """Flip an image and its labels vertically."""
     labels = labels.copy()
     labels[:, [2, 4]] = im.shape[0] - labels[:, [4, 2]]
     return cv2.flip(im, 0), labels
 
 
 def flip_left_right(im: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror an image and its labels."""
+    """Flip an image and its labels horizontally."""
     labels = labels.copy()
     labels[:, [1, 3]] = im.shape[1] - labels[:, [3, 1]]
     return cv2.flip(im, 1), labels
@@ -221,6 +228,6 @@ def flip_left_right(im: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
 def mixup(
     im: np.ndarray, labels: np.ndarray, im2: np.ndarray, labels2: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blend two images of one size about half and half, and keep all labels (Zhang et al., 2018)."""
+    """Blend two images of the same size about half and half, and keep all labels (Zhang et al., 2018)."""
     share = rng.beta(32.0, 32.0)
     return cv2.addWeighted(im, share, im2, 1 - share, 0), np.concatenate((labels, labels2))

@@ -1,4 +1,4 @@
-"""Colours and flips of a whole batch on the device of the network, where the loader would be too slow for it."""
+"""Colour augmentation and flips of a whole batch on the model's device, used where the loader would be too slow."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 def augment_batch(
     images: Tensor, targets: Tensor, hyp: Mapping[str, float], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Random gains of hue, saturation and value, and random flips, by `hyp`: what the loader does else, image by image.
+    """Apply the random HSV gains and flips of `hyp`, which the loader otherwise applies to each image.
 
     images: (b, 3, h, w) float RGB in [0, 1]; targets: (n, 6) image, class, cx, cy, w, h normalised, on the CPU.
-    Returns both anew.
+    Returns the new images (channels-last) and targets; the inputs are not modified.
     """
     count = len(images)
     gains = rng.uniform(-1, 1, (count, 3)) * (hyp["hsv_h"], hyp["hsv_s"], hyp["hsv_v"]) + 1
@@ -33,22 +33,22 @@ def augment_batch(
 
 
 def scale_hsv(images: Tensor, gains: Tensor) -> Tensor:
-    """Images (b, 3, h, w) RGB in [0, 1] with hue, saturation and value times gains (b, 3).
+    """Multiply hue, saturation and value of images (b, 3, h, w), RGB in [0, 1], by gains (b, 3).
 
-    Hues go round, the others stop at 1.
+    Hue wraps around; saturation and value are clamped to 1.
     """
     red, green, blue = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
     divisor = chroma.clamp(min=1e-12)
-    hue = torch.where(value == blue, (red - green) / divisor + 4, 0.0)  # in sixths of a turn
+    hue = torch.where(value == blue, (red - green) / divisor + 4, 0.0)  # in units of 60 degrees
     hue = torch.where(value == green, (blue - red) / divisor + 2, hue)
     hue = torch.where(value == red, ((green - blue) / divisor) % 6, hue)
     by_hue, by_saturation, by_value = gains[:, :, None, None].unbind(1)
     hue = hue * by_hue % 6
     saturation = (chroma / value.clamp(min=1e-12) * by_saturation).clamp(max=1)
     value = (value * by_value).clamp(max=1)
-    # how far each colour is below the value: 0 near its own hue, all the saturation opposite
+    # how far each channel lies below the value: 0 near its own hue, the full saturation at the opposite hue
     away = [(start + hue) % 6 for start in (5, 3, 1)]
     return torch.stack([value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1) for k in away], 1)
 

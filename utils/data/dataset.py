@@ -1,7 +1,7 @@
-"""Images and labels as batches: the data set, what it does to an image, and the loader around it.
+"""The dataset of images and labels, its caching and augmentation, and the batch sampler.
 
-An item depends on the seed, the epoch and the index alone, never on which worker made it or on what came before.
-A mosaic is made of images that are near each other in the epoch's order: each is decoded once for all of its uses.
+An item depends only on the seed, the epoch and the index, never on the worker process or on earlier items.
+A mosaic combines images that are near each other in the epoch's order, so that each image is decoded once and reused.
 """
 
 from __future__ import annotations
@@ -37,28 +37,29 @@ from utils.system.device import available_memory
 from utils.system.opencv import cv2
 from utils.system.processes import local_world_size
 
-GROUP = 16  # images that share their mosaics
-KEPT = 64  # decoded images kept at least
-MOST_LOST = 32  # images in a row that may be unreadable
+GROUP = 16  # images from which a mosaic is drawn
+KEPT = 64  # decoded images to keep in memory, at least
+MOST_LOST = 32  # unreadable images in a row at which loading stops
 
-# (h0, w0) of the file, ((ratio_h, ratio_w), (padw, padh)) as `scale_boxes` takes it; None after augmentation
+# (h0, w0) of the file, ((ratio_h, ratio_w), (padw, padh)) as `scale_boxes` takes them; None after augmentation
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]] | None
 Item = tuple[Tensor, Tensor, str, Shapes]
-# epoch, index, and of which images the item's mosaics may be made
+# epoch, index, and the indices of the images that the item's mosaics may use
 Key = tuple[int, int, tuple[int, ...]]
 Batch = tuple[Tensor, Tensor, tuple[str, ...], tuple[Shapes, ...]]
 
 
 class ImagesLost(UserError):
-    """So many images in a row cannot be read that it is no longer a matter of single files."""
+    """Too many images in a row are unreadable for single damaged files to be the cause."""
 
 
 class DetectionDataset(Dataset):
     """Items are (image (3, h, w) uint8 RGB, labels (n, 6) 0, class, cx, cy, w, h normalised, path, shapes).
 
-    hyp: augmentation strengths, None for none. rect: batches of like proportions with little padding, in an order of
-    their own; `pad` is in strides. cache: "", "ram" or "disk". quad: of a batch every four images become one of twice
-    the side. colours: False leaves colours and flips to `augment_batch`.
+    hyp: augmentation hyper-parameters, None for no augmentation. rect: sort the images by aspect ratio and give each
+    batch a shape with little padding; `pad` is extra padding in units of the stride. cache: "", "ram" or "disk".
+    quad: combine every four images of a batch into one of twice the side. colours: False leaves colour augmentation
+    and flips to `augment_batch`.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class DetectionDataset(Dataset):
         return len(self.index)
 
     def __getitem__(self, key: Key | int) -> Item:
-        """The item of a key, with mosaics of any images if it is an index alone."""
+        """Return the item of a key. With a plain index, mosaics may use any image."""
         epoch, i, group = key if isinstance(key, tuple) else (0, key, ())
         if self.hyp is None:
             return self._plain_item(i)
@@ -92,7 +93,7 @@ class DetectionDataset(Dataset):
         return self._to_item(im, labels, i, None)
 
     def __getitems__(self, keys: list[Key]) -> list[Item]:
-        """The items of a batch (the loader asks for all of them at once)."""
+        """Return the items of a batch (the DataLoader requests all of them in one call)."""
         if self.hyp is not None and self._ram is None:
             near = {i for key in keys for i in key[2]}
             self._decoded = {i: im for i, im in self._decoded.items() if i in near}
@@ -103,7 +104,7 @@ class DetectionDataset(Dataset):
         return [quad_item(items[k : k + 4], np.random.default_rng((self.seed, *keys[k][:2], 4))) for k in groups]
 
     def _plain_item(self, i: int) -> Item:
-        """Image i letterboxed, without augmentation."""
+        """Return image i letterboxed, without augmentation."""
         im, (h0, w0) = self._load(i)
         h, w = im.shape[:2]
         shape = tuple(self.rect_shapes[i // self.batch_size]) if self.rect else (self.imgsz, self.imgsz)
@@ -142,14 +143,14 @@ class DetectionDataset(Dataset):
         return mosaic(images, labels, self.imgsz, self.hyp, rng)
 
     def _labels(self, i: int) -> np.ndarray:
-        """Labels of image i, (n, 5) class, cx, cy, w, h normalised; in training none for one that cannot be read."""
+        """Return the labels of image i, (n, 5) class, cx, cy, w, h normalised; in training none if it is unreadable."""
         values = self.index.labels(i)
         if i in self._lost and self.hyp is not None:
             values = values[:0]
         return np.concatenate((np.zeros_like(values[:, :1]), values[:, 1:]), 1) if self.single_cls else values
 
     def _pixel_labels(self, i: int, w: float, h: float, padw: float = 0, padh: float = 0) -> np.ndarray:
-        """Labels of image i, (n, 5) class and corners, as it lies at (padw, padh) with size w x h."""
+        """Return the labels of image i, (n, 5) class, xyxy in pixels, for the image at (padw, padh) with size w x h."""
         values = self._labels(i)
         return np.concatenate((values[:, :1], xywhn2xyxy(values[:, 1:], w, h, padw, padh)), 1)
 
@@ -160,20 +161,20 @@ class DetectionDataset(Dataset):
             corners = labels[:, 1:].clip(0, (w - 1e-3, h - 1e-3) * 2)
             target[:, 1] = labels[:, 0]
             target[:, 2:] = xyxy2xywhn(corners, w, h)
-        image = torch.from_numpy(cv2.cvtColor(im, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)  # lies in memory as it was
+        image = torch.from_numpy(cv2.cvtColor(im, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)  # channels-last in memory
         return image, torch.from_numpy(target), self.index.file(i), shapes
 
     def _load(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """Image i with its longer side imgsz (for training: at most), and the file's own (height, width).
+        """Return image i with its longer side imgsz (in training at most imgsz), and the file's own (height, width).
 
-        A file that has become unreadable is a warning and a grey image.
+        If the file has become unreadable, warn and return a grey image.
         """
         h0, w0 = self.index.shapes[i].tolist()
         if self._ram is not None:
             return self._ram[i], (h0, w0)
         if i not in self._decoded:
             im = self._load_from_disk(i) if self._disk else self._read(i)
-            if self.hyp is None:  # each is used once
+            if self.hyp is None:  # in validation each image is used once
                 return im, (h0, w0)
             if len(self._decoded) >= max(self.batch_size, KEPT):
                 del self._decoded[next(iter(self._decoded))]
@@ -182,14 +183,14 @@ class DetectionDataset(Dataset):
 
     def _read(self, i: int) -> np.ndarray:
         h0, w0 = self.index.shapes[i].tolist()
-        # for training, half or a quarter of the pixels is all that needs to be decoded of a large picture
+        # in training, large images are decoded at 1/2, 1/4 or 1/8 of their size
         reduce = next((f for f in (8, 4, 2) if self.hyp is not None and max(h0, w0) >= f * self.imgsz), 1)
         try:
             im = read_image(self.index.file(i), reduce)
             self._found(i)
             if max(abs(im.shape[0] * reduce - h0), abs(im.shape[1] * reduce - w0)) >= 2 * reduce:
                 LOGGER.warning(f"{self.index.file(i)} has changed its size since the labels were read: it was "
-                               f"{w0}x{h0} px and is {im.shape[1] * reduce}x{im.shape[0] * reduce}")  # fmt: skip
+                               f"{w0}x{h0} px and is now {im.shape[1] * reduce}x{im.shape[0] * reduce} px")  # fmt: skip
         except ImageError as e:
             im = self._stand_in(i, e)
         size = self._size(i)
@@ -202,7 +203,7 @@ class DetectionDataset(Dataset):
         self._lost_in_a_row.clear()
 
     def _stand_in(self, i: int, reason: ImageError) -> np.ndarray:
-        """A grey image for one that has become unreadable, with a warning. Raises ImagesLost if all seem to be."""
+        """Warn and return a grey image for an unreadable one. Raises ImagesLost if all images seem to be unreadable."""
         self._lost.add(i)
         self._lost_in_a_row.add(i)
         lost = len(self._lost_in_a_row)
@@ -210,30 +211,30 @@ class DetectionDataset(Dataset):
         if folder_gone or lost >= min(MOST_LOST, len(self)):
             count = "an image" if lost == 1 else f"{lost} images in a row"
             raise ImagesLost(f"{count} cannot be read ({self.index.file(i)}: {reason}): is the disk that holds the "
-                             "data set still there?")  # fmt: skip
-        found = "nothing is learnt from it" if self.hyp is not None else "its objects count as missed"
-        LOGGER.warning(f"{self.index.file(i)}: {reason}; a grey image takes its place, {found}")
+                             "dataset still there?")  # fmt: skip
+        found = "its labels are ignored" if self.hyp is not None else "its objects count as missed"
+        LOGGER.warning(f"{self.index.file(i)}: {reason}; a grey image takes its place and {found}")
         return np.full((*self._size(i)[::-1], 3), GREY, np.uint8)
 
     def _size(self, i: int) -> tuple[int, int]:
-        """(width, height) at which image i is kept: in training it is enlarged later, with what else is done to it."""
+        """Return the (width, height) at which image i is kept; in training small images are enlarged only later."""
         h0, w0 = self.index.shapes[i].tolist()
         r = self.imgsz / max(h0, w0)
         return (max(int(w0 * r), 1), max(int(h0 * r), 1)) if r < 1 or self.hyp is None else (w0, h0)
 
     def _load_from_disk(self, i: int) -> np.ndarray:
-        """Image i from a .npy file beside it, written at first use."""
+        """Return image i from the .npy file beside it, which is written at first use."""
         source = Path(self.index.file(i))
         kind = "train" if self.hyp is not None else "val"
         file = source.with_name(f"{source.name}.{kind}{self.imgsz}.npy")
         try:
             if file.stat().st_mtime_ns >= source.stat().st_mtime_ns:
-                im = np.load(file, mmap_mode="r", allow_pickle=False)  # takes no memory for more than is in the file
+                im = np.load(file, mmap_mode="r", allow_pickle=False)  # allocates nothing for a false header
                 if im.dtype == np.uint8 and im.shape == (*self._size(i)[::-1], 3):
                     self._found(i)
                     return np.array(im)
         except (OSError, ValueError, EOFError):
-            pass  # not there yet, or damaged: made anew
+            pass  # missing or damaged: written again
         im = self._read(i)
         if i in self._lost:
             return im
@@ -241,16 +242,16 @@ class DetectionDataset(Dataset):
             with atomic_write(file) as f:
                 np.save(f, im)
         except OSError as e:
-            LOGGER.warning(f"--cache disk: {file} cannot be written ({e.strerror}); going on without the disk cache")
+            LOGGER.warning(f"--cache disk: {file} cannot be written ({e.strerror}); continuing without the disk cache")
             self._disk = False
         return im
 
     def _fits_memory(self) -> bool:
-        needed = int(len(self) * self.imgsz**2 * 3 * 0.8) * local_world_size()  # each process has its own
+        needed = int(len(self) * self.imgsz**2 * 3 * 0.8) * local_world_size()  # each process has its own cache
         free = available_memory()
         if free is None or needed < 0.7 * free:
             return True
-        LOGGER.warning(f"--cache ram needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: not caching")
+        LOGGER.warning(f"--cache ram needs {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} GiB are free: not caching")
         return False
 
     def _preload(self) -> list[np.ndarray]:
@@ -260,7 +261,7 @@ class DetectionDataset(Dataset):
 
 
 def quad_item(items: list[Item], rng: np.random.Generator) -> Item:
-    """One item of twice the side out of four: all of them side by side, or, half of the time, the first enlarged."""
+    """Combine four items into one of twice the side: a 2x2 grid or, half of the time, the first item enlarged."""
     image, target, path, _ = items[0]
     if rng.random() < 0.5:
         large = torch.nn.functional.interpolate(image[None].float(), scale_factor=2.0, mode="bilinear")[0]
@@ -279,7 +280,7 @@ def quad_item(items: list[Item], rng: np.random.Generator) -> Item:
 def sort_by_proportion(
     index: LabelIndex, imgsz: int, batch_size: int, stride: int, pad: float
 ) -> tuple[LabelIndex, np.ndarray]:
-    """Put images of like proportions together; returns the new order and per batch the (height, width) it needs."""
+    """Sort images by aspect ratio; return the sorted index and the (height, width) of each batch."""
     proportion = index.shapes[:, 0] / index.shapes[:, 1]
     order = np.argsort(proportion, kind="stable")
     labels = [index.labels(i) for i in order]
@@ -303,12 +304,12 @@ def sort_by_proportion(
 
 
 class EpochBatches(Sampler):
-    """Yields batches as lists of keys, in an order that depends on seed, epoch and `weights` alone.
+    """Yields batches as lists of keys, in an order that depends only on the seed, the epoch and `weights`.
 
-    Set `epoch` before each pass. start: batches to leave out of the next pass, which an earlier run has done.
-    weights: (length,) how often an image is drawn; None for each once. `rank` of `world` processes gets its share of
-    every batch, or with `whole` every world-th batch. A last batch with fewer than `least` images for each process is
-    left out.
+    Set `epoch` before each pass. start: number of batches to skip in the next pass, because an earlier run has done
+    them. weights: (length,) sampling weights of the images; None to use each image once. Each of `world` processes gets
+    its share of every batch or, with `whole`, every world-th batch. A last batch with fewer than `least` images per
+    process is dropped.
     """
 
     def __init__(
@@ -324,7 +325,7 @@ class EpochBatches(Sampler):
             self.batches -= 1
 
     def __len__(self) -> int:
-        """Batches of a whole pass, on this process."""
+        """Return the number of batches in a full pass of this process."""
         return len(range(self.rank, self.batches, self.world)) if self.whole else self.batches
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -337,9 +338,10 @@ class EpochBatches(Sampler):
             yield [(self.epoch, order[p], self._near(p, order)) for p in own]
 
     def _near(self, place: int, order: list[int]) -> tuple[int, ...]:
-        """About GROUP images of the same batch, or where batches are smaller of a few batches.
+        """Return the images that the mosaics of the item at `place` may use.
 
-        Of a large batch they are spread evenly over it, so that a process's share of it holds whole groups.
+        These are about GROUP images from its batch or, if batches are smaller, from a few batches. In a large batch
+        they are evenly spaced, so that each process's share of the batch contains whole groups.
         """
         size = self.batch_size * math.ceil(GROUP / self.batch_size)
         start = place // size * size
@@ -357,9 +359,9 @@ class EpochBatches(Sampler):
 
 
 def rescale(images: Tensor, imgsz: int, stride: int, rng: np.random.Generator) -> Tensor:
-    """A batch (b, 3, h, w) float at a random size, for `--multi-scale`: its longer side is half to one and a half
+    """Resize a batch (b, 3, h, w) float to a random size, for `--multi-scale`.
 
-    times imgsz, the sides multiples of `stride`.
+    The longer side becomes 0.5 to 1.5 times imgsz; both sides are multiples of `stride`.
     """
     lowest, highest = math.ceil(imgsz * 0.5 / stride), math.floor(imgsz * 1.5 / stride)
     side = int(rng.integers(lowest, highest + 1)) * stride

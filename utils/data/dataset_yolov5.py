@@ -1,4 +1,4 @@
-"""A data set as YOLOv5's scripts open it: `check_dataset` for its yaml, `create_dataloader` for its images."""
+"""The dataset functions that YOLOv5's scripts call: `check_dataset` (data yaml) and `create_dataloader` (images)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from utils.settings.config import MOST_CLASSES, load_data
 
 
 def check_dataset(data: str | Path, autodownload: bool = False) -> dict[str, Any]:
-    """Read a data yaml as `load_data` does, into a dict.
+    """Read a data yaml with `load_data` and return it as a dict.
 
-    `path`; `train`, `val`, `test`: a path, a list of them, or None; `nc`; `names` {index: class name}; `yaml_file`.
-    Nothing is downloaded, whatever `autodownload` says; raises UserError if the `val` images are not there.
+    Keys: `path`; `train`, `val`, `test`: a path, a list of paths, or None; `nc`; `names` {index: class name};
+    `yaml_file`. `autodownload` is ignored: nothing is downloaded. Raises UserError if the `val` images do not exist.
     """
     config = load_data(data)
     if config.val:
@@ -33,7 +33,7 @@ def check_dataset(data: str | Path, autodownload: bool = False) -> dict[str, Any
 
 
 class EpochLoader:
-    """A loader that goes on to the next epoch with each pass over it; in everything else the loader it wraps."""
+    """A loader that advances to the next epoch after each pass; other attributes are those of the wrapped loader."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -48,7 +48,7 @@ class EpochLoader:
             self.loader.batch_sampler.epoch += 1
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not there yet, as in a copy that is being made
+        if name == "loader":  # not set yet, as while the object is being copied
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -59,18 +59,18 @@ def create_dataloader(
     rect: bool = False, rank: int = -1, workers: int = 8, image_weights: bool = False, quad: bool = False,
     prefix: str = "", shuffle: bool = False, seed: int = 0,
 ) -> tuple[EpochLoader, DetectionDataset]:  # fmt: skip
-    """Open the images of folders or .txt lists with their labels; returns the loader and the data set.
+    """Open the images of folders or .txt lists with their labels; return the loader and the dataset.
 
     The loader yields `Batch`: images (b, 3, h, w) uint8 RGB, targets (n, 6) image, class, cx, cy, w, h normalised,
-    paths, shapes. augment: by the strengths of `hyp`. rect: batches of like proportions, never shuffled. cache: True or
-    "ram", or "disk". Raises UserError for image_weights and several processes, which train.py alone offers.
+    paths, shapes. augment: use the hyper-parameters in `hyp`. rect: batches of similar aspect ratio, never shuffled.
+    cache: True or "ram", or "disk". Raises UserError for image_weights and rank above 0, which only train.py supports.
     """
     if rank not in (-1, 0) or image_weights:
-        raise UserError("create_dataloader: several processes and image_weights are for train.py alone")
+        raise UserError("create_dataloader: several processes (rank) and image_weights are supported in train.py only")
     if augment and hyp is None:
         raise UserError("create_dataloader: augment needs hyp, such as the result of utils.settings.config.load_hyp")
     sources = [path] if isinstance(path, (str, Path)) else path
-    # a script does not tell how many classes there are, so labels may name any that can be
+    # scripts do not pass the number of classes, so labels may have any valid class index
     index = load_labels(tuple(Path(p) for p in sources), MOST_CLASSES, prefix)
     batch_size = min(batch_size, len(index))
     dataset = DetectionDataset(index, imgsz, batch_size, hyp if augment else None, rect, int(stride), pad,

@@ -1,4 +1,4 @@
-"""How often `--image-weights` draws an image: more often, the rarer and the worse detected the classes in it."""
+"""Sampling weights for `--image-weights`: images with rare or badly detected classes are drawn more often."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from utils.data.labels import LabelIndex
 
 
 def image_weights(index: LabelIndex, class_maps: Sequence[float]) -> np.ndarray:
-    """Weights (images,), not normalised, from the mAP (nc,) of each class: the sum over an image's objects of
+    """Return the sampling weights (images,), not normalised, computed from the mAP (nc,) of each class.
 
-    (1 - mAP)^2 / count of the class. All ones where that leaves nothing to draw.
+    An image's weight is the sum over its objects of (1 - mAP)^2 / count, where count is the number of objects of the
+    class in the dataset. If all weights would be zero, all are one.
     """
     classes = index.values[:, 0].astype(int)
     maps = np.asarray(class_maps, float)

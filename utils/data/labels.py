@@ -1,4 +1,4 @@
-"""Label files: read and checked once, kept as flat arrays, remembered in a cache file."""
+"""Label files: read and checked once, stored as flat arrays, and cached in a file."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from utils.system.console import LOGGER, printable, progress
 
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
-LEAST_SIDE = 1e-6  # of a box in the image, a fraction
-LARGEST_LABELS = 2**24  # bytes of a label file
-QUOTE = " in '"  # what comes before the text of a label file in a complaint
+LEAST_SIDE = 1e-6  # of a box, as a fraction of the image's side
+LARGEST_LABELS = 2**24  # bytes per label file
+QUOTE = " in '"  # precedes the quoted text of a label file in an error message
 
 
 @dataclass(frozen=True)
 class LabelIndex:
-    """The images of a split and their labels, in flat arrays, so that worker processes share their memory.
+    """The images of a split and their labels, in flat arrays whose memory worker processes can share.
 
     files: (n,) bytes, absolute paths; shapes: (n, 2) int32 height, width; values: (m, 5) float32 class, cx, cy, w, h
-    normalised; offsets: (n + 1,) int64, the labels of image i are values[offsets[i]:offsets[i + 1]]; problems: what
-    was left out and why, one line each.
+    normalised; offsets: (n + 1,) int64, the labels of image i are values[offsets[i]:offsets[i + 1]]; problems: one line
+    for each file left out, with the reason.
     """
 
     files: np.ndarray
@@ -47,20 +47,22 @@ class LabelIndex:
         return len(self.files)
 
     def file(self, i: int) -> str:
+        """Return the path of image i."""
         return os.fsdecode(bytes(self.files[i]))
 
     def labels(self, i: int) -> np.ndarray:
+        """Return the labels of image i, (n, 5) class, cx, cy, w, h normalised."""
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
     def take(self, chosen: Sequence[int] | np.ndarray) -> LabelIndex:
-        """The index of these images, in this order; one may be there more than once."""
+        """Return the index of the `chosen` images, in this order; an image may be chosen more than once."""
         labels = [np.zeros((0, 5), np.float32), *(self.labels(i) for i in chosen)]
         offsets = np.cumsum([0, *map(len, labels[1:])]).astype(np.int64)
         return LabelIndex(self.files[chosen], self.shapes[chosen], np.concatenate(labels), offsets)
 
 
 def label_path(image: str | Path) -> Path:
-    """The label file of an image: the last folder called `images` becomes `labels`, the suffix `.txt`."""
+    """Return the label file of an image: the last folder named `images` becomes `labels`, the suffix `.txt`."""
     parts = list(Path(image).parts)
     for k in range(len(parts) - 2, -1, -1):
         if parts[k] == "images":
@@ -70,7 +72,7 @@ def label_path(image: str | Path) -> Path:
 
 
 def list_images(sources: tuple[Path, ...]) -> list[str]:
-    """The image files of folders (searched in depth) and of .txt lists, sorted. Raises UserError if there is none."""
+    """Return the sorted image files of folders (recursive) and .txt lists. Raises UserError if there are none."""
     files: list[str] = []
     for source in sources:
         if source.is_dir():
@@ -83,7 +85,7 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
             except OSError as e:
                 raise UserError(f"{source}: {e.strerror}") from e
             if "\0" in text:
-                raise UserError(f"{source}: a list of images must be a text file, this one holds zero bytes")
+                raise UserError(f"{source}: a list of images must be a text file, but this one contains zero bytes")
             files += [os.path.normpath(source.parent / line.strip()) for line in text.splitlines() if line.strip()]
         else:
             raise UserError(f"{source} {no_file(source)}: correct the data yaml")
@@ -94,9 +96,10 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
 
 
 def parse_labels(text: str, nc: int) -> np.ndarray:
-    """Check a label file's content: rows of class, cx, cy, w, h normalised, or class and a polygon.
+    """Parse and check the content of a label file: rows of class, cx, cy, w, h normalised, or class and a polygon.
 
-    Returns (n, 5) float32, clipped to the image, repeated rows once. Raises ValueError naming the line.
+    Returns (n, 5) float32, clipped to the image, without duplicate rows; a polygon becomes its bounding box. Raises
+    ValueError with the line number.
     """
     rows: dict[tuple[float, ...], None] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -104,7 +107,7 @@ def parse_labels(text: str, nc: int) -> np.ndarray:
         if not fields:
             continue
         try:
-            if "_" in line or not line.isascii():  # Python's float takes 1_0 for ten, and digits of any alphabet
+            if "_" in line or not line.isascii():  # float() also accepts 1_0 and the digits of other alphabets
                 raise ValueError
             values = [float(v) for v in fields]
         except ValueError:
@@ -114,7 +117,7 @@ def parse_labels(text: str, nc: int) -> np.ndarray:
             x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
             values = [values[0], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
         if len(values) != 5:
-            raise ValueError(f"line {number}: {len(values)} columns, 5 needed (class cx cy w h)")
+            raise ValueError(f"line {number}: {len(values)} columns, 5 expected (class cx cy w h)")
         rows[_checked_row(values, nc, number)] = None
     return np.array(list(rows), np.float32).reshape(-1, 5)
 
@@ -130,19 +133,19 @@ def _checked_row(values: list[float], nc: int, number: int) -> tuple[float, ...]
     x1, x2 = max(cx - w / 2, 0.0), min(cx + w / 2, 1.0)
     y1, y2 = max(cy - h / 2, 0.0), min(cy + h / 2, 1.0)
     if min(x2 - x1, y2 - y1) < LEAST_SIDE:
-        raise ValueError(f"line {number}: a box without area, {w:g} x {h:g} of the image")
+        raise ValueError(f"line {number}: a box without area: {w:g} x {h:g} of the image")
     return (cls, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
 
 
 def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, str]:
-    """One image with its labels: shape (or None if it must be left out), labels, complaint."""
+    """Check one image and its labels; return its shape (None if it must be left out), labels and error message."""
     empty = np.zeros((0, 5), np.float32)
     try:
         shape = read_image(image).shape[:2]
     except ImageError as e:
         return None, empty, f"{image}: {e}"
     if min(shape) < 10:
-        return None, empty, f"{image}: {shape[1]}x{shape[0]} px is too small, 10 px a side needed"
+        return None, empty, f"{image}: {shape[1]}x{shape[0]} px is too small; each side must be at least 10 px"
     file = label_path(image)
     try:
         return shape, parse_labels(read_file(file, LARGEST_LABELS).decode("utf-8-sig"), nc), ""
@@ -153,12 +156,12 @@ def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, s
     except OSError as e:
         return None, empty, f"{file}: {e.strerror}"
     except ValueError as e:
-        linked = os.path.realpath(file) != os.path.abspath(file)  # a line of it may be anybody's
+        linked = os.path.realpath(file) != os.path.abspath(file)  # do not print text from elsewhere
         return None, empty, f"{file}: {str(e).partition(QUOTE)[0] if linked else e}"
 
 
 def _fingerprint(images: list[str], nc: int) -> str:
-    """Changes with any path, size or time of an image or label file."""
+    """Return a hash that changes with the path, size or modification time of any image or label file."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {nc}".encode())
     for image in images:
         for path in (image, str(label_path(image))):
@@ -171,12 +174,13 @@ def _fingerprint(images: list[str], nc: int) -> str:
 
 
 def load_labels(sources: tuple[Path, ...], nc: int, desc: str = "") -> LabelIndex:
-    """Index the images of a split with their labels, from the cache where nothing has changed.
+    """Index the images of a split with their labels, from the cache if no file has changed.
 
-    Bad images and labels are left out and reported, with file and line. Raises UserError if nothing is left.
+    Images that are unusable or have invalid labels are left out and reported, with file and line. Raises UserError if
+    no image is left.
     """
     images = list_images(sources)
-    # lists of one folder's images have a cache each, beside the list
+    # a list has its own cache beside it, since several lists may share one image folder
     cache = (sources[0] if sources[0].is_file() else label_path(images[0]).parent).with_suffix(".cache.npz")
     fingerprint = _fingerprint(images, nc)
     index = _read_cache(cache, fingerprint, images, nc)
@@ -190,16 +194,16 @@ def load_labels(sources: tuple[Path, ...], nc: int, desc: str = "") -> LabelInde
     if not len(index):
         raise UserError(f"{desc}no usable image in {', '.join(map(str, sources))}")
     if not len(index.values):
-        LOGGER.warning(f"{desc}not one object in these images; labels are looked for in {label_path(images[0]).parent}")
+        LOGGER.warning(f"{desc}no objects in these images; labels are looked for in {label_path(images[0]).parent}")
     return index
 
 
 def _report(problems: tuple[str, ...], file: Path) -> None:
-    """Warn of the first problems; if there are more, all of them go to a file beside the cache."""
+    """Warn about the first problems; if there are more, write all of them to a file beside the cache."""
     for problem in problems[:SHOWN_PROBLEMS]:
         LOGGER.warning(f"left out: {problem}")
     if len(problems) <= SHOWN_PROBLEMS:
-        with contextlib.suppress(OSError):  # none, or one of another time that is not ours to remove
+        with contextlib.suppress(OSError):  # no file there, or an old one that cannot be removed
             file.unlink()
         return
     try:
@@ -212,7 +216,7 @@ def _report(problems: tuple[str, ...], file: Path) -> None:
 
 
 def _scan(images: list[str], nc: int, desc: str) -> LabelIndex:
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding leaves the interpreter lock
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding releases the GIL
         results = list(progress(pool.map(lambda im: _examine(im, nc), images), f"{desc}scanning", total=len(images)))
     good = [(image, shape, labels) for image, (shape, labels, _) in zip(images, results, strict=True) if shape]
     counts = [len(labels) for _, _, labels in good]
@@ -226,9 +230,9 @@ def _scan(images: list[str], nc: int, desc: str) -> LabelIndex:
 
 
 def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> LabelIndex | None:
-    """The cached index, or None if there is none, it is of another state of the files, or it is damaged.
+    """Return the cached index, or None if the cache is missing, outdated or damaged.
 
-    A cache may have come with the data set, so what it holds is checked as if it had been read from label files.
+    The cache may have been downloaded with the dataset, so its content is checked as strictly as label files.
     """
     try:
         with zipfile.ZipFile(path) as z:
@@ -243,12 +247,12 @@ def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> Lab
             problems = tuple(str(p) for p in json.loads(str(z["problems"])))
         index = LabelIndex(**arrays, problems=problems)
         return index if _is_sound(index, images, nc) else None
-    except Exception:  # whatever is wrong with a cache, it is made anew
+    except Exception:  # an unusable cache is rebuilt
         return None
 
 
 def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
-    """Whether an index is of these images, with labels that label files could give."""
+    """Whether an index contains only these images, with labels that would pass the checks of label files."""
     files, shapes, values, offsets = index.files, index.shapes, index.values, index.offsets
     kinds = [files.dtype.kind, shapes.dtype, values.dtype, offsets.dtype]
     sizes = [files.ndim, shapes.shape, values.shape[1:], offsets.shape]
@@ -267,10 +271,10 @@ def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
 
 def _write_cache(path: Path, fingerprint: str, index: LabelIndex) -> None:
     try:
-        buffer = io.BytesIO()  # a zip that breaks off on a full disk complains again when it is thrown away
+        buffer = io.BytesIO()  # a zip file cut short by a full disk raises again when deleted
         np.savez(buffer, fingerprint=fingerprint, files=index.files, shapes=index.shapes, values=index.values,
                  offsets=index.offsets, problems=json.dumps(index.problems))  # fmt: skip
         with atomic_write(path) as f:
             f.write(buffer.getbuffer())
     except OSError as e:
-        LOGGER.warning(f"the label cache {path} cannot be written ({e.strerror}); the next start scans again")
+        LOGGER.warning(f"the label cache {path} cannot be written ({e.strerror}); the next start will scan again")

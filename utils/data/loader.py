@@ -1,4 +1,4 @@
-"""The loader around a data set: its processes, and what becomes of a run when one of them, or the images, are lost."""
+"""The DataLoader: its worker processes, and the errors raised if a worker or the images are lost."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from utils.errors import UserError, shorten
 from utils.system.opencv import cv2
 from utils.system.processes import local_world_size, world_size
 
-SHARED_MEMORY = ("the shared memory that image processes hand batches over in is full (/dev/shm): --workers 0 needs "
-                 "none, and containers get more with docker run --shm-size 8g")  # fmt: skip
+SHARED_MEMORY = ("the shared memory through which worker processes pass batches (/dev/shm) is full: --workers 0 needs "
+                 "none; a container gets more with docker run --shm-size 8g")  # fmt: skip
 
 
 class LoaderError(UserError):
-    """No more batches can be had, though the training itself is well."""
+    """No more batches can be loaded; the training itself has not failed."""
 
 
 def collate(items: list[Item]) -> Batch:
-    """Stack items: images (b, 3, h, w) uint8, targets (n, 6) with the image's number in column 0, paths, shapes."""
+    """Stack items: images (b, 3, h, w) uint8, targets (n, 6) with the image's index in column 0, paths, shapes."""
     images, targets, paths, shapes = zip(*items, strict=True)
     for number, target in enumerate(targets):
         target[:, 0] = number
     stacked = torch.stack([im.permute(1, 2, 0) for im in images]).permute(0, 3, 1, 2)  # channels-last
     labels = torch.cat(targets)
     if get_worker_info() is not None:
-        # here an error reaches the main process; in the thread that sends batches it is lost, and they are waited for
+        # an error here reaches the main process; in the thread that sends batches it would be lost, and the main
+        # process would wait forever
         for tensor in (stacked, labels):
             if tensor.numel():
                 tensor.share_memory_()
@@ -43,28 +44,28 @@ def collate(items: list[Item]) -> Batch:
 
 
 def _start_worker(background: bool, worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process decides what is still to be done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process decides how to stop
     if world_size() > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all there are, on Ctrl-C too
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to every process, also on Ctrl-C
     if background and hasattr(os, "nice"):
-        os.nice(19)  # each time a core is taken from the network's threads, the others wait for that one
-    cv2.setNumThreads(0)  # one worker per core: OpenCV's own threads would fight over them
+        os.nice(19)  # lower priority: a delayed thread of the model would stall all its other threads
+    cv2.setNumThreads(0)  # there is one worker per core already
     torch.set_num_threads(1)
 
 
 class Loader(DataLoader):
-    """A DataLoader whose processes do not inherit a lock of OpenCV, and whose loss is told where a batch is asked for.
+    """A DataLoader whose workers inherit no held OpenCV lock; a lost worker raises when the next batch is requested.
 
-    OpenCV keeps a list of the threads that have used it. A process forked while another thread is entered there, or
-    leaves, has that list locked for ever, and waits for it as soon as it uses OpenCV itself; unless its thread, a copy
-    of this one, is in the list already.
+    OpenCV keeps a locked list of the threads that have used it. If a process is forked while another thread is being
+    added or removed, the lock stays held in the child, which then hangs at its first call of OpenCV, unless the forking
+    thread is already in the list. This is why `__iter__` calls OpenCV before it starts the workers.
     """
 
     def __iter__(self) -> Iterator[Batch]:
         cv2.resize(cv2.copyMakeBorder(np.zeros((2, 2, 3), np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT), (3, 3))
         batches = super().__iter__()
         if self.num_workers and hasattr(signal, "SIGCHLD") and current_thread() is main_thread():
-            # torch would raise in the middle of a step, after which a training cannot be saved
+            # torch's handler would raise in the middle of a step, and the training could not be saved
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 
@@ -73,12 +74,12 @@ def create_loader(
     dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, pin_memory: bool = False,
     rank: int = 0, world: int = 1, whole: bool = True,
 ) -> Loader:  # fmt: skip
-    """A loader over a data set. `loader.batch_sampler.epoch = n` chooses the epoch that the next pass draws.
+    """Create a loader for a dataset. `loader.batch_sampler.epoch = n` sets the epoch of the next pass.
 
-    pin_memory: for a GPU; without it the network is taken to run on the cores that the loader's processes share.
-    rank, world, whole: the part of it that this process gets, see `EpochBatches`.
+    pin_memory: set for a GPU; otherwise the model is assumed to share the CPU cores with the workers, which then run at
+    low priority. rank, world, whole: the part of the batches that this process gets, see `EpochBatches`.
     """
-    # batch norm cannot learn from a share of one image whose coarsest map is a single cell
+    # batch norm cannot train on a single image whose coarsest feature map has only one cell
     least = 4 if dataset.quad else min(2, batch_size // world)
     batches = EpochBatches(len(dataset), batch_size, shuffle, dataset.seed, rank, world, whole, least)
     workers = min(workers, max((os.cpu_count() or 1) // local_world_size(), 1), max(len(dataset) // batch_size, 1))
@@ -86,28 +87,28 @@ def create_loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        # from 3.14 on Python would start empty processes: each would import torch, and hold all --cache ram of its own
+        # fork is not the default from Python 3.14 on; otherwise each worker would import torch and copy --cache ram
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=partial(_start_worker, not pin_memory),
-        generator=torch.Generator(),  # the loader's own: it leaves the random state of the training alone
+        generator=torch.Generator(),  # a separate one, so that the training's random state is unchanged
     )
 
 
 def close_loader(loader: DataLoader | None) -> None:
-    """End a loader's processes now rather than some time after its last use."""
+    """Stop a loader's worker processes now instead of some time after its last use."""
     iterator = getattr(loader, "_iterator", None)
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
 
 
 def batches_of(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader. Raises LoaderError where a process of it is lost, memory is full or the images gone."""
+    """Yield the batches of a loader. Raises LoaderError if a worker dies, memory is full or the images are gone."""
     try:
         yield from loader
-    except ImagesLost as e:  # with a traceback where it was raised in another process
+    except ImagesLost as e:  # if raised in a worker, the message contains a traceback
         raise LoaderError(shorten(str(e).rpartition("ImagesLost: ")[2])) from e
     except (RuntimeError, OSError) as e:
         if reason := _why(str(e)):
@@ -116,13 +117,13 @@ def batches_of(loader: DataLoader) -> Iterator[Batch]:
 
 
 def _why(message: str) -> str:
-    """What an error of a loader means, or an empty string if it is another's."""
+    """Return the explanation of a loader's error message, or an empty string if it is another error."""
     if re.search(r"Bus error|</torch_\d+|(allocate|open|resize|write to) shared memory", message):
         return SHARED_MEMORY
     if "DataLoader worker" in message and "killed" in message:
-        return ("a process that loads images was killed, as systems do when memory runs out: fewer --workers, or no "
+        return ("a process that loads images was killed, probably because memory ran out: use fewer --workers or no "
                 "--cache")  # fmt: skip
     if "DataLoader worker" in message and "exited unexpectedly" in message:
-        return ("a process that loads images has ended: memory ran out (fewer --workers, or no --cache), or "
+        return ("a process that loads images has ended: memory ran out (use fewer --workers or no --cache), or "
                 f"{SHARED_MEMORY}")  # fmt: skip
     return ""

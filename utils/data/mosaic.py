@@ -1,7 +1,7 @@
-"""Four pictures around a point, cut and warped to one size (YOLOv4, 2020), without the large canvas in between.
+"""Mosaic augmentation (YOLOv4, 2020): four images around a point, cropped and warped to one size.
 
-Images are (h, w, 3) uint8; labels (n, 5) float32: class, then cx, cy, w, h in fractions of their image, or corners in
-pixels of the result.
+The large canvas in between is avoided where possible. Images are (h, w, 3) uint8; labels (n, 5) float32: class, then
+cx, cy, w, h normalised by their image, or xyxy in pixels of the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from utils.boxes import xywh2xyxy
 from utils.data.augment import GREY, affine_matrix, random_perspective, visible_labels
 from utils.system.opencv import cv2
 
-Corner = tuple[int, int]  # left, top of an image on a canvas of 2 imgsz a side
+Corner = tuple[int, int]  # left, top of an image on the canvas of side 2 * imgsz
 Size = tuple[int, int]  # width, height
 
 
@@ -23,11 +23,10 @@ def mosaic(
     images: Sequence[np.ndarray], labels: Sequence[np.ndarray], imgsz: int, hyp: Mapping[str, float],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Lay four images, their longer sides imgsz, around a random point, and warp what lies there to (imgsz, imgsz).
+    """Place four images, resized to a longer side of imgsz, around a random point and warp them to (imgsz, imgsz).
 
-    Without rotation, shear and perspective only what will be seen of each image is resized, straight to where it ends
-    up: to whole pixels, and its labels with it. Returns the image and the labels (m, 5), as corners, that are still to
-    be seen.
+    Without rotation, shear and perspective, only the visible part of each image is resized, directly to its final place
+    in whole pixels; its labels are moved accordingly. Returns the image and the visible labels (m, 5) as xyxy.
     """
     yc, xc = (int(v) for v in rng.uniform(imgsz // 2, 2 * imgsz - imgsz // 2, 2))
     sizes = [size_at(imgsz, im.shape) for im in images]
@@ -49,13 +48,13 @@ def mosaic(
 
 
 def size_at(imgsz: int, shape: Sequence[int]) -> Size:
-    """Width and height of an image (h, w, ...) whose longer side becomes imgsz."""
+    """Return the (width, height) of an image of shape (h, w, ...) after resizing its longer side to imgsz."""
     r = imgsz / max(shape[:2])
     return max(int(shape[1] * r), 1), max(int(shape[0] * r), 1)
 
 
 def lay_out(images: Sequence[np.ndarray], corners: Sequence[Corner], sizes: Sequence[Size], imgsz: int) -> np.ndarray:
-    """A grey canvas of 2 imgsz a side with the images on it; what leaves it is cut off."""
+    """Place the images on a grey canvas of side 2 * imgsz; parts outside it are cut off."""
     canvas = np.full((2 * imgsz, 2 * imgsz, 3), GREY, np.uint8)
     for im, (left, top), (w, h) in zip(images, corners, sizes, strict=True):
         x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + w, 2 * imgsz), min(top + h, 2 * imgsz)
@@ -67,14 +66,14 @@ def lay_out(images: Sequence[np.ndarray], corners: Sequence[Corner], sizes: Sequ
 def _place(
     im: np.ndarray, corner: Corner, size: Size, matrix: np.ndarray, out: np.ndarray
 ) -> tuple[list[float], list[float]]:
-    """Put what is to be seen of an image into `out`; returns how wide and high all of it is there, and left and top.
+    """Draw the visible part of an image into `out`; return [width, height] and [left, top] of the whole image there.
 
-    corner, size: of the image on the canvas, which `matrix` scales and moves.
+    corner, size: position and size of the image on the canvas, which `matrix` scales and shifts to `out`.
     """
     side, cuts, sizes, starts = out.shape[0], [], [], []
     for axis in (0, 1):
         scale, shift = matrix[axis, axis], matrix[axis, 2]
-        # the edges of pixels lie half a pixel beside their centres, which the matrix maps
+        # the matrix maps pixel centres; pixel edges lie half a pixel away from them
         first, end, low, high = (round(scale * (edge - 0.5) + shift + 0.5)
                                  for edge in (corner[axis], corner[axis] + size[axis], 0, 2 * side))  # fmt: skip
         end, length = max(end, first + 1), im.shape[1 - axis]
@@ -94,9 +93,10 @@ def _place(
 
 
 def _cut(length: int, first: int, end: int, low: int, high: int) -> tuple[tuple[int, int], ...]:
-    """Of a line of pixels that is to lie from `first` to `end`, what is seen between `low` and `high`.
+    """Find the visible part, from `low` to `high`, of a row of `length` pixels resized to span `first` to `end`.
 
-    Returns which source pixels are needed, where they are seen, and where they all come to lie, in whole pixels.
+    Returns three ranges in whole pixels: the source pixels needed, the visible target pixels, and the target pixels
+    that all the needed source pixels cover.
     """
     ratio = (end - first) / length
     if low >= high:

@@ -1,7 +1,7 @@
-"""What detect.py looks at: pictures, folders, globs, lists, videos, webcams and network streams.
+"""The sources of detect.py: images, folders, globs, lists, videos, webcams and network streams.
 
-Both loaders yield what YOLOv5's do: (path, im, im0, capture, text), with `im` uint8 RGB letterboxed for the network
-and `im0` the frame as it came, (h, w, 3) uint8 BGR.
+Both loaders yield the same tuples as YOLOv5's: (path, im, im0, capture, text), with `im` uint8 RGB letterboxed for the
+model and `im0` the original frame, (h, w, 3) uint8 BGR.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from utils.system.download import download
 from utils.system.opencv import cv2
 
 STREAM_SCHEMES = ("rtsp", "rtmp", "tcp", "udp", "http", "https")
-LISTED_SCHEMES = (*STREAM_SCHEMES, "rtsps", "rtmps", "rtp", "srt", "mms")  # in a .streams file
+LISTED_SCHEMES = (*STREAM_SCHEMES, "rtsps", "rtmps", "rtp", "srt", "mms")  # allowed in a .streams file
 RECONNECTS = 3
 NO_SCREENSHOTS = "--source {}: screenshots are not supported; record a video and give its file"
 
 
 def network_input(im0: np.ndarray, imgsz: int | list[int], stride: int, auto: bool) -> np.ndarray:
-    """Letterbox a frame (h, w, 3) BGR to (3, h', w') uint8 RGB, which lies in memory pixel by pixel."""
+    """Letterbox a frame (h, w, 3) BGR to (3, h', w') uint8 RGB, channels-last in memory."""
     size = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
     im = letterbox(im0, size, stride=stride, auto=auto)[0]
     return cv2.cvtColor(im, cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
@@ -41,7 +41,7 @@ def network_input(im0: np.ndarray, imgsz: int | list[int], stride: int, auto: bo
 def open_source(
     source: str, imgsz: int | list[int] = 640, stride: int = 32, auto: bool = True, vid_stride: int = 1
 ) -> LoadImages | LoadStreams:
-    """Open what `--source` names. Raises UserError, saying what was looked for, if there is nothing."""
+    """Open a `--source`. Raises UserError with the source in the message if it does not exist or is unsupported."""
     source = str(source).strip()
     scheme = urlsplit(source).scheme.lower()
     suffix = Path(urlsplit(source).path if scheme in STREAM_SCHEMES else source).suffix.lower()
@@ -59,7 +59,7 @@ def open_source(
 
 
 def list_media(source: str) -> list[str]:
-    """The image and video files of a file, folder, glob or .txt list. Raises UserError if there is none."""
+    """Return the image and video files of a file, folder, glob or .txt list. Raises UserError if there are none."""
     path = Path(source)
     if path.suffix.lower() == ".txt" and path.is_file():
         try:
@@ -77,27 +77,27 @@ def list_media(source: str) -> list[str]:
     elif path.is_file():
         files = [str(path)]
         if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            raise UserError(f"--source {source}: '{path.suffix}' is no known kind of picture or video; known: "
+            raise UserError(f"--source {source}: '{path.suffix}' is not a known image or video format; known: "
                             f"{' '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}")  # fmt: skip
     else:
         files = sorted(glob.glob(source, recursive=True))
         if not files:
-            raise UserError(f"--source {source}: no such file, folder or pattern")
+            raise UserError(f"--source {source}: no such file or folder, and no file matches it as a pattern")
     media = [f for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and Path(f).is_file()]
     if not media:
-        raise UserError(f"--source {source}: no picture or video in it")
+        raise UserError(f"--source {source}: contains no image or video")
     return media
 
 
 class LoadScreenshots:
-    """Refuses: the screen is no source here. The name is what YOLOv5's scripts import. Raises UserError."""
+    """Raises UserError: screenshots are not supported. The class exists because YOLOv5's scripts import it."""
 
     def __init__(self, source: str, *_args: object, **_options: object) -> None:
         raise UserError(NO_SCREENSHOTS.format(source))
 
 
 class LoadImages:
-    """Pictures and video files, one frame at a time; files that cannot be read are named and skipped."""
+    """Yields images and the frames of video files one by one; unreadable files are skipped with a warning."""
 
     def __init__(
         self, path: str, img_size: int | list[int] = 640, stride: int = 32, auto: bool = True, vid_stride: int = 1
@@ -105,8 +105,8 @@ class LoadImages:
         self.files = list_media(str(path))
         self.img_size, self.stride, self.auto, self.vid_stride = img_size, stride, auto, max(vid_stride, 1)
         self.skipped: list[str] = []
-        self.mode = "image"  # of the frame yielded last: image or video
-        self.frame = 0  # its number in the video, from 1
+        self.mode = "image"  # kind of the frame yielded last: image or video
+        self.frame = 0  # number of that frame in its video, from 1
         self.folder: tempfile.TemporaryDirectory | None = None
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class LoadImages:
 
     @property
     def frames(self) -> int | None:
-        """How many frames there are at most; None where videos are among the files."""
+        """The largest possible number of frames; None if any of the files is a video."""
         return None if any(Path(f).suffix.lower() in VIDEO_SUFFIXES for f in self.files) else len(self.files)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, cv2.VideoCapture | None, str]]:
@@ -159,10 +159,10 @@ class LoadImages:
 
 
 class LoadStreams:
-    """Webcams (by number) and network streams, each read in a thread of its own; yields the newest frame of each.
+    """Reads webcams (by number) and network streams, each in its own thread; yields the newest frame of each.
 
-    sources: one of them, or a `.streams` or text file that lists several. Ends when all streams have ended. A video
-    file counts as a stream of its own.
+    sources: one webcam or stream, or a `.streams` or text file that lists several. A video file also counts as a
+    stream. Iteration ends when all streams have ended.
     """
 
     mode = "stream"
@@ -177,7 +177,7 @@ class LoadStreams:
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"--source {sources}: cannot be read as a list of streams ({e})") from e
         if not listed:
-            raise UserError(f"--source {sources}: lists no stream")
+            raise UserError(f"--source {sources}: the file lists no streams")
         self.sources = listed
         self.img_size, self.stride, self.vid_stride = img_size, stride, max(vid_stride, 1)
         self.frame = 0
@@ -189,20 +189,20 @@ class LoadStreams:
         for i, capture in enumerate(self.captures):
             good, self._frames[i] = capture.read()
             if not good:
-                raise UserError(f"--source {listed[i]}: opened, but gives no picture")
+                raise UserError(f"--source {listed[i]}: opened, but no frame could be read from it")
             self._fresh[i] = True
         shapes = {network_input(f, img_size, stride, auto).shape for f in self._frames}
-        self.auto = auto and len(shapes) == 1  # streams of unlike proportions are padded to the full square
+        self.auto = auto and len(shapes) == 1  # frames of different shapes are padded to the full size
         self._threads = [threading.Thread(target=self._read, args=(i,), daemon=True) for i in range(len(listed))]
         for thread in self._threads:
             thread.start()
 
     @staticmethod
     def _open(source: str) -> cv2.VideoCapture:
-        # OpenCV may take other texts for pipelines of GStreamer, whose parts write files too
+        # OpenCV may run any other text as a GStreamer pipeline, which can also write files
         known = source.isdecimal() or urlsplit(source).scheme.lower() in LISTED_SCHEMES or os.path.exists(source)
         if not known:
-            raise UserError(f"--source {shorten(source)}: is no stream ({', '.join(LISTED_SCHEMES)}), webcam or file")
+            raise UserError(f"--source {shorten(source)}: not a stream ({', '.join(LISTED_SCHEMES)}), webcam or file")
         capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
         if not capture.isOpened():
             kind = "webcam" if source.isdecimal() else "stream"
@@ -218,7 +218,7 @@ class LoadStreams:
                 failures += 1
                 if not live or failures > RECONNECTS:
                     break
-                LOGGER.warning(f"stream {self.sources[i]} does not answer; opening it again ({failures}/{RECONNECTS})")
+                LOGGER.warning(f"stream {self.sources[i]} does not respond; reconnecting ({failures}/{RECONNECTS})")
                 time.sleep(1)
                 capture.open(int(self.sources[i]) if self.sources[i].isdecimal() else self.sources[i])
                 continue
@@ -230,7 +230,7 @@ class LoadStreams:
                 continue
             failures = 0
             with self._changed:
-                # a file cannot be waited for, so it waits for us; a camera does not
+                # a file waits until its last frame has been taken; a live stream drops frames instead
                 while not live and self._fresh[i] and not self._stop.is_set():
                     self._changed.wait(0.1)
                 self._frames[i], self._fresh[i] = frame, True
@@ -262,11 +262,11 @@ class LoadStreams:
 
     @property
     def count(self) -> int:
-        """The number of the batch yielded last, from 0."""
+        """The index of the batch yielded last, from 0."""
         return self.frame - 1
 
     def close(self) -> None:
-        """Stop reading and release the cameras."""
+        """Stop the reading threads and release the cameras."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=2)

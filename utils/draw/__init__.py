@@ -1,1 +1,1 @@
-"""Drawing: boxes on images, plots, pictures of mistakes. Measures nothing."""
+"""Drawing of boxes on images, plots, and mosaics of mistakes. Computes no metrics."""

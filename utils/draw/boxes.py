@@ -1,4 +1,4 @@
-"""Drawing on pictures: boxes with labels, class colours, mosaics of a batch."""
+"""Drawing on images: boxes with labels, class colours, mosaics of a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.data.images import write_image
 from utils.files import unused_path
 from utils.system.opencv import cv2
 
-# twenty hues far apart, as RGB
+# twenty clearly different colours, as RGB
 PALETTE = (
     "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
     "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
@@ -25,19 +25,19 @@ PALETTE = (
 
 
 def color_of(cls: int) -> tuple[int, int, int]:
-    """The BGR colour of a class."""
+    """Return the BGR colour of a class."""
     value = int(PALETTE[int(cls) % len(PALETTE)], 16)
     return value & 255, value >> 8 & 255, value >> 16
 
 
 def colors(i: int, bgr: bool = False) -> tuple[int, int, int]:
-    """The colour of class i, as YOLOv5's scripts ask for it: RGB, or BGR with `bgr`."""
+    """Return the colour of class i as RGB, or as BGR with `bgr`; YOLOv5's interface of `color_of`."""
     return color_of(i) if bgr else color_of(i)[::-1]
 
 
 @functools.lru_cache(maxsize=16)
 def _font(size: int):
-    """matplotlib's own font, for names that OpenCV's letters do not cover (nothing is fetched)."""
+    """Load matplotlib's own font, for characters that OpenCV's fonts do not have (nothing is downloaded)."""
     import matplotlib
     from PIL import ImageFont
 
@@ -45,21 +45,21 @@ def _font(size: int):
 
 
 def count_text(classes: Iterable[float], names: Mapping[int, str]) -> str:
-    """`4 persons, 1 bus`, by class; empty if there is none."""
+    """Return the number of objects per class as `4 persons, 1 bus`; empty if there are none."""
     counts = Counter(int(c) for c in classes)
     return ", ".join(f"{n} {plural(names[c]) if n > 1 else names[c]}" for c, n in sorted(counts.items()))
 
 
 def plural(name: str) -> str:
-    """The plural of an English class name, by its ending."""
+    """Return the plural of an English class name, formed by its ending."""
     return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 class Annotator:
     """Draws on a copy of an image (h, w, 3) uint8 BGR; `result()` returns it.
 
-    line_width: pixels, by the size of the image if None. font_size, font, pil and example are taken for the sake of
-    YOLOv5's scripts and have no effect: each label chooses its own font, one that has its letters.
+    line_width: pixels; if None, it depends on the image size. font_size, font, pil and example are accepted for
+    compatibility with YOLOv5 and have no effect: each label is drawn in a font that has its characters.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Annotator:
         self, box: Sequence[float], label: str | None = "", color: tuple[int, int, int] = (128, 128, 128),
         txt_color: tuple[int, int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Draw one box (x1, y1, x2, y2 in pixels) with its label above it, or inside where there is no room.
+        """Draw one box (x1, y1, x2, y2 in pixels) with its label above it, or inside it if there is no room above.
 
-        txt_color: of the letters, black or white if None.
+        txt_color: colour of the text; black or white if None.
         """
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(self.im, (x1, y1), (x2, y2), color, self.lw)
@@ -87,7 +87,7 @@ class Annotator:
         self, corner: tuple[int, int], label: str, color: tuple[int, int, int],
         txt_color: tuple[int, int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Write a label on a coloured ground above `corner`, or below it at the top of the image."""
+        """Write a label on a coloured background above `corner`, or below it at the top of the image."""
         w, h = self._text_size(label)
         x = max(min(corner[0], self.im.shape[1] - w - 2), 0)
         y = corner[1] - h - 4 if corner[1] - h - 4 >= 0 else corner[1]
@@ -118,13 +118,17 @@ class Annotator:
         self.im = np.array(picture)
 
     def result(self) -> np.ndarray:
+        """Return the image with everything drawn on it, (h, w, 3) uint8 BGR."""
         return self.im
 
 
 def crop_box(
     im: np.ndarray, box: Sequence[float], gain: float = 1.02, pad: int = 10, square: bool = False
 ) -> np.ndarray:
-    """Cut a box (x1, y1, x2, y2 in pixels), made square if asked, enlarged by gain and pad, out of an image."""
+    """Crop a box (x1, y1, x2, y2 in pixels) from an image.
+
+    square: make the box square first. gain, pad: the sides are multiplied by `gain` and lengthened by `pad` pixels.
+    """
     x1, y1, x2, y2 = (float(v) for v in box)
     w, h = (max(x2 - x1, y2 - y1),) * 2 if square else (x2 - x1, y2 - y1)
     cx, cy, w, h = (x1 + x2) / 2, (y1 + y2) / 2, w * gain + pad, h * gain + pad
@@ -136,7 +140,7 @@ def save_one_box(
     xyxy: Sequence[float], im: np.ndarray, file: str | Path = "im.jpg", gain: float = 1.02, pad: int = 10,
     square: bool = False, BGR: bool = False, save: bool = True,
 ) -> np.ndarray:  # fmt: skip
-    """`crop_box` as YOLOv5's scripts call it: cut a box out, write it as a JPEG, return it as (h, w, 3) BGR.
+    """Crop a box as `crop_box` does, write it as a JPEG file and return it as (h, w, 3) BGR; YOLOv5's interface.
 
     BGR: the image is BGR, as OpenCV reads it; otherwise RGB. No file is overwritten: `im.jpg`, `im2.jpg`, ...
     """
@@ -157,10 +161,10 @@ def draw_batch(
     max_images: int = 16,
     max_side: int = 1920,
 ) -> np.ndarray:
-    """A mosaic (h, w, 3) BGR of the first images of a batch with their boxes and file names.
+    """Return a mosaic (h, w, 3) BGR of the first images of a batch with their boxes and file names.
 
-    images: (b, 3, h, w) uint8 RGB; targets: (n, 6) image, class, cx, cy, w, h normalised, or (n, 7) in pixels with
-    the confidence last, of which those above conf_thres are drawn.
+    images: (b, 3, h, w) uint8 RGB; targets: labels (n, 6) image, class, cx, cy, w, h normalised, or detections (n, 7)
+    in pixels with the confidence last. Detections below conf_thres are not drawn.
     """
     count = min(len(images), max_images)
     h, w = images.shape[2:]

@@ -1,4 +1,4 @@
-"""The picture of an evaluation's worst mistakes, `errors.jpg`."""
+"""The mosaic of an evaluation's worst mistakes, `errors.jpg`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from utils.data.augment import GREY
 from utils.draw.boxes import Annotator
 from utils.evaluation.mistakes import TILE, Mistake, worst
 
-COLUMNS, CAPTION, HEADING = 8, 40, 34  # tiles in a row; pixels
+COLUMNS, CAPTION, HEADING = 8, 40, 34  # tiles per row; heights in pixels
 RED, GREEN, PAPER = (40, 40, 230), (60, 190, 60), (255, 255, 255)
 HEADINGS = {
     "false": "False: detections (red) with a confidence of 0.25 or more and no label (green) of their class at IoU 0.5",
-    "missed": "Missed: the largest labels (green) that no detection with a confidence of 0.25 or more finds",
+    "missed": "Missed: the largest labels (green) that no detection with a confidence of 0.25 or more matches",
 }
 
 
@@ -29,7 +29,7 @@ def draw_tile(mistake: Mistake) -> np.ndarray:
 
 
 def mistakes_picture(mistakes: Iterable[Mistake]) -> np.ndarray:
-    """All mistakes in a grid with headings and captions, (h, w, 3) uint8 BGR."""
+    """Return all mistakes in a grid with headings and captions, (h, w, 3) uint8 BGR."""
     kept = worst(mistakes)
     parts = []
     for kind, heading in HEADINGS.items():
@@ -56,7 +56,7 @@ def _short(path: str) -> str:
 
 
 def _write(im: np.ndarray, corner: tuple[int, int], text: str, scale: float) -> np.ndarray:
-    """Write one line with its upper left at `corner`, in any alphabet."""
+    """Write one line of text, in any alphabet, with its upper left corner at `corner`."""
     painter = Annotator(im, line_width=1)
     painter.scale = scale
     height = 22 * scale / 0.6

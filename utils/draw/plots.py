@@ -1,4 +1,4 @@
-"""Diagrams of a data set, a training run and an evaluation, as picture files."""
+"""Plots of a dataset, a training run and an evaluation, written as image files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from utils.draw.boxes import Annotator, colors, save_one_box  # noqa: F401  where YOLOv5's scripts look for them
+from utils.draw.boxes import Annotator, colors, save_one_box  # noqa: F401  YOLOv5's scripts import them from here
 from utils.errors import shorten
 from utils.evaluation.metrics import Curves, smooth
 from utils.files import atomic_write
@@ -21,19 +21,22 @@ from utils.system.console import printable
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
-    """Write a figure, whole or not at all, in the format its suffix names."""
+    """Write a figure atomically, in the format given by the suffix of `path`."""
     path = Path(path)
     with atomic_write(path) as f:
         figure.savefig(f, format=path.suffix[1:], dpi=dpi)
 
 
 def _label(name: str) -> str:
-    """A name as matplotlib shows it: not too long, and without its formulas between dollar signs."""
+    """Shorten a name for a plot, and escape its dollar signs, which matplotlib would read as a formula."""
     return printable(shorten(name, 40)).replace("$", r"\$")
 
 
 def plot_labels(values: np.ndarray, names: Mapping[int, str], path: Path) -> None:
-    """Class counts, all boxes, centres and sizes of a data set: values (n, 5) class, cx, cy, w, h normalised."""
+    """Plot class counts, box outlines, centres and sizes of a dataset.
+
+    values: (n, 5) class, cx, cy, w, h normalised.
+    """
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes = figure.subplots(2, 2)
     counts = np.bincount(values[:, 0].astype(int), minlength=len(names))
@@ -58,7 +61,7 @@ def plot_labels(values: np.ndarray, names: Mapping[int, str], path: Path) -> Non
 
 
 def plot_results(csv_file: Path, path: Path) -> None:
-    """The columns of a results.csv against the epoch, with a smoothed line over the points."""
+    """Plot the columns of a results.csv over the epochs, with a smoothed line."""
     with open(csv_file, encoding="utf-8", newline="") as f:
         rows = list(csv.reader(f))
     header = [name.strip() for name in rows[0]]
@@ -79,9 +82,10 @@ def plot_results(csv_file: Path, path: Path) -> None:
 
 
 def plot_evolve(values: np.ndarray, names: Sequence[str], fitness: np.ndarray, path: Path) -> None:
-    """Fitness against the value of each hyper-parameter: values (n, k) of n generations, names k, fitness (n,).
+    """Plot the fitness over the value of each hyperparameter.
 
-    Points are coloured by generation; the best one is marked, its value in the title.
+    values: (n, k) of n generations; names: k hyperparameters; fitness: (n,). Points are coloured by generation. The
+    best one is marked, and the title gives its value.
     """
     columns = min(6, max(len(names), 1))
     rows = max(math.ceil(len(names) / columns), 1)
@@ -108,7 +112,7 @@ def plot_evolve(values: np.ndarray, names: Sequence[str], fitness: np.ndarray, p
 
 
 def plot_curves(curves: Curves, ap: np.ndarray, classes: np.ndarray, names: Mapping[int, str], folder: Path) -> None:
-    """PR_curve.png, F1_curve.png, P_curve.png and R_curve.png; ap (classes, t), its first column at IoU 0.5."""
+    """Write PR_curve.png, F1_curve.png, P_curve.png and R_curve.png; ap: (classes, t), the first column at IoU 0.5."""
     labels = [names.get(int(c), str(c)) for c in classes]
     with_ap = [f"{label} {value:.3f}" for label, value in zip(labels, ap[:, 0], strict=True)]
     mean = f"all classes {ap[:, 0].mean():.3f} mAP50" if len(ap) else "no labels"
@@ -139,7 +143,7 @@ def _curve_picture(
 
 
 def plot_confusion(matrix: np.ndarray, names: Mapping[int, str], path: Path) -> None:
-    """A confusion matrix (nc + 1, nc + 1), rows predicted; each column as shares of its true class."""
+    """Plot a confusion matrix (nc + 1, nc + 1), rows predicted, with each column normalised to a sum of 1."""
     shares = matrix / (matrix.sum(0, keepdims=True) + 1e-9)
     size = max(6.0, min(0.42 * len(matrix) + 3, 24.0))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -158,7 +162,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str], path: Path) -> 
 
 
 def plot_features(features: Tensor, path: Path, channels: int = 32) -> None:
-    """The first channels of one layer's output (c, h, w), in a grid."""
+    """Plot the first channels of one layer's output (c, h, w) in a grid."""
     maps = features[:channels].float().cpu().numpy()
     columns = 8
     rows = math.ceil(len(maps) / columns)
@@ -171,9 +175,10 @@ def plot_features(features: Tensor, path: Path, channels: int = 32) -> None:
 
 
 def plot_study(curves: Mapping[str, np.ndarray], path: Path) -> None:
-    """mAP50-95 against time per image of each model, a point per image size.
+    """Plot mAP50-95 over the time per image, with one curve per model and one point per image size.
 
-    curves: name -> (sizes, 8): size in pixels, P, R, mAP50, mAP50-95, and milliseconds of pre-process, network, NMS.
+    curves: model name -> (sizes, 8): size in pixels, P, R, mAP50, mAP50-95, and milliseconds of pre-processing,
+    network and NMS.
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()

@@ -1,1 +1,1 @@
-"""From predictions to figures: NMS, metrics, protocols, confidence intervals. No networks, no drawing."""
+"""Evaluation: NMS, metrics, protocols and confidence intervals. Contains no networks and no drawing."""

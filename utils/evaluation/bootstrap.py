@@ -1,7 +1,7 @@
-"""How sure the figures of an evaluation are: the bootstrap over its images (Efron, 1979).
+"""Confidence intervals of mAP by bootstrapping the evaluated images (Efron, 1979).
 
-Images are drawn with replacement, as many as there are, and the figures worked out again, many times. The spread says
-what another choice of images could have given; it says nothing of another training.
+Each draw resamples the images with replacement, to the original number, and computes the metrics again. The spread over
+many draws shows how far the metrics depend on the choice of images; it does not cover the variance between trainings.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from utils.evaluation.metrics import IOU_THRESHOLDS, compute_ap
 
-# with fewer the draws say little: classes drop out of them, and intervals come out too narrow
+# with fewer images or draws the intervals are unreliable: draws miss whole classes, and intervals become too narrow
 LEAST_IMAGES, LEAST_DRAWS = 30, 100
 
 
 class Interval(NamedTuple):
-    """A figure, and between which two values 95 % of the draws lie."""
+    """A metric's value, and the bounds between which 95 % of the draws lie."""
 
     value: float
     low: float
@@ -29,9 +29,10 @@ class Interval(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What is needed of an evaluation, per class: falling confidence, hits at each IoU threshold, and image numbers.
+    """The detections of an evaluation by class, sorted by descending confidence, and the number of labels.
 
-    image: per class (n,) numbers of the images, correct: per class (n, 10) bool; objects: (classes, images) counts.
+    image: per class (n,) index of each detection's image; correct: per class (n, 10) bool, true positives at each IoU
+    threshold; objects: (classes, images) number of labels.
     """
 
     image: list[np.ndarray]
@@ -43,9 +44,10 @@ def by_class(
     correct: Sequence[np.ndarray], conf: Sequence[np.ndarray], pred_cls: Sequence[np.ndarray],
     true_cls: Sequence[np.ndarray],
 ) -> Detections:  # fmt: skip
-    """Sort the detections and labels of images by class.
+    """Group the detections and labels of all images by class.
 
-    Per image: correct (m, 10) bool, conf and pred_cls (m,), true_cls (k,). Classes without labels are left out.
+    Each argument has one entry per image: correct (m, 10) bool, conf and pred_cls (m,), true_cls (k,). Classes without
+    labels are left out.
     """
     numbers = np.repeat(np.arange(len(correct)), [len(c) for c in correct])
     label_image = np.repeat(np.arange(len(correct)), [len(c) for c in true_cls])
@@ -60,9 +62,9 @@ def by_class(
 
 
 def mean_ap(detections: Detections, counts: np.ndarray) -> tuple[float, float]:
-    """mAP50 and mAP50-95 in YOLOv5's formulas where image i is there counts[i] times; classes without labels left out.
+    """Return mAP50 and mAP50-95 by YOLOv5's formulas on a set that contains image i counts[i] times.
 
-    counts: (images,) int.
+    counts: (images,) int. Classes without labels in that set are left out of the mean.
     """
     totals = detections.objects @ counts
     maps = [
@@ -77,24 +79,25 @@ def mean_ap(detections: Detections, counts: np.ndarray) -> tuple[float, float]:
 
 
 def _class_ap(image: np.ndarray, correct: np.ndarray, counts: np.ndarray, total: int) -> np.ndarray:
-    """The AP of one class at each IoU threshold, (10,); image (n,), correct (n, 10), total objects.
+    """Return the AP of one class at each IoU threshold, (10,).
 
-    A precision-recall curve has its corners at hits: of a run of detections that are hits at no IoU only the last one
-    is kept, which leaves a hundredth of the points and changes nothing.
+    image: (n,); correct: (n, 10); total: number of labels. A precision-recall curve has its corners at true positives.
+    Of a run of detections that are false positives at every IoU, only the last one is therefore kept: about a hundredth
+    of the points remains, and the result is the same.
     """
     weight = counts[image]
-    passed = weight.cumsum()  # how many detections, each as often as its image was drawn
+    passed = weight.cumsum()  # number of detections so far, each counted as often as its image was drawn
     at = np.flatnonzero(correct.any(1) & (weight > 0))
     if not len(at):
         return np.zeros(len(IOU_THRESHOLDS))
     times = weight[at]
     row = np.repeat(at, times)
-    copy = np.arange(len(row)) - np.repeat(times.cumsum() - times, times)  # 0, 1, ... of the same detection
+    copy = np.arange(len(row)) - np.repeat(times.cumsum() - times, times)  # 0, 1, ... for copies of one detection
     rank = passed[row] - weight[row] + copy + 1
     before_next = np.append(rank[1:] - 1, passed[-1])
     hits = np.repeat(correct[row].cumsum(0), 2, axis=0)
     ranks = np.column_stack((rank, before_next)).ravel()
-    if rank[0] > 1:  # misses before the first hit
+    if rank[0] > 1:  # false positives before the first true positive
         hits, ranks = np.concatenate((np.zeros_like(hits[:1]), hits)), np.append(rank[0] - 1, ranks)
     recall, precision = hits / total, hits / ranks[:, None]
     return np.array([compute_ap(recall[:, t], precision[:, t])[0] for t in range(len(IOU_THRESHOLDS))])
@@ -103,9 +106,10 @@ def _class_ap(image: np.ndarray, correct: np.ndarray, counts: np.ndarray, total:
 def resample(
     models: Sequence[Detections], draws: int, seed: int = 0, each: Callable[[range], Iterable[int]] = iter
 ) -> np.ndarray:
-    """mAP50 and mAP50-95 of each model on the images as they are and on `draws` draws, the same for all models.
+    """Return mAP50 and mAP50-95 of each model on the original images and on `draws` draws, the same for all models.
 
-    each: wraps the range of draws, to show progress. Returns (draws + 1, models, 2), the first row without drawing.
+    each: wraps the range of draws, to show progress. Returns (draws + 1, models, 2); the first row holds the values on
+    the original images.
     """
     images = models[0].objects.shape[1]
     rng = np.random.default_rng(seed)
@@ -118,6 +122,6 @@ def resample(
 
 
 def interval_of(figures: np.ndarray) -> Interval:
-    """The 95 % interval of figures (draws + 1,), the first of which is that of the images as they are."""
+    """Return the 95 % interval of a metric's values (draws + 1,), of which the first is on the original images."""
     low, high = np.quantile(figures[1:], (0.025, 0.975)) if len(figures) > 1 else (np.nan, np.nan)
     return Interval(float(figures[0]), float(low), float(high))

@@ -1,6 +1,6 @@
-"""COCO's instances format: the exact boxes and difficult objects of a split, and COCO's own figures.
+"""COCO's instances format: reading the exact boxes and difficult objects of a split, and COCO's own metrics.
 
-`voc2yolo.py` writes annotations/instances_<split>.json beside the images of each split.
+`voc2yolo.py` writes annotations/instances_<split>.json for each split.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from utils.settings.config import DataConfig, is_number, is_whole
 from utils.system.console import LOGGER
 
 FIGURES = "AP AP50 AP75 APsmall APmedium APlarge AR1 AR10 AR100 ARsmall ARmedium ARlarge".split()
-REMEDY = "make it again with my_tools/voc2yolo.py, or take it away"
+REMEDY = "write it again with my_tools/voc2yolo.py, or delete it"
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image in a COCO file: its id, (height, width), objects (k, 7) float64 class, corners, area, difficult.
+    """One image of a COCO file.
 
-    categories: class number -> the file's category id.
+    image_id: its id. shape: (height, width). objects: (k, 7) float64 class, corners, area, difficult. categories: class
+    index -> category id in the file.
     """
 
     image_id: int
@@ -37,17 +38,18 @@ class Annotated:
 
 
 def read_annotations(file: Path, names: Mapping[int, str]) -> dict[str, Annotated]:
-    """Read a COCO file: `file_name` -> what it says of that image, classes as `names` numbers them.
+    """Read a COCO file and return `file_name` -> `Annotated`, with the class indices of `names`.
 
-    Categories are known by their names, or by their ids if these are the numbers of `names`. Objects with `iscrowd` or
-    `difficult` 1 are difficult. Raises UserError, naming file and entry, if the file is damaged or of other classes.
+    Categories are matched by their names, or by their ids if the names do not match and every id is a class index of
+    `names`. Objects with `iscrowd` or `difficult` 1 are difficult. Raises UserError, naming the file and the entry, if
+    the file is damaged or has other classes.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{file}: is not json; {REMEDY}") from e
+        raise UserError(f"{file}: is not valid JSON; {REMEDY}") from e
     images, annotations, categories = (_entries(content, key, file) for key in ("images", "annotations", "categories"))
     classes = _class_numbers(categories, names, file)
     found: dict[int, tuple[str, tuple[int, int]]] = {}
@@ -55,13 +57,13 @@ def read_annotations(file: Path, names: Mapping[int, str]) -> dict[str, Annotate
         name, number = image.get("file_name"), image.get("id")
         size = [image.get("height"), image.get("width")]
         if not isinstance(name, str) or not all(is_whole(v) for v in (number, *size)) or number in found:
-            raise _damaged(file, f"images[{i}] needs an id of its own, file_name, width and height")
+            raise _damaged(file, f"images[{i}] needs a unique id, file_name, width and height")
         found[number] = name, (size[0], size[1])
     rows: dict[int, list[list[float]]] = {number: [] for number in found}
     for i, entry in enumerate(annotations):
         row = _object_row(entry, classes)
         if row is None or not is_whole(entry.get("image_id")) or entry["image_id"] not in rows:
-            raise _damaged(file, f"annotations[{i}] needs image_id and category_id that are listed, bbox of 4 numbers")
+            raise _damaged(file, f"annotations[{i}] needs a listed image_id and category_id, and a bbox of 4 numbers")
         rows[entry["image_id"]].append(row)
     ids = {number: i for i, number in classes.items()}
     return {name: Annotated(n, shape, np.array(rows[n], float).reshape(-1, 7), ids)
@@ -75,26 +77,26 @@ def _damaged(file: Path, what: str) -> UserError:
 def _entries(content: Any, key: str, file: Path) -> list[dict[str, Any]]:
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise _damaged(file, f"there is no list '{key}' of entries in it")
+        raise _damaged(file, f"'{key}' is missing or is not a list of entries")
     return entries
 
 
 def _class_numbers(categories: list[dict[str, Any]], names: Mapping[int, str], file: Path) -> dict[int, int]:
-    """Category id -> class number."""
+    """Return category id -> class index."""
     by_name = {name: number for number, name in names.items()}
     ids = [c.get("id") for c in categories]
     if not all(is_whole(i) for i in ids) or len(set(ids)) < len(ids):
-        raise _damaged(file, "each of 'categories' needs an id of its own")
+        raise _damaged(file, "every entry of 'categories' needs a unique id")
     if len(by_name) == len(names) and all(str(c.get("name")) in by_name for c in categories):
         return {c["id"]: by_name[str(c["name"])] for c in categories}
     if all(i in names for i in ids):
         return {i: i for i in ids}
     unknown = next(c.get("name") for c in categories if str(c.get("name")) not in by_name)
-    raise UserError(f"{file}: category {unknown!r} is none of the data yaml's names; {REMEDY}")
+    raise UserError(f"{file}: category {unknown!r} is not one of the data yaml's names; {REMEDY}")
 
 
 def _object_row(entry: dict[str, Any], classes: Mapping[int, int]) -> list[float] | None:
-    """Class, corners, area, difficult; None if the entry is damaged."""
+    """Return class, corners, area and difficult of an annotation, or None if the entry is damaged."""
     box = entry.get("bbox")
     flags = [entry.get(key, 0) for key in ("iscrowd", "difficult")]
     if not is_whole(entry.get("category_id")) or entry["category_id"] not in classes:
@@ -108,7 +110,7 @@ def _object_row(entry: dict[str, Any], classes: Mapping[int, int]) -> list[float
 
 
 def split_annotations(data: DataConfig, split: str) -> dict[str, Annotated]:
-    """What the COCO files of a split say: image path -> `Annotated`; empty where there are none.
+    """Read the COCO files of a split: image path -> `Annotated`; empty if there are no such files.
 
     Raises UserError for a damaged file.
     """
@@ -121,16 +123,19 @@ def split_annotations(data: DataConfig, split: str) -> dict[str, Annotated]:
 
 
 def check_sizes(index: LabelIndex, annotations: Mapping[str, Annotated]) -> None:
-    """Raise UserError if a COCO file gives an image another size than it has: its boxes would lie elsewhere."""
+    """Raise UserError if an image's size in the COCO file is not its real size, since its boxes would be misplaced."""
     for i in range(len(index)):
         noted, real = annotations.get(index.file(i)), tuple(index.shapes[i].tolist())
         if noted and noted.shape != real:
-            raise UserError(f"{index.file(i)} is {real[1]}x{real[0]} px, its COCO file says {noted.shape[1]}x"
-                            f"{noted.shape[0]}: make annotations/ again with my_tools/voc2yolo.py")  # fmt: skip
+            raise UserError(f"{index.file(i)} is {real[1]}x{real[0]} px, but its COCO file gives {noted.shape[1]}x"
+                            f"{noted.shape[0]}: write annotations/ again with my_tools/voc2yolo.py")  # fmt: skip
 
 
 def usable_annotations(data: DataConfig, split: str, index: LabelIndex, needed: bool) -> dict[str, Annotated]:
-    """`split_annotations`, if they fit the images; if not, raises UserError where they are needed, else warns."""
+    """Return `split_annotations` if they match the images.
+
+    If they do not, raises UserError where they are `needed`; otherwise warns and returns an empty dict.
+    """
     try:
         annotations = split_annotations(data, split)
         check_sizes(index, annotations)
@@ -143,9 +148,10 @@ def usable_annotations(data: DataConfig, split: str, index: LabelIndex, needed: 
 
 
 def score_coco(found: Sequence[np.ndarray], truths: Sequence[np.ndarray], nc: int) -> ProtocolScore:
-    """COCO's figures of a set by the package faster-coco-eval; arguments as for `utils.evaluation.protocols.score_voc`.
+    """Compute COCO's metrics with the package faster-coco-eval; arguments as for `protocols.score_voc`.
 
-    `figures` holds the twelve of FIGURES (nan where no object is of that size). Raises UserError without the package.
+    The result's `figures` holds the twelve metrics of FIGURES (nan where there is no object of that size). Raises
+    UserError if the package is not installed.
     """
     coco, evaluator = _package()
     rows = [(i, row) for i, truth in enumerate(truths) for row in truth.tolist()]
@@ -171,7 +177,7 @@ def score_coco(found: Sequence[np.ndarray], truths: Sequence[np.ndarray], nc: in
 
 
 def require_package() -> None:
-    """Raise UserError, before any work is done, if the package that COCO's figures need is missing."""
+    """Raise UserError if the package that COCO's metrics need is missing; to be called before the evaluation."""
     _package()
 
 
@@ -184,4 +190,4 @@ def _package() -> tuple[Any, Any]:
 
 
 def _silent(*_: object, **__: object) -> None:
-    """In place of print."""
+    """Replace `print`, so that the package prints nothing."""

@@ -1,4 +1,4 @@
-"""Labels and detections together, to complete the labels of a data set (`val.py --save-hybrid`)."""
+"""Merging labels and detections, to complete the labels of a dataset (`val.py --save-hybrid`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def nms_with_labels(
     decoded: Tensor, targets: Tensor, shape: Sequence[int], conf_thres: float, iou_thres: float, max_det: int,
     agnostic: bool = False,
 ) -> list[Tensor]:  # fmt: skip
-    """NMS in which the labels take part as certain boxes; every label is kept, also where labels overlap.
+    """Run NMS on the detections together with the labels, which have confidence 1 and are never suppressed.
 
-    decoded: (b, n, 5 + nc) as `non_max_suppression` takes it; targets: (k, 6) image, class, cx, cy, w, h normalised;
-    shape: (height, width) in pixels of the network's input. Returns per image (m, 6): corners, confidence, class; the
-    labels first, with confidence 1, then at most max_det detections that overlap none of them.
+    decoded: (b, n, 5 + nc), as for `non_max_suppression`; targets: (k, 6) image, class, cx, cy, w, h normalised;
+    shape: (height, width) of the network's input in pixels. Returns per image (m, 6): corners, confidence, class. The
+    labels come first, with confidence 1, even where they overlap each other; they are followed by at most max_det
+    detections that overlap no label.
     """
     height, width = shape
     unit = decoded.new_tensor([width, height, width, height])
@@ -39,7 +40,7 @@ def _labels_first(
     found: Tensor, labels: Tensor, unit: Tensor, iou_thres: float, max_det: int, agnostic: bool
 ) -> Tensor:
     boxes = xywh2xyxy(labels[:, 1:] * unit)
-    # what still overlaps a label is the label itself, or stood beside one that another label pushed out
+    # a box that still overlaps a label is the label itself, or a detection on a label that another label suppressed
     beside = box_iou(found[:, :4], boxes) > iou_thres
     beside &= agnostic | (found[:, 5:6] == labels[None, :, 0])
     certain = torch.cat((boxes, torch.ones_like(labels[:, :1]), labels[:, :1]), 1)

@@ -1,4 +1,4 @@
-"""What a detector is scored by: matching detections to labels, precision, recall, AP, the confusion matrix."""
+"""Detection metrics: matching of detections to labels, precision, recall, AP and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ EPS = 1e-16
 
 
 def fitness(metrics: np.ndarray) -> np.ndarray:
-    """One number to choose the best epoch by: 0.1 mAP50 + 0.9 mAP50-95, from columns P, R, mAP50, mAP50-95."""
+    """Return the score that selects the best epoch: 0.1 mAP50 + 0.9 mAP50-95, of columns P, R, mAP50, mAP50-95."""
     return metrics[..., 2] * 0.1 + metrics[..., 3] * 0.9
 
 
 def process_batch(detections: Tensor, labels: Tensor, iouv: Tensor) -> Tensor:
     """Match one image's detections to its labels.
 
-    detections: (m, 6) corners, confidence, class; labels: (k, 5) class, corners; iouv: (t,) thresholds. Returns
-    (m, t) bool: whether the detection is a hit; each label and each detection counts once. Detections come most
-    confident first, as NMS gives them.
+    detections: (m, 6) corners, confidence, class, sorted by descending confidence, as NMS returns them; labels: (k, 5)
+    class, corners; iouv: (t,) IoU thresholds. Returns (m, t) bool: whether each detection is a true positive at each
+    threshold. Each label is matched at most once, and so is each detection.
     """
     correct = torch.zeros(len(detections), len(iouv), dtype=torch.bool, device=detections.device)
     if not len(detections) or not len(labels):
         return correct
     iou = box_iou(labels[:, 1:], detections[:, :4])
     iou = torch.where(labels[:, 0:1] == detections[:, 5], iou, -1.0)
-    # a detection takes the label it overlaps most, then a label keeps the first, that is the most confident, of the
-    # detections that took it and overlap it enough
+    # each detection selects the label with the highest IoU; each label then keeps the most confident of the detections
+    # that selected it with an IoU above the threshold, which is the first one
     best, label = iou.cpu().numpy().max(0), iou.cpu().numpy().argmax(0)
     detection, level = np.nonzero(best[:, None] >= iouv.cpu().numpy())
     _, first = np.unique(label[detection] * len(iouv) + level, return_index=True)
@@ -39,7 +39,7 @@ def process_batch(detections: Tensor, labels: Tensor, iouv: Tensor) -> Tensor:
 
 
 def smooth(y: np.ndarray, fraction: float = 0.05) -> np.ndarray:
-    """Box filter of a curve (n,), over `fraction` of its length; the same length comes out."""
+    """Smooth a curve (n,) with a box filter over `fraction` of its length; returns (n,)."""
     width = round(len(y) * fraction * 2) // 2 + 1
     width += 1 - width % 2
     pad = np.ones(width // 2)
@@ -47,10 +47,10 @@ def smooth(y: np.ndarray, fraction: float = 0.05) -> np.ndarray:
 
 
 def compute_ap(recall: np.ndarray, precision: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Area under a precision-recall curve, by COCO's 101 points.
+    """Compute AP, the area under a precision-recall curve, with COCO's 101-point interpolation.
 
-    recall, precision: (n,) along falling confidence. Returns AP, and the curve used: envelope precision and recall
-    with end points added.
+    recall, precision: (n,) in order of descending confidence. Returns AP and the curve that was integrated: the
+    precision envelope and the recall, with end points added.
     """
     r = np.concatenate(([0.0], recall, [1.0]))
     p = np.concatenate(([1.0], precision, [0.0]))
@@ -61,7 +61,7 @@ def compute_ap(recall: np.ndarray, precision: np.ndarray) -> tuple[float, np.nda
 
 
 class Curves:
-    """Precision, recall and F1 against confidence (classes, 1000), and precision against recall (at IoU 0.5)."""
+    """Curves (classes, 1000) at IoU 0.5: precision, recall and F1 over confidence, and precision over recall."""
 
     def __init__(self, classes: int) -> None:
         self.x = np.linspace(0, 1, 1000)
@@ -71,16 +71,17 @@ class Curves:
 
     @property
     def f1(self) -> np.ndarray:
+        """F1 over confidence, (classes, 1000)."""
         return 2 * self.p * self.r / (self.p + self.r + EPS)
 
 
 def pr_curves(
     tp: np.ndarray, conf: np.ndarray, pred_cls: np.ndarray, target_cls: np.ndarray
 ) -> tuple[np.ndarray, Curves, np.ndarray, np.ndarray]:
-    """Score detections per class.
+    """Compute AP and curves per class.
 
-    tp: (n, t) bool; conf, pred_cls: (n,); target_cls: (k,). Returns ap (classes, t), the curves, the classes that
-    have labels, and how many labels each has.
+    tp: (n, t) bool, true positives at each IoU threshold; conf, pred_cls: (n,); target_cls: (k,). Returns ap
+    (classes, t), the curves, the classes that have labels, and the number of labels of each.
     """
     order = np.argsort(-conf, kind="stable")
     tp, conf, pred_cls = tp[order], conf[order], pred_cls[order]
@@ -106,7 +107,7 @@ def pr_curves(
 def ap_per_class(
     tp: np.ndarray, conf: np.ndarray, pred_cls: np.ndarray, target_cls: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Curves]:
-    """Per-class figures at the confidence with the best mean F1 (at IoU 0.5).
+    """Compute the metrics per class at the confidence with the best mean F1 (at IoU 0.5).
 
     Arguments as for `pr_curves`. Returns tp, fp, p, r, f1 (classes,), ap (classes, t), the classes (classes,), and
     the curves.
@@ -119,7 +120,7 @@ def ap_per_class(
 
 
 class ConfusionMatrix:
-    """Counts of predicted against true class, (nc + 1, nc + 1), rows predicted; the last of each is background."""
+    """Counts of predicted classes (rows) by true class (columns), (nc + 1, nc + 1); the last of each is background."""
 
     def __init__(self, nc: int, conf: float = 0.25, iou_thres: float = 0.45) -> None:
         self.matrix = np.zeros((nc + 1, nc + 1))

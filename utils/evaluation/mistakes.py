@@ -1,4 +1,4 @@
-"""The worst mistakes of an evaluation, kept as small pictures: what was made up, and what was missed."""
+"""The worst mistakes of an evaluation, kept as image crops: false detections and missed labels."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from utils.evaluation.metrics import process_batch
 from utils.evaluation.protocols import overlap
 from utils.system.opencv import cv2
 
-CONFIDENCE = 0.25  # a detection below is no mistake, and finds nothing
-OVERLAP = 0.5  # IoU from which a detection finds a label
-BESIDE = 0.1  # IoU below which a detection lies on background
+CONFIDENCE = 0.25  # detections below it count neither as mistakes nor as matches
+OVERLAP = 0.5  # least IoU at which a detection matches a label
+BESIDE = 0.1  # IoU below which a detection is on background
 KEPT = 16
 TILE = 220  # pixels: longer side of a mistake's crop
 KINDS = ("false", "missed")
 
 
 class Mistake(NamedTuple):
-    """One false detection or missed label, with the part of the image around it.
+    """One false detection or missed label, with a crop of the image around it.
 
-    kind: one of KINDS. weight: the confidence, or for a missed label its area in square pixels. number: row of the
-    detection or label in its image. tile: (h, w, 3) uint8 BGR. detections (m, 4), labels (k, 4): corners in pixels of
-    the tile.
+    kind: one of KINDS. weight: the detection's confidence, or the missed label's area in square pixels. number: row of
+    the detection or label in its image. tile: the crop, (h, w, 3) uint8 BGR. detections (m, 4), labels (k, 4): corners
+    in pixels of the crop.
     """
 
     kind: str
@@ -41,17 +41,17 @@ class Mistake(NamedTuple):
 
 
 class Mistakes:
-    """Keeps the worst mistakes of the images added; memory does not grow with their number."""
+    """Collects the worst mistakes of the images added, at most KEPT of each kind."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self.names = names
         self.kept: list[Mistake] = []
 
     def add(self, image: Tensor, found: np.ndarray, labels: np.ndarray, ignored: np.ndarray, path: str) -> None:
-        """Look through one image, all boxes in its pixels.
+        """Add the mistakes of one image; all boxes are in pixels of `image`.
 
         image: (3, h, w) uint8 RGB, on any device; found: (m, 6) corners, confidence, class, best first; labels: (k, 5)
-        and ignored: (j, 5) class, corners; a detection on one of `ignored` is no mistake.
+        and ignored: (j, 5) class, corners. A detection that matches one of `ignored` is not a mistake.
         """
         sure = found[found[:, 4] >= CONFIDENCE]
         for d, caption in false_detections(sure, labels, ignored, self.names):
@@ -78,7 +78,7 @@ def _rank(mistake: Mistake) -> tuple[float, str, int]:
 
 
 def worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
-    """The KEPT weightiest of each kind, in an order that does not depend on theirs."""
+    """Return the KEPT mistakes of each kind with the highest weight, in an order independent of the input's."""
     ranked = sorted(mistakes, key=_rank)
     return [m for kind in KINDS for m in [m for m in ranked if m.kind == kind][:KEPT]]
 
@@ -86,10 +86,10 @@ def worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
 def false_detections(
     found: np.ndarray, labels: np.ndarray, ignored: np.ndarray, names: Mapping[int, str]
 ) -> list[tuple[int, str]]:
-    """The detections that hit nothing, as (row, caption); arguments as for `Mistakes.add`.
+    """Return the false positives as (row, caption); arguments as for `Mistakes.add`.
 
-    The caption says what lies there: "duplicate" of a better detection, "poor box" of a label of its class with its
-    IoU, "on" a label of another class, or "background".
+    The caption gives the cause: "duplicate" (the label has a better detection), "poor box" (the IoU with a label of the
+    same class is too low), "on" a label of another class, or "background".
     """
     correct = process_batch(torch.from_numpy(found), torch.from_numpy(labels), torch.tensor([OVERLAP]))[:, 0].numpy()
     iou = overlap(found[:, :4], labels[:, 1:])
@@ -108,7 +108,7 @@ def false_detections(
 
 
 def missed_labels(found: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> list[tuple[int, str]]:
-    """The labels that no detection of CONFIDENCE finds, as (row, caption); arguments as for `Mistakes.add`."""
+    """Return the labels that no detection of at least CONFIDENCE matches, as (row, caption); see `Mistakes.add`."""
     over = overlap(found[:, :4], labels[:, 1:]) >= OVERLAP
     same, sure = found[:, 5:6] == labels[None, :, 0], found[:, 4:5] >= CONFIDENCE
     captions = []
@@ -128,9 +128,10 @@ def _name(names: Mapping[int, str], cls: float) -> str:
 
 
 def cut_tile(image: Tensor, box: np.ndarray, *boxes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Cut `box` with a margin of its own size out of an image (3, h, w) uint8 RGB, at most TILE px a side, BGR.
+    """Crop a square of twice the longer side of `box` around it from an image (3, h, w) uint8 RGB.
 
-    box (4,) and each of boxes (m, 4): corners in pixels of the image. Returns the tile and the boxes in its pixels.
+    box (4,) and each of boxes (m, 4): corners in pixels of the image. Returns the crop (h, w, 3) uint8 BGR, resized to
+    a longer side of TILE pixels, and the boxes in pixels of the crop.
     """
     height, width = image.shape[1:]
     half = max(*(box[2:] - box[:2]), 24.0)

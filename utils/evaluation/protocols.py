@@ -1,8 +1,8 @@
-"""Other ways to score detections than YOLOv5's: PASCAL VOC's AP, and COCO's AP by object size.
+"""Evaluation protocols other than YOLOv5's: PASCAL VOC's AP, and COCO's AP by object size.
 
-Detections `found` are (m, 6): corners in pixels of the original image, confidence, class. The objects `truth` of an
-image are (k, 7): class, corners, area, difficult (1 or 0). A difficult object is one that nobody need find: a hit on it
-is neither rewarded nor punished.
+The detections `found` of an image are (m, 6): corners in pixels of the original image, confidence, class. Its ground
+truth `truth` is (k, 7): class, corners, area, difficult (1 or 0). A difficult object need not be detected: a detection
+that matches it counts neither as a true nor as a false positive.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import numpy as np
 from utils.evaluation.metrics import EPS, IOU_THRESHOLDS
 
 SIZES = ("all", "small", "medium", "large")
-# COCO's, in square pixels; bounds belong to both sides
+# COCO's area ranges in square pixels; an object on a bound belongs to both ranges
 AREAS = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])
-MOST_PER_CLASS = 100  # COCO looks at this many detections of a class in an image
-FALSE, HIT, IGNORED = 0, 1, 2  # what becomes of a detection
+MOST_PER_CLASS = 100  # COCO's limit of evaluated detections per class and image
+FALSE, HIT, IGNORED = 0, 1, 2  # outcomes: false positive, true positive, not counted
 
 
 @dataclass
 class ProtocolScore:
-    """The figures of a protocol: per class, for `classes`, and of the whole set by name.
+    """The metrics of a protocol, per class and for the whole set.
 
-    ap: (classes, columns); objects, difficult: (classes,), the first without the second.
+    classes: (classes,) class indices. ap: (classes, columns). objects: (classes,) number of objects that are not
+    difficult. difficult: (classes,) number of difficult objects. columns: names of the columns of ap. figures: metrics
+    of the whole set by name.
     """
 
     classes: np.ndarray
@@ -37,9 +39,10 @@ class ProtocolScore:
 
 
 def overlap(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
-    """IoU of boxes a (m, 4) with b (k, 4), corners: (m, k) float64; where b is `crowd` (k,), the share of a in b.
+    """Return the IoU of boxes a (m, 4) with boxes b (k, 4), given by their corners: (m, k) float64.
 
-    The union has no small number added to it: an IoU that is 0.5 comes out as 0.5.
+    crowd: (k,) marks boxes of b for which the intersection is divided by the area of a instead of the union. No epsilon
+    is added to the union, so that an IoU of exactly 0.5 is returned as 0.5.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
@@ -52,7 +55,7 @@ def overlap(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np
 
 
 def class_counts(truths: Sequence[np.ndarray], nc: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many objects of each class are not difficult, and how many are: two (nc,) arrays of int."""
+    """Return the numbers of objects per class that are not difficult and that are difficult: two (nc,) int arrays."""
     rows = np.concatenate([np.zeros((0, 7)), *truths])
     hard = rows[:, 6] > 0
     plain, difficult = (np.bincount(rows[which, 0].astype(int), minlength=nc) for which in (~hard, hard))
@@ -60,10 +63,11 @@ def class_counts(truths: Sequence[np.ndarray], nc: int) -> tuple[np.ndarray, np.
 
 
 def match_voc(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Judge one image's detections by the rule of the VOC devkit: (m,) int8 of FALSE, HIT, IGNORED.
+    """Match one image's detections by the rule of the VOC devkit; returns (m,) int8 of FALSE, HIT, IGNORED.
 
-    By falling confidence, each takes the object of its class it overlaps most. With IoU 0.5 or more: ignored if that
-    is difficult, a hit if nobody took it before, else false; it does not look for a second object.
+    In order of descending confidence, each detection is compared with the object of its class that it overlaps most. If
+    the IoU is 0.5 or more, the detection is IGNORED if the object is difficult, a HIT if no earlier detection matched
+    the object, and otherwise FALSE; no other object is tried. Below 0.5 it is FALSE.
     """
     outcome = np.full(len(found), FALSE, np.int8)
     if not len(found) or not len(truth):
@@ -79,10 +83,10 @@ def match_voc(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def voc_ap(recall: np.ndarray, precision: np.ndarray, points: bool) -> float:
-    """AP of a curve, recall and precision (n,) along falling confidence.
+    """Compute VOC's AP from recall and precision, (n,) in order of descending confidence.
 
-    points: VOC 2007's mean of the best precision at a recall of 0, 0.1, ... 1 or more; else VOC 2010's area under the
-    envelope, without interpolation (Everingham et al., 2010 and the devkits).
+    points: use VOC 2007's 11-point AP, the mean over the recalls 0, 0.1, ... 1 of the best precision at that recall or
+    above; otherwise VOC 2010's exact area under the precision envelope (Everingham et al., 2010, and the devkits).
     """
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if points:
@@ -94,9 +98,10 @@ def voc_ap(recall: np.ndarray, precision: np.ndarray, points: bool) -> float:
 def score_voc(
     found: Sequence[np.ndarray], truths: Sequence[np.ndarray], nc: int, points: bool = False
 ) -> ProtocolScore:
-    """VOC's AP50 of a set, from the detections and objects of each image; `points` as for `voc_ap`.
+    """Compute VOC's AP50 of a set from the detections and objects of each image; `points` as for `voc_ap`.
 
-    Equal confidences keep the order of the images. Classes without objects, or with difficult ones only, are left out.
+    Detections of equal confidence keep the order of the images. Classes that have no objects, or difficult ones only,
+    are left out.
     """
     rows = np.concatenate([np.zeros((0, 6)), *found])
     outcome = np.concatenate([np.zeros(0, np.int8), *map(match_voc, found, truths)])
@@ -113,10 +118,11 @@ def score_voc(
 
 
 def match_sizes(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Judge one image's detections for each of COCO's areas and IoU thresholds: (m, 4, 10) int8.
+    """Match one image's detections for each of COCO's area ranges and IoU thresholds; returns (m, 4, 10) int8.
 
-    COCO's ignore rule: objects outside the area, and difficult ones, count for nothing, nor does a detection that finds
-    one of them (it prefers one that counts) or that finds nothing and lies outside the area itself.
+    COCO's rule: difficult objects and objects outside the area range are ignored. A detection is IGNORED if it matches
+    an ignored object (an object that is not ignored takes precedence), or if it matches no object and its own area is
+    outside the range.
     """
     sides = found[:, 2:4].astype(np.float64) - found[:, :2]
     outside = _outside(sides.prod(1))
@@ -135,7 +141,7 @@ def match_sizes(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     thresholds = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
     taken = np.zeros((len(AREAS), len(thresholds), len(truth)), bool)
     for d in order[iou[order].max(1) >= IOU_THRESHOLDS[0]]:
-        # an object that counts comes before an ignored one, then the one overlapped most, the last of equals
+        # prefer objects that are not ignored, then the highest IoU, then the last object
         rank = np.where((iou[d] >= thresholds) & (~taken | crowd), iou[d] + counts, -1.0)
         best = len(truth) - 1 - rank[..., ::-1].argmax(2)
         area, level = np.nonzero(rank.max(2) > 0)
@@ -146,25 +152,31 @@ def match_sizes(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _outside(area: np.ndarray) -> np.ndarray:
-    """Whether areas (n,) lie outside each of AREAS: (n, 4)."""
+    """Return whether areas (n,) are outside each range of AREAS: (n, 4)."""
     return (area[:, None] < AREAS[:, 0]) | (area[:, None] > AREAS[:, 1])
 
 
 def coco_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """COCO's AP of a curve (n,): the mean of the envelope at 101 points of recall, 0 beyond the last."""
+    """Compute COCO's AP of a curve (n,): the mean of the precision envelope at 101 recalls, 0 above the highest."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.concatenate((envelope, [0.0]))[np.searchsorted(recall, np.linspace(0, 1, 101))].mean())
 
 
 def _ap_of_ranking(outcome: np.ndarray, objects: int) -> float:
-    """COCO's AP of detections (n,) along falling confidence; recall grows, and the envelope turns, at hits only."""
+    """Compute COCO's AP from outcomes (n,) in order of descending confidence.
+
+    Only true positives are points of the curve, since recall and the precision envelope change nowhere else.
+    """
     at = np.flatnonzero(outcome == HIT)
     hits = np.arange(1, len(at) + 1)
     return coco_ap(hits / objects, hits / (hits + (outcome == FALSE).cumsum()[at]))
 
 
 def size_ap(found: Sequence[np.ndarray], truths: Sequence[np.ndarray], nc: int) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's AP50-95 of all, small, medium and large objects (4,), nan where there is none, and their numbers (4,)."""
+    """Compute COCO's AP50-95 for the object sizes of SIZES, (4,), and the numbers of objects, (4,).
+
+    The AP is nan for a size without objects.
+    """
     rows = np.concatenate([np.zeros((0, 6)), *found])
     nothing = np.zeros((0, len(AREAS), len(IOU_THRESHOLDS)), np.int8)
     outcome = np.concatenate([nothing, *map(match_sizes, found, truths)])

@@ -1,7 +1,7 @@
-"""From detections and labels to the figures of an evaluation, whether one process saw all images or several a part.
+"""Computation of the metrics of an evaluation from detections and labels, in one process or several.
 
-Each process notes a record per image. All records are brought together and sorted by path before anything is worked
-out, so that the figures do not depend on how the images were split into processes and batches.
+Each process stores a record per image. All records are gathered and sorted by path before any metric is computed, so
+that the results do not depend on how the images were distributed over processes and batches.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ HEADER = ("%22s" + "%11s" * 6) % ("Class", "Images", "Instances", "P", "R", "mAP
 
 @dataclass
 class Settings:
-    """How detections are made and scored, and what of them is written to `folder`.
+    """How detections are computed and scored, and which files are written to `folder`.
 
-    annotations: image path -> boxes of a COCO file. writes: whether this process writes the files that concern all
-    images (where several share an evaluation, one does); labels/*.txt each writes for its own. by_size: whether AP by
-    COCO's rule is worked out, which takes about a millisecond per image.
+    annotations: image path -> exact boxes from a COCO file. writes: whether this process writes the files that cover
+    all images; of several processes only one does, while each writes labels/*.txt for its own images. by_size: whether
+    COCO's AP by object size is computed, which takes about a millisecond per image.
     """
 
     conf_thres: float = 0.001
@@ -53,10 +53,11 @@ class Settings:
 
 @dataclass
 class Results:
-    """Figures of an evaluation; p, r and ap are per class, for `classes`, at the confidence of the best mean F1.
+    """Metrics of an evaluation.
 
-    These are YOLOv5's; `score` holds those of another protocol. size_ap: COCO's AP50-95 of all, small, medium and large
-    objects (4,), nan where there is none; difficult: how many objects are known to be, None where no file tells.
+    p, r and ap are YOLOv5's metrics per class, for `classes`, p and r at the confidence of the best mean F1; `score`
+    holds the metrics of another protocol. size_ap: COCO's AP50-95 of all, small, medium and large objects (4,), nan
+    where there are no such objects. difficult: number of difficult objects, None if no annotation file gives it.
     """
 
     p: np.ndarray
@@ -68,7 +69,7 @@ class Results:
     images_per_class: np.ndarray
     objects: np.ndarray
     losses: tuple[float, float, float]
-    speed: dict[str, float]  # milliseconds per image, of all the threads that torch has
+    speed: dict[str, float]  # milliseconds per image, with all of PyTorch's threads
     size_ap: np.ndarray
     size_objects: np.ndarray
     difficult: int | None = None
@@ -77,15 +78,18 @@ class Results:
 
     @property
     def summary(self) -> np.ndarray:
-        """Mean P, R, mAP50, mAP50-95 over the classes that have labels (zeros without labels)."""
+        """Mean P, R, mAP50, mAP50-95 over the classes that have labels; zeros if there are no labels."""
         if not len(self.classes):
             return np.zeros(4)
         return np.array([self.p.mean(), self.r.mean(), self.ap[:, 0].mean(), self.ap.mean()])
 
 
 class ImageRecord(NamedTuple):
-    """One image, in its file's pixels: found (m, 6) corners, confidence, class; true (k, 5) class, corners, both
-    float32; correct (m, 10) bool, hits at each of IOU_THRESHOLDS."""  # fmt: skip
+    """The detections and labels of one image, in pixels of the original image.
+
+    found: (m, 6) float32 corners, confidence, class; true: (k, 5) float32 class, corners; correct: (m, 10) bool, true
+    positives at each of IOU_THRESHOLDS.
+    """  # fmt: skip
 
     path: str
     found: np.ndarray
@@ -94,7 +98,11 @@ class ImageRecord(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one process saw: losses are three values of each batch with its first path, seconds (3,) are sums."""
+    """The records of one process.
+
+    losses: for each batch the path of its first image and three values; seconds: (3,) total times of pre-processing,
+    inference and NMS.
+    """
 
     images: list[ImageRecord]
     losses: list[tuple[str, list[float]]]
@@ -103,7 +111,7 @@ class Part(NamedTuple):
 
 
 class Scorer:
-    """Notes the records of this process, keeps its worst mistakes, and writes its label files if asked."""
+    """Collects the records and the worst mistakes of this process, and writes its label files if asked to."""
 
     def __init__(self, names: Mapping[int, str], settings: Settings) -> None:
         self.settings = settings
@@ -111,7 +119,7 @@ class Scorer:
         self.mistakes = Mistakes(names)
 
     def add_image(self, image: Tensor, found: Tensor, labels: Tensor, record: ImageRecord, shapes: Any) -> None:
-        """Note one image and its record; the other arguments as for `record_of`."""
+        """Add one image and its record; the other arguments as for `record_of`."""
         if self.settings.plots:
             found, true = in_pixels(image.shape[1:], found, labels, self.settings.single_cls)
             self.mistakes.add(image, found, true, self._ignored(record.path, shapes[1]), record.path)
@@ -120,7 +128,7 @@ class Scorer:
             self._save_txt(record.found, shapes[0], Path(record.path))
 
     def _ignored(self, path: str, ratio_pad: Any) -> np.ndarray:
-        """The difficult objects of an image, (k, 5) class, corners in the network's pixels."""
+        """Return the difficult objects of an image, (k, 5) class, corners in pixels of the network's input."""
         if path not in self.settings.annotations:
             return np.zeros((0, 5))
         (ratio_h, ratio_w), (pad_w, pad_h) = ratio_pad
@@ -141,9 +149,10 @@ class Scorer:
 def record_of(
     shape: Sequence[int], found: Tensor, labels: Tensor, path: str, shapes: Any, single_cls: bool = False
 ) -> ImageRecord:
-    """The record of an image that the network saw at `shape` (h, w).
+    """Return the record of an image.
 
-    found: (m, 6) in its pixels; labels: (k, 5) class, cxcywh normalised; shapes: as the loader gives them.
+    shape: (h, w) of the network's input; found: (m, 6) in pixels of that input; labels: (k, 5) class, cx, cy, w, h
+    normalised; shapes: as the data loader returns them.
     """
     size, ratio_pad = shapes
     found, true = in_pixels(shape, found, labels, single_cls)
@@ -156,7 +165,7 @@ def record_of(
 def in_pixels(
     shape: Sequence[int], found: Tensor, labels: Tensor, single_cls: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of detections (m, 6) and labels (k, 5) class, corners, both in pixels of the network's input."""
+    """Return copies of detections (m, 6) and labels (k, 5) class, corners, both in pixels of the network's input."""
     found, true = found.cpu().numpy().copy(), labels.cpu().numpy().copy()
     if single_cls:
         found[:, 5] = 0
@@ -165,9 +174,10 @@ def in_pixels(
 
 
 def truth_of(path: str, true: np.ndarray, settings: Settings) -> np.ndarray:
-    """An image's objects (k, 7) as `utils.evaluation.protocols` takes them: from its COCO file, or else its labels.
+    """Return the ground truth (k, 7) of an image, in the form described in `utils.evaluation.protocols`.
 
-    true: (k, 5) class, corners in pixels; of these none is difficult.
+    It is taken from the image's COCO file, or from its labels `true`, (k, 5) class, corners in pixels, if there is no
+    such file; labels are never difficult.
     """
     if path in settings.annotations:
         objects = settings.annotations[path].objects.copy()
@@ -178,7 +188,7 @@ def truth_of(path: str, true: np.ndarray, settings: Settings) -> np.ndarray:
 
 
 def merge(parts: Sequence[Part]) -> Part:
-    """One Part of all processes', in the order of the paths; an image that two processes saw counts once."""
+    """Merge the Parts of all processes into one, sorted by path; an image that two processes evaluated counts once."""
     images = {record.path: record for part in parts for record in part.images}
     losses = dict(loss for part in parts for loss in part.losses)
     seen = max(sum(len(part.images) for part in parts), 1)
@@ -188,7 +198,7 @@ def merge(parts: Sequence[Part]) -> Part:
 
 
 def results_of(part: Part, names: Mapping[int, str], settings: Settings) -> Results:
-    """The figures of merged records."""
+    """Compute the metrics from merged records."""
     nothing = [np.zeros((0, len(IOU_THRESHOLDS)), bool), np.zeros(0), np.zeros(0), np.zeros(0)]
     rows = [(i.correct, i.found[:, 4], i.found[:, 5], i.true[:, 0]) for i in part.images]
     tp, conf, pred_cls, true_cls = (np.concatenate(c) for c in zip(nothing, *rows, strict=True))
@@ -209,12 +219,12 @@ def results_of(part: Part, names: Mapping[int, str], settings: Settings) -> Resu
 def _by_protocol(
     part: Part, nc: int, settings: Settings
 ) -> tuple[ProtocolScore | None, tuple[np.ndarray, np.ndarray], int | None]:
-    """The protocol's own score, AP and counts by size, and the number of difficult objects."""
+    """Return the protocol's own score, AP and number of objects by size, and the number of difficult objects."""
     found = [image.found for image in part.images]
     exact = [truth_of(image.path, image.true, settings) for image in part.images]
     known = any(image.path in settings.annotations for image in part.images)
     difficult = int(class_counts(exact, nc)[1].sum()) if known else None
-    # YOLOv5's ground truth is what the label files say
+    # YOLOv5's protocol takes its ground truth from the label files
     objects = exact if settings.protocol != "yolov5" else [truth_of("", i.true, settings) for i in part.images]
     none = np.full(len(SIZES), np.nan), np.zeros(len(SIZES), int)
     sizes = size_ap(found, objects, nc) if settings.by_size else none
@@ -226,7 +236,7 @@ def _by_protocol(
 
 
 def confusion_of(part: Part, nc: int) -> np.ndarray:
-    """The confusion matrix of merged records, (nc + 1, nc + 1)."""
+    """Compute the confusion matrix (nc + 1, nc + 1) from merged records."""
     confusion = ConfusionMatrix(nc)
     for image in part.images:
         confusion.process_batch(torch.from_numpy(image.found), torch.from_numpy(image.true))
@@ -234,10 +244,11 @@ def confusion_of(part: Part, nc: int) -> np.ndarray:
 
 
 def json_rows(part: Part, settings: Settings) -> list[dict[str, Any]]:
-    """The detections of merged records in COCO's results format.
+    """Return the detections of merged records in COCO's results format.
 
-    Ids of images and categories are those of the COCO file. For images that are in none, and for all if the ids of
-    several files clash, they are the number that the image's name is, or the name, and the class number.
+    Image and category ids are taken from the COCO file. For images that are in no COCO file, and for all images if the
+    ids of several files clash, the image id is the file name without suffix, as an int if it is a number, and the
+    category id is the class index.
     """
     known = {i.path: settings.annotations[i.path] for i in part.images if i.path in settings.annotations}
     known = known if len({a.image_id for a in known.values()}) == len(known) else {}
@@ -256,9 +267,9 @@ def json_rows(part: Part, settings: Settings) -> list[dict[str, Any]]:
 
 
 def results_table(results: Results, names: Mapping[int, str], per_class: bool = False) -> str:
-    """The figures as text: all classes, each class if asked, AP by object size, and by which protocol.
+    """Format the metrics as text: a row for all classes, a row per class if asked, AP by object size, the protocol.
 
-    The columns are YOLOv5's, or with another protocol that one's.
+    The columns are those of the protocol.
     """
     rows = _protocol_rows(results, names) if results.score else _yolov5_rows(results, names)
     if not per_class:
@@ -290,16 +301,16 @@ def _protocol_rows(results: Results, names: Mapping[int, str]) -> list[str]:
 
 
 def protocol_line(results: Results) -> str:
-    """By which protocol the figures are, over how many images, objects and difficult objects; COCO's twelve figures."""
+    """Return the protocol, the numbers of images, objects and difficult objects, and COCO's twelve metrics, as text."""
     objects = int(results.score.objects.sum() if results.score else results.objects.sum())
     if results.difficult is None:
-        hard = "which objects are difficult is not known"
+        hard = "it is not known which objects are difficult"
     elif not results.difficult:
         hard = "none of them difficult"
     elif results.score:
         hard = f"and {results.difficult} difficult ones, ignored"
     else:
-        hard = f"and {results.difficult} difficult ones, of which finding one counts as false"
+        hard = f"and {results.difficult} difficult ones, whose detections count as false positives"
     text = f"protocol {results.protocol} ({PROTOCOLS[results.protocol]}): {results.images} images, {objects} objects"
     text = f"{text}, {hard}"
     if results.protocol == "coco" and results.score:
@@ -308,5 +319,5 @@ def protocol_line(results: Results) -> str:
 
 
 def speed_line(results: Results) -> str:
-    """Milliseconds per image of each step, as text."""
+    """Return the milliseconds per image of each step, as text."""
     return ", ".join(f"{v:.1f} ms {k}" for k, v in results.speed.items())

@@ -1,1 +1,1 @@
-"""The reports of `compare.py`: html, markdown, charts. Measures nothing."""
+"""The reports of `compare.py` in HTML and Markdown, with charts. Measures nothing itself."""

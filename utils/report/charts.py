@@ -1,4 +1,4 @@
-"""The charts of a comparison: SVG to stand inside a page, light or dark, and PNG to lie beside a text."""
+"""The charts of a comparison, as SVG to embed in a light or dark HTML page, and as PNG files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from utils.draw.place_labels import place_labels
 from utils.report.comparison import COLUMNS, Comparison, Entry, pareto
 from utils.report.content import known, present, short_labels
 
-WIDTH = 4.6  # inches: at most a phone's width, where letters of 9 points stay legible
-LOG_FROM = 20  # ratio of the largest to the smallest from which an axis is logarithmic
-NARROW = 1.1  # ratio of the largest to the smallest that fills an axis at least
-TAIL = 25  # letters of a label in a legend
+WIDTH = 4.6  # inches: at most the width of a phone, where 9 pt text stays legible
+LOG_FROM = 20  # least ratio of the largest to the smallest value for a logarithmic axis
+NARROW = 1.1  # an axis shows at least this factor above and below the middle of its values
+TAIL = 25  # characters of a label in a legend
 SERIES = 10
 MAP, LOSSES = "metrics/mAP_0.5:0.95", ("train/box_loss", "train/obj_loss", "train/cls_loss")
 COSTS = {"size_mib": "file size, MiB (checkpoints in half precision)", "gflops": "GFLOPs per image",
@@ -42,7 +42,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Style:
-    """The colours a chart is drawn in; series: SERIES of them, told apart with any common colour blindness."""
+    """The colours of a chart; series: SERIES colours that are distinguishable with common colour blindness."""
 
     ink: str
     soft: str
@@ -51,18 +51,18 @@ class Style:
     series: tuple[str, ...]
 
 
-# of two colours of a list the difference (CIE76) is 15 or more in normal, protan, deutan and tritan sight
+# any two series colours of a style differ by 15 or more (CIE76) for normal, protan, deutan and tritan vision
 LIGHT = Style("#1b1f24", "#59626d", "#dfe3e8", "#ffffff", tuple(
     "#005094 #bf3900 #1fab7c #b66eaf #d18700 #5711bb #5690ff #690c1b #64832c #493c4f".split()))  # fmt: skip
 DARK = Style("#e6e9ed", "#a3acb7", "#333a43", "#14181d", tuple(
     "#618cd4 #dd6d35 #3ff9a1 #da82a3 #ffe91d #8b63ff #a8ffe4 #e7485d #c4df5c #b0c9ec".split()))  # fmt: skip
-# colours that stand for a variable of the page
+# placeholder colours, which are replaced by CSS variables of the page
 _MARKED = Style("#000001", "#000002", "#000003", "#000004", tuple(f"#0001{k:02x}" for k in range(SERIES)))
 _VARIABLES = {_MARKED.ink: "var(--ink)", _MARKED.soft: "var(--soft)", _MARKED.grid: "var(--grid)",
               _MARKED.paper: "var(--paper)", **{c: f"var(--s{k})" for k, c in enumerate(_MARKED.series)}}  # fmt: skip
-MARKERS = "os^DvPXp*hd"  # as many as share no factor with SERIES, so that colour and marker together repeat late
+MARKERS = "os^DvPXp*hd"  # their number is coprime to SERIES, so that pairs of colour and marker repeat late
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (4, 1.2, 1.2, 1.2, 1.2, 1.2)))
-# letters that matplotlib's own font lacks, where one of these is installed
+# fonts for characters that matplotlib's own font lacks, used if they are installed
 _FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "SimHei",
           "WenQuanYi Zen Hei", "Malgun Gothic", "Arial Unicode MS")  # fmt: skip
 _SETTINGS: Mapping[str, Any] = MappingProxyType({
@@ -77,7 +77,7 @@ _SETTINGS: Mapping[str, Any] = MappingProxyType({
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart by the name of its file; text: what it shows, for those who do not see it; draw: makes the figure."""
+    """A chart. name: file name without suffix; text: description for screen readers; draw: creates the figure."""
 
     name: str
     title: str
@@ -87,7 +87,7 @@ class Chart:
 
 
 def charts(comparison: Comparison) -> list[Chart]:
-    """The charts for which the comparison has figures."""
+    """Return the charts for which the comparison has data."""
     entries = comparison.entries
     scored = [k for k, e in enumerate(entries) if e.results and len(e.results.classes)]
     curves = [(k, e.training.curves) for k, e in enumerate(entries) if e.training and len(e.training.curves)]
@@ -98,15 +98,16 @@ def charts(comparison: Comparison) -> list[Chart]:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an element of an HTML page: its colours are the page's variables, its letters the page's.
+    """Return the chart as an SVG element that takes its colours and its font from the HTML page.
 
-    The page has --ink, --soft, --grid, --paper and --s0 to --s9. All ids begin with the chart's name.
+    The page must define the CSS variables --ink, --soft, --grid, --paper and --s0 to --s9. All ids begin with the
+    chart's name.
     """
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     root = fromstring(_render(chart, _MARKED, format="svg", metadata=nothing, transparent=True))
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag.endswith(("}style", "}metadata")):  # a style element would rule the whole page
+            if child.tag.endswith(("}style", "}metadata")):  # a style element would apply to the whole page
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.rsplit("}", 1)[-1]
@@ -118,7 +119,7 @@ def svg(chart: Chart) -> str:
 
 
 def png(chart: Chart) -> bytes:
-    """The chart as a PNG file on white."""
+    """Return the chart as a PNG file with a white background."""
     return _render(chart, LIGHT, format="png", dpi=180, metadata={"Software": None})
 
 
@@ -130,13 +131,13 @@ def _render(chart: Chart, style: Style, **options: Any) -> bytes:
     installed = {font.name for font in fontManager.ttflist}
     fonts = ["DejaVu Sans", *(f for f in _FONTS if f in installed)]
     with matplotlib.rc_context({**_SETTINGS, **colours, "font.family": fonts}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of a label that no font here has
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # characters that no installed font has
         chart.draw(style).savefig(file, **options)
     return file.getvalue()
 
 
 def _attribute(name: str, value: str, prefix: str) -> str:
-    """An attribute of matplotlib's SVG made fit for a page of several: ids of its own, the page's font and colours."""
+    """Adapt an attribute of matplotlib's SVG to a page with several charts: unique ids, the page's font and colours."""
     if name == "id":
         return f"{prefix}-{value}"
     if name.endswith("href") and value.startswith("#"):
@@ -150,13 +151,13 @@ def _attribute(name: str, value: str, prefix: str) -> str:
 
 def _figure(height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)  # which can tell how large a text comes out
+    FigureCanvasAgg(figure)  # this canvas can measure text
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04)
     return figure
 
 
 def _axes(figure: Figure, xlabel: str, ylabel: str, grid: str = "both") -> Axes:
-    """Axes with the name of the y axis over it, where a phone's reader need not turn the head."""
+    """Return axes with the name of the y axis written horizontally above it, which is easier to read on a phone."""
     axis = figure.subplots()
     axis.set_xlabel(xlabel)
     axis.set_title(ylabel)
@@ -165,9 +166,9 @@ def _axes(figure: Figure, xlabel: str, ylabel: str, grid: str = "both") -> Axes:
 
 
 def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], where: str) -> None:
-    """A legend over or under the axes, in two columns where the labels are short enough."""
+    """Add a legend above or below the axes, in two columns if the labels are short enough."""
     columns = 2 if max(map(len, labels)) <= TAIL and len(labels) > 1 else 1
-    # a label that begins with _ would be left out: the names are put in afterwards
+    # matplotlib omits labels that begin with _, so the names are set afterwards
     legend = figure.legend(handles, ["x" * len(s) for s in labels], loc=f"outside {where} left", ncols=columns,
                            handlelength=2.2, columnspacing=1.2, borderaxespad=0.2)  # fmt: skip
     for text, label in zip(legend.get_texts(), labels, strict=True):
@@ -179,7 +180,7 @@ def _line(k: int, style: Style) -> dict[str, Any]:
 
 
 def _trade_off(entries: Sequence[Entry], key: str) -> Chart | None:
-    """Accuracy against a cost."""
+    """Return the chart of mAP50-95 over a cost, or None for fewer than two models."""
     value = next(c.value for c in COLUMNS if c.key == key)
     points = [(k, float(value(e)), float(e.results.summary[3])) for k, e in enumerate(entries)
               if e.results and present(value(e)) and value(e) > 0]  # fmt: skip
@@ -188,7 +189,7 @@ def _trade_off(entries: Sequence[Entry], key: str) -> Chart | None:
     labels = short_labels([e.label for e in entries], 22)
     listed = "; ".join(f"{labels[k]} {y:.3f} at {x:.3g}" for k, x, y in sorted(points, key=lambda p: p[1]))
     bars = any(known(entries[k].map) for k, _, _ in points)
-    note = "Dashed: the Pareto front; hollow: off it." + " Bars: 95 % bootstrap interval over the images." * bars
+    note = "Dashed: Pareto front; hollow: not on it." + " Error bars: 95 % bootstrap interval over the images." * bars
     return Chart(f"map_by_{key}", f"mAP50-95 by {COSTS[key].split(',')[0]}", note,
                  f"mAP50-95 against {COSTS[key]}. {listed}.",
                  partial(_draw_trade_off, entries, points, labels, key))  # fmt: skip
@@ -219,7 +220,7 @@ def _draw_trade_off(
     axis.margins(0.1, 0.14)
     axis.autoscale_view()
     axis.autoscale(False)
-    if max(xs) < NARROW * min(xs):  # a difference of no weight must not fill the chart
+    if max(xs) < NARROW * min(xs):  # an insignificant difference must not fill the chart
         middle = (max(xs) + min(xs)) / 2
         axis.set_xlim(middle * (2 - NARROW), middle * NARROW)
     lines = [((x, low), (x, high)) for x, low, high in bars]
@@ -231,7 +232,7 @@ def _draw_trade_off(
 
 
 def _steps(front: Sequence[Point], edge: float) -> list[Point]:
-    """The corners of a line that goes level from each point of a front to above or below the next, then to `edge`."""
+    """Return the corners of a step line through the points of a Pareto front, extended horizontally to x = `edge`."""
     corners = [front[0]]
     for x, y in front[1:]:
         corners += [(x, corners[-1][1]), (x, y)]
@@ -242,8 +243,8 @@ def _label_points(
     figure: Figure, axis: Axes, points: Sequence[tuple[int, float, float]], labels: Sequence[str],
     lines: Sequence[tuple[Point, Point]], style: Style,
 ) -> None:  # fmt: skip
-    """Write the labels beside their points where they cover nothing, with a thin line where that is farther off."""
-    figure.draw_without_rendering()  # from here on the layout is known
+    """Write the labels beside their points without overlaps, with a thin line to points that are farther away."""
+    figure.draw_without_rendering()  # computes the layout
     figure.set_layout_engine("none")
     renderer = figure.canvas.get_renderer()
     unit = 72 / figure.dpi
@@ -272,28 +273,28 @@ def _recall_chart(entries: Sequence[Entry], scored: Sequence[int]) -> Chart | No
     labels = short_labels([e.label for e in entries], TAIL)
     listed = "; ".join(f"{labels[k]} {entries[k].results.summary[2]:.3f}" for k in scored)
     series = [(k, entries[k].results.curves.x[::5], entries[k].results.curves.pr.mean(0)[::5]) for k in scored]
-    return Chart("precision_recall", "Precision by recall", "At IoU 0.5, mean over the classes.",
-                 f"Precision against recall at IoU 0.5. The areas, mAP50: {listed}.",
+    return Chart("precision_recall", "Precision-recall curve", "At IoU 0.5, mean over the classes.",
+                 f"Precision over recall at IoU 0.5. mAP50, the area under each curve: {listed}.",
                  partial(_draw_curves, series, labels, "recall", "precision", (0, 1.02)))  # fmt: skip
 
 
 def _history(curves: Sequence[tuple[int, Mapping[str, np.ndarray]]], columns: Sequence[str]) -> list[tuple]:
-    """Of each run that has the columns: index, epochs, and the columns' sum."""
+    """Return, for each run that has the columns, its index, the epochs, and the sum of the columns per epoch."""
     series = []
     for k, run in curves:
         if all(c in run for c in columns):
             y = np.sum([np.asarray(run[c], float) for c in columns], 0)
             series.append((k, np.asarray(run.get("epoch", np.arange(len(y))), float), y))
     series = [s for s in series if np.isfinite(s[2]).any()]
-    return series if any(len(y) > 1 for _, _, y in series) else []  # a curve has two points or more
+    return series if any(len(y) > 1 for _, _, y in series) else []  # a curve needs at least two points
 
 
 def _map_history(entries: Sequence[Entry], curves: Sequence[tuple[int, Mapping]]) -> Chart | None:
     series = _history(curves, (MAP,))
     labels = short_labels([e.label for e in entries], TAIL)
     listed = "; ".join(f"{labels[k]} {np.nanmax(y):.3f} at epoch {x[np.nanargmax(y)]:.0f}" for k, x, y in series)
-    return Chart("map_by_epoch", "Learning: mAP50-95 by epoch", "On the validation images, while training.",
-                 f"mAP50-95 by epoch. The best: {listed}.",
+    return Chart("map_by_epoch", "Training: mAP50-95 by epoch", "On the validation images, during training.",
+                 f"mAP50-95 by epoch. Best values: {listed}.",
                  partial(_draw_curves, series, labels, "epoch", "mAP50-95", (0, None))) if series else None  # fmt: skip
 
 
@@ -301,8 +302,8 @@ def _loss_history(entries: Sequence[Entry], curves: Sequence[tuple[int, Mapping]
     series = _history(curves, LOSSES)
     labels = short_labels([e.label for e in entries], TAIL)
     listed = "; ".join(f"{labels[k]} {y[np.isfinite(y)][-1]:.3g}" for k, x, y in series)
-    return Chart("loss_by_epoch", "Learning: training loss by epoch", "Sum of box, objectness and class loss.",
-                 f"Training loss by epoch. At the end: {listed}.",
+    return Chart("loss_by_epoch", "Training: loss by epoch", "Sum of box, objectness and class loss.",
+                 f"Training loss by epoch. Final values: {listed}.",
                  partial(_draw_curves, series, labels, "epoch", "loss", (None, None))) if series else None  # fmt: skip
 
 
@@ -315,7 +316,7 @@ def _draw_curves(
     axis = _axes(figure, xlabel, ylabel)
     handles = []
     for k, x, y in series:
-        # the markers of the runs stand beside, not on, each other
+        # shift the markers of the runs, so that they do not cover each other
         some = np.linspace(0, len(x) - 1, 6)[:-1] + (k % 8 + 0.5) * (len(x) - 1) / 40
         handles += axis.plot(x, y, marker=MARKERS[k % len(MARKERS)], markersize=4.5, **_line(k, style),
                              markevery=sorted(set(some.round().astype(int).tolist())))  # fmt: skip
@@ -329,7 +330,7 @@ def _draw_curves(
 
 
 def _class_chart(entries: Sequence[Entry], scored: Sequence[int], names: Mapping[int, str]) -> Chart | None:
-    """AP50-95 per class."""
+    """Return the chart of AP50-95 per class, or None if no model was evaluated."""
     if not scored:
         return None
     labels = short_labels([e.label for e in entries], TAIL)
@@ -341,15 +342,15 @@ def _class_chart(entries: Sequence[Entry], scored: Sequence[int], names: Mapping
     values = np.array([[one.get(c, np.nan) for one in of_class] for c in order])
     listed = "; ".join(f"{head}: {labels[scored[int(np.nanargmax(row))]]} {np.nanmax(row):.3f}"
                        for head, row in zip(heads, values, strict=True))  # fmt: skip
-    return Chart("map_by_class", "AP50-95 by class", "The bars of a class are in the legend's order.",
-                 f"AP50-95 by class, the best model of each. {listed}.",
+    return Chart("map_by_class", "AP50-95 by class", "The bars of each class are in the order of the legend.",
+                 f"AP50-95 by class. The best model of each class: {listed}.",
                  partial(_draw_classes, values, heads, [labels[k] for k in scored], scored))  # fmt: skip
 
 
 def _draw_classes(
     values: np.ndarray, heads: Sequence[str], labels: Sequence[str], numbers: Sequence[int], style: Style
 ) -> Figure:
-    """values: (classes, models)."""
+    """Draw the bar chart of AP50-95 values (classes, models)."""
     models = len(labels)
     thick, gap = max(3.6, 9 / models), 6.0  # points
     height = len(heads) * (max(models * thick, 9) + gap)

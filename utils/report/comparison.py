@@ -1,4 +1,4 @@
-"""The figures of a comparison of detectors, and its table: one list of columns for the web page, Markdown and csv."""
+"""The data of a comparison of detectors, and the columns of its table, which HTML, Markdown and CSV share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from utils.evaluation.bootstrap import Interval
 from utils.evaluation.scoring import ImageRecord, Results
 
 Value = float | int | str | None
-ROUNDS_FOR_P95 = 20  # with fewer it is the slowest round, which says nothing
+ROUNDS_FOR_P95 = 20  # with fewer rounds the 95th percentile would be little more than the slowest round
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What is known of a training: epochs done; seconds of training and validating, None where no run's folder tells.
+    """What is known of a model's training.
 
-    curves: column of results.csv -> values (epochs,). options, hyp: flags of train.py and hyper-parameters.
+    epochs: epochs completed. seconds: time of training and validation, None if there is no run's folder that records
+    it. curves: column of results.csv -> values (epochs,). options, hyp: flags of train.py and hyperparameters.
     """
 
     epochs: int
@@ -33,11 +34,11 @@ class TrainingRecord:
 class Entry:
     """One model of a comparison.
 
-    source: the checkpoint, exported file or yaml it was read from. cfg: file name of its model yaml. bytes: size of the
-    weights file in half precision, or of what was exported. gflops: of one image at imgsz. Of an exported model cfg,
-    parameters, gflops and strides are not known. latency: batch size -> seconds of each timed pass (rounds,).
-    results, records: of the evaluation, one record per image in the order of the paths; None for an untrained model.
-    remark: what about the model is not as its file has it.
+    source: the checkpoint, exported file or yaml that the model was read from. cfg: file name of its model yaml. bytes:
+    size of the weights file in half precision, or of the exported files. gflops: for one image of size imgsz. cfg,
+    parameters, gflops and strides are not known for an exported model. latency: batch size -> seconds of each timed
+    pass, (rounds,). results, records: of the evaluation, one record per image sorted by path; None for an untrained
+    model. map50, map: intervals of mAP50 and mAP50-95. remark: how the model differs from its file, if it does.
     """
 
     label: str
@@ -59,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Reference:
-    """Published figures, shown beside ours: values by key of a column."""
+    """Published results, shown beside the measured ones; values: column key -> value."""
 
     label: str
     values: Mapping[str, Value]
@@ -68,7 +69,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better `first` is than `second` (indices of entries) by a metric, on the same images."""
+    """The difference of a metric between the models `first` and `second` (indices of entries) on the same images."""
 
     first: int
     second: int
@@ -77,7 +78,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` where the interval leaves 0 out, else `undecided`."""
+        """`better` or `worse` if the interval does not include 0, otherwise `undecided`."""
         if self.interval.low > 0:
             return "better"
         return "worse" if self.interval.high < 0 else "undecided"
@@ -85,7 +86,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: key in table.csv, heading and unit, how the value is got and shown."""
+    """A column of the table.
+
+    key: its name in table.csv. heading: title with unit. value: returns an entry's value. show: formats it. meaning: an
+    explanation.
+    """
 
     key: str
     heading: str
@@ -94,17 +99,17 @@ class Column:
     meaning: str = ""
 
     def text(self, value: Value) -> str:
-        """A value as it is shown; a dash where there is none."""
+        """Format a value for the table; a dash stands for None."""
         return "-" if value is None else self.show(value)
 
 
 def number(digits: int) -> Callable[[float], str]:
-    """Show a number with so many digits after the point."""
+    """Return a function that formats a number with `digits` decimal places."""
     return lambda v: f"{v:,.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `45 s`, `12 min` or `3.4 h`."""
+    """Format seconds as `45 s`, `12 min` or `3.4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -119,7 +124,7 @@ def _size(k: int) -> Callable[[Entry], Value]:
 
 
 def _latency(batch: int, quantile: float, least: int = 1) -> Callable[[Entry], Value]:
-    """Milliseconds per image, from `least` rounds on."""
+    """Return a function for the quantile of the milliseconds per image, None with fewer than `least` rounds."""
 
     def value(entry: Entry) -> Value:
         times = entry.latency.get(batch, ())
@@ -131,38 +136,40 @@ def _latency(batch: int, quantile: float, least: int = 1) -> Callable[[Entry], V
 COLUMNS = (
     Column("model", "model", lambda e: e.label),
     Column("parameters", "parameters", lambda e: e.parameters, number(0)),
-    Column("size_mib", "file, MiB", lambda e: e.bytes / 2**20, number(2), "weights in half precision; of exported "
-           "models all that belongs to them"),
+    Column("size_mib", "file, MiB", lambda e: e.bytes / 2**20, number(2), "weights in half precision; for "
+           "exported models, all their files"),
     Column("gflops", "GFLOPs", lambda e: e.gflops, lambda v: number(2 if v >= 1 else 3)(v),
-           "2 per multiply-add, one image of the size tested"),
-    Column("imgsz", "size, px", lambda e: e.imgsz, number(0), "side of the images tested"),
+           "for one image of the tested size; a multiply-add counts as 2 operations"),
+    Column("imgsz", "size, px", lambda e: e.imgsz, number(0), "image size of the evaluation"),
     Column("strides", "strides", lambda e: "/".join(map(str, e.strides)) or None),
     Column("precision", "P", _summary(0), number(3), "precision at the confidence of the best mean F1"),
-    Column("recall", "R", _summary(1), number(3), "recall there"),
-    Column("map50", "mAP50", _summary(2), number(3), "the interval of a value near 0 may lie above it: an image with a "
-           "rare hit that is drawn several times raises it"),
+    Column("recall", "R", _summary(1), number(3), "recall at the same confidence"),
+    Column("map50", "mAP50", _summary(2), number(3), "the interval of a value near 0 may lie above it: draws that "
+           "repeat an image with a rare true positive raise it"),
     Column("map", "mAP50-95", _summary(3), number(3)),
-    Column("ap_small", "AP small", _size(1), number(3), "AP50-95 by COCO's rule, objects below 32 x 32 px"),
-    Column("ap_medium", "AP medium", _size(2), number(3), "up to 96 x 96 px"),
-    Column("ap_large", "AP large", _size(3), number(3), "above"),
+    Column("ap_small", "AP small", _size(1), number(3), "AP50-95 by COCO's rule, objects up to 32 x 32 px"),
+    Column("ap_medium", "AP medium", _size(2), number(3), "the same, objects from 32 x 32 to 96 x 96 px"),
+    Column("ap_large", "AP large", _size(3), number(3), "the same, objects from 96 x 96 px"),
     Column("ms_1", "batch 1, ms", _latency(1, 0.5), number(1), "median time of the network for one image"),
-    Column("ms_1_p95", "p95", _latency(1, 0.95, ROUNDS_FOR_P95), number(1), "95 % of the passes took no longer"),
-    Column("ms_32", "batch 32, ms", _latency(32, 0.5), number(1), "the same per image, 32 at a time"),
+    Column("ms_1_p95", "p95", _latency(1, 0.95, ROUNDS_FOR_P95), number(1), "95 % of the passes took at most this"),
+    Column("ms_32", "batch 32, ms", _latency(32, 0.5), number(1), "median time per image in batches of 32"),
     Column("ms_32_p95", "p95", _latency(32, 0.95, ROUNDS_FOR_P95), number(1)),
     Column("epochs", "epochs", lambda e: e.training.epochs if e.training else None, number(0)),
     Column("train_seconds", "training", lambda e: e.training.seconds if e.training else None,
-           duration, "time of training and validating, as the run's folder has it"),
+           duration, "time of training and validation, as recorded in the run's folder"),
 )  # fmt: skip
 
 
 def table(entries: Sequence[Entry]) -> list[dict[str, Value]]:
-    """The table's values, unrounded: a row per model, by key of COLUMNS; None where there is none."""
+    """Return the table's values, unrounded: a dict per model, by key of COLUMNS; None for unknown values."""
     return [{c.key: c.value(e) for c in COLUMNS} for e in entries]
 
 
 def pareto(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
-    """The indices, by rising cost, of those that no other beats: none costs at most as much and gains more, or costs
-    less and gains as much."""  # fmt: skip
+    """Return the indices of the Pareto front, sorted by ascending cost.
+
+    A point is on the front unless another one has a higher gain at no higher cost, or the same gain at a lower cost.
+    """  # fmt: skip
     order = sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i]))
     front: list[int] = []
     for i in order:
@@ -173,9 +180,9 @@ def pareto(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
 
 
 def unlike(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-    """Where the trainings differ, `what: model value, ...` for each: what makes a comparison unfair.
+    """Return the differences between the trainings, which make a comparison unfair, as `what: model value, ...` lines.
 
-    keys: options to look at; hyper-parameters and the epochs done are looked at too.
+    keys: the options to compare; the hyperparameters and the epochs completed are always compared.
     """
     trained = [e for e in entries if e.training]
     hyps = sorted({k for e in trained for k in e.training.hyp})
@@ -192,7 +199,7 @@ def unlike(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One image as each model sees it: JPEG files in the order of the entries, all of one size."""
+    """One image with the detections of each model: JPEG files in the order of the entries, all of the same size."""
 
     caption: str
     tiles: Sequence[bytes]
@@ -200,10 +207,10 @@ class PictureRow:
 
 @dataclass
 class Comparison:
-    """All that a report shows.
+    """The whole content of a report.
 
-    facts: (what, value) pairs of the conditions, such as data, images, protocol, device. notes: sentences on what to
-    mind, the unequal trainings first. command: what to type to have it again.
+    facts: (name, value) pairs of the conditions, such as data, images, protocol, device. notes: caveats, differences
+    between the trainings first. command: the command line that reproduces the comparison.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What the report of a comparison says, before it is HTML or Markdown: its rows, cells and sentences."""
+"""The content of a comparison's report, independent of HTML and Markdown: its rows, cells and sentences."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 from utils.evaluation.bootstrap import Interval
 from utils.report.comparison import COLUMNS, Column, Comparison, Difference, Entry, PictureRow, Value
 
-# which of two values of a column is better; of the columns left out neither is
+# columns in which higher or lower values are better; in the other columns no value is marked as best
 MORE_IS_BETTER = frozenset("precision recall map50 map ap_small ap_medium ap_large".split())
 LESS_IS_BETTER = frozenset("parameters size_mib gflops ms_1 ms_1_p95 ms_32 ms_32_p95".split())
-INTERVALS = ("map50", "map")  # keys of columns for which an Entry has an interval, as an attribute of the same name
-METRICS = ("mAP50-95", "mAP50")  # of differences, the chief one first
+INTERVALS = ("map50", "map")  # keys of the columns for which an Entry has an interval in the attribute of that name
+METRICS = ("mAP50-95", "mAP50")  # metrics of the differences, the main one first
 MINUS = "−"
-FORMULAS = "P, R, mAP50 and mAP50-95 in YOLOv5's formulas, AP of small, medium and large objects by COCO's rule."
-BRACKETS = "In brackets the 95 % bootstrap interval over the images."
-TURNS = "Latency was measured with the models taking turns in one run."
+FORMULAS = "P, R, mAP50 and mAP50-95 follow YOLOv5's formulas, AP of small, medium and large objects COCO's rule."
+BRACKETS = "Brackets give the 95 % bootstrap interval over the images."
+TURNS = "Latency was measured in one run, with the models taking turns."
 
 
 class Cell(NamedTuple):
-    """A cell of the table: what stands there, the interval below it, and whether it is the column's best."""
+    """A cell of the table: its text, the interval below it, and whether it is the best of its column."""
 
     text: str
     interval: str = ""
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table: entry is the model's index, or None for published figures; note: the footnote's number."""
+    """A row of the table. entry: index of the model, None for published results; note: number of the footnote."""
 
     label: str
     cells: list[Cell]
@@ -38,12 +38,12 @@ class Row(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """One line of text without control characters."""
+    """Return the text in one line, with control characters replaced by `?`."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
 
 
 def elide(text: str, length: int) -> str:
-    """The text in at most `length` characters: its middle, where it is longer, becomes three points."""
+    """Shorten a text to at most `length` characters by replacing its middle with `...`."""
     if len(text) <= length:
         return text
     kept = max(length - 3, 2)
@@ -51,23 +51,23 @@ def elide(text: str, length: int) -> str:
 
 
 def present(value: Value) -> bool:
-    """Whether there is a value: neither None nor nan."""
+    """Return whether a value is neither None nor nan."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def known(interval: Interval | None) -> bool:
-    """Whether there is an interval, and not a figure alone."""
+    """Return whether there is an interval with known bounds."""
     return interval is not None and not math.isnan(interval.low)
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, three digits."""
+    """Format a difference with its sign and three decimal places."""
     text = f"{abs(value):.3f}"
     return text if float(text) == 0 else f"{'+' if value > 0 else MINUS}{text}"
 
 
 def subject(comparison: Comparison) -> str:
-    """What was compared, in one line."""
+    """Return a one-line description of what was compared."""
     entries = comparison.entries
     parts = [f"{len(entries)} models" if len(entries) != 1 else "1 model"]
     sizes = sorted({e.imgsz for e in entries})
@@ -82,14 +82,14 @@ def subject(comparison: Comparison) -> str:
 
 
 def shown_columns(comparison: Comparison) -> list[Column]:
-    """The columns in which some model or published row has a value, without the model's name."""
+    """Return the columns in which at least one row has a value, without the model's name."""
     rows = [{c.key: c.value(e) for c in COLUMNS} for e in comparison.entries]
     rows += [dict(r.values) for r in comparison.references]
     return [c for c in COLUMNS[1:] if any(present(row.get(c.key)) for row in rows)]
 
 
 def table_rows(comparison: Comparison) -> list[Row]:
-    """The rows of the table, by `shown_columns`: the models in their order, then the published figures."""
+    """Return the rows of the table with the cells of `shown_columns`: the models, then the published results."""
     columns = shown_columns(comparison)
     values = [[c.value(e) for e in comparison.entries] for c in columns]
     best = [_best(c, v) for c, v in zip(columns, values, strict=True)]
@@ -107,12 +107,12 @@ def table_rows(comparison: Comparison) -> list[Row]:
 
 
 def _text(column: Column, value: Value) -> str:
-    # a published figure may be a word, such as "about 2"
+    # a published value may be text, such as "about 2"
     return printable(value) if isinstance(value, str) else column.text(value if present(value) else None)
 
 
 def _best(column: Column, values: Sequence[Value]) -> str | None:
-    """The best value as it is shown, so that what looks the same is marked the same; None where all are."""
+    """Return the best value as displayed, so that values that look equal are marked alike; None if all look equal."""
     there = [v for v in values if present(v)]
     if column.key not in MORE_IS_BETTER | LESS_IS_BETTER or len({_text(column, v) for v in there}) < 2:
         return None
@@ -125,7 +125,10 @@ def _interval_text(entry: Entry, key: str) -> str:
 
 
 def pairs(comparison: Comparison) -> dict[tuple[int, int], dict[str, Difference]]:
-    """Of each two models, both ways round: metric -> difference; the metrics of METRICS, in that order."""
+    """Return (first, second) -> metric -> difference, for each pair of models in both directions.
+
+    The metrics are in the order of METRICS.
+    """
     both: dict[tuple[int, int], dict[str, Difference]] = {}
     for metric in METRICS:
         for d in comparison.differences:
@@ -138,35 +141,35 @@ def pairs(comparison: Comparison) -> dict[tuple[int, int], dict[str, Difference]
 
 
 def pair_text(difference: Difference) -> tuple[str, str]:
-    """The difference with its sign, and its interval or nothing."""
+    """Return the difference with its sign, and its interval, or an empty string if that is not known."""
     interval = difference.interval
     return signed(interval.value), f"[{signed(interval.low)}, {signed(interval.high)}]" if known(interval) else ""
 
 
 def pairs_sentence(comparison: Comparison) -> str:
-    """What the differences mean, and how many are decided."""
+    """Return the explanation of the differences, with the number of decided pairs."""
     chief = next(m for m in METRICS if any(d.metric == m for d in comparison.differences))
     of_chief = [d for d in comparison.differences if d.metric == chief]
     decided = sum(d.verdict != "undecided" for d in of_chief)
     return (
-        "Row model minus column model, with the 95 % bootstrap interval. A pair is undecided where the interval "
-        "includes 0. The interval covers the choice of the images, not the luck of the training: another seed may "
-        f"move a model by more. By {chief} {decided} of {len(of_chief)} "
-        f"pair{'s' if len(of_chief) != 1 else ''} {'are' if decided != 1 else 'is'} decided; of pairs that are in "
-        "truth equal, about one in twenty comes out as decided by chance, of few images more."
+        "Row model minus column model, with the 95 % bootstrap interval. A pair is undecided if the interval includes "
+        "0. The interval covers the choice of the images, not the randomness of training: another seed may change a "
+        f"model's result by more. By {chief}, {decided} of {len(of_chief)} "
+        f"pair{'s' if len(of_chief) != 1 else ''} {'are' if decided != 1 else 'is'} decided. Of pairs of equally good "
+        "models, about one in twenty appears decided by chance, and more if there are few images."
     )
 
 
 def conditions_of(comparison: Comparison, *words: str) -> list[tuple[str, str]]:
-    """The facts whose name begins with one of these words, in any case."""
+    """Return the facts whose name begins with one of the lower-case `words`; the case of the name is ignored."""
     return [(k, v) for k, v in comparison.facts if k.lower().startswith(words)]
 
 
 def table_sentences(comparison: Comparison) -> list[str]:
-    """What stands under the table: what is bold, by which formulas, and on what the latency was measured."""
+    """Return the sentences below the table: the meaning of bold and brackets, the formulas and the conditions."""
     sentences = []
     if any(cell.best for row in table_rows(comparison) for cell in row.cells):
-        sentences.append("Bold: the best of the column.")
+        sentences.append("Bold: the best value of the column.")
     if any(e.results for e in comparison.entries) and not conditions_of(comparison, "accuracy", "protocol"):
         sentences.append(FORMULAS)
     if any(known(e.map) or known(e.map50) for e in comparison.entries):
@@ -178,14 +181,14 @@ def table_sentences(comparison: Comparison) -> list[str]:
 
 
 def tile_entries(comparison: Comparison, row: PictureRow) -> list[int]:
-    """Whose the tiles of a picture row are: indices of the models, of which those without accuracy may be left out."""
+    """Return the model index of each tile of a picture row; models without an evaluation may have no tile."""
     everyone = list(range(len(comparison.entries)))
     scored = [k for k in everyone if comparison.entries[k].results]
     return scored if len(row.tiles) == len(scored) else everyone[: len(row.tiles)]
 
 
 def short_labels(labels: Sequence[str], length: int) -> list[str]:
-    """The labels in at most about `length` characters, no two of different models alike."""
+    """Shorten the labels to about `length` characters each, and number those that would be equal."""
     short: list[str] = []
     for label in map(printable, labels):
         text, number = elide(label, length), 2

@@ -1,4 +1,4 @@
-"""The report of a comparison of detectors: report.html, one file that asks for no other, report.md and table.csv."""
+"""The report of a comparison of detectors: report.html, a single self-contained file, report.md and table.csv."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ PAGE = "report.html"
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write the report into a folder, made if need be, and return report.html's path.
+    """Write the report into a folder, which is created if needed, and return the path of report.html.
 
-    All is made before the first file is put there; report.html comes last. Raises UserError if the disk does not take
-    it, and then leaves what was there.
+    All files are complete before the first one is moved into the folder; report.html is moved last. Raises UserError if
+    they cannot be written; an earlier report in the folder is then kept.
     """
     drawn = charts(comparison)
     files = {f"charts/{chart.name}.png": png(chart) for chart in drawn}
@@ -59,7 +59,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write files by their paths in `folder`, first to a folder beside them, since the disk may become full."""
+    """Write files, given by their paths in `folder`; first to a temporary folder, since the disk may become full."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".report.") as temporary:
         for name, content in files.items():
             part = Path(temporary) / name
@@ -71,18 +71,18 @@ def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
         for name in files:
             (folder / name).parent.mkdir(exist_ok=True)
             os.replace(Path(temporary) / name, folder / name)
-    for old in (*folder.glob("charts/*.png"), *folder.glob("pictures/*.jpg")):  # of a report that was here before
+    for old in (*folder.glob("charts/*.png"), *folder.glob("pictures/*.jpg")):  # left by an earlier report
         if old.relative_to(folder).as_posix() not in files:
             old.unlink()
 
 
 def page(comparison: Comparison, drawn: Sequence[Chart]) -> str:
-    """The whole page, with everything that it shows inside it."""
+    """Return the complete HTML page, with all charts and images embedded."""
     sections = {
-        "table": ("The table", _table(comparison)),
-        "pairs": ("Each against each", _pairs(comparison)),
+        "table": ("Results", _table(comparison)),
+        "pairs": ("Pairwise differences", _pairs(comparison)),
         "charts": ("Charts", _charts(drawn)),
-        "pictures": ("Pictures", _pictures(comparison)),
+        "pictures": ("Images", _pictures(comparison)),
         "conditions": ("Conditions", _conditions(comparison)),
     }
     there = {key: part for key, part in sections.items() if part[1]}
@@ -90,7 +90,7 @@ def page(comparison: Comparison, drawn: Sequence[Chart]) -> str:
     parts = [_notes(comparison), *(_section(key, title, content) for key, (title, content) in there.items())]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=_text(comparison.title), subject=_text(subject(comparison)), light=_variables(LIGHT),
-        dark=_variables(DARK), nav=f'<nav aria-label="Parts of the page">{links}</nav>',
+        dark=_variables(DARK), nav=f'<nav aria-label="Sections">{links}</nav>',
         body="\n".join(part for part in parts if part),
     )  # fmt: skip
 
@@ -109,18 +109,18 @@ def _section(key: str, title: str, content: str) -> str:
 
 
 def _wide(content: str, label: str) -> str:
-    """What scrolls sideways in a box of its own; it can be focused, so that arrow keys scroll it."""
+    """Wrap content in a box that scrolls horizontally and can be focused, so that arrow keys scroll it."""
     return f'<div class="wide" tabindex="0" role="region" aria-label="{label}">{content}</div>'
 
 
 def _model(label: str, k: int, breaks: bool = True) -> str:
-    """A model's name behind a dot of its colour."""
+    """Return a model's name with a dot of the model's colour before it."""
     dot = f'<i class="dot" style="color: var(--s{k % len(LIGHT.series)})"></i>'
     return f'<span class="name">{dot}<span class="text">{_name(label) if breaks else _text(label)}</span></span>'
 
 
 def _name(label: str) -> str:
-    """A name that may be broken behind _ and the like."""
+    """Return a name in which lines may break after `_`, `/`, `+`, `.` and `-`."""
     return "<wbr>".join(_text(part) for part in re.split(r"(?<=[_/+.-])(?=\w)", printable(label)))
 
 
@@ -128,7 +128,7 @@ def _notes(comparison: Comparison) -> str:
     if not comparison.notes:
         return ""
     items = "".join(f"<li>{_text(note)}</li>" for note in comparison.notes)
-    return f"<aside><h2>To bear in mind</h2><ul>{items}</ul></aside>"
+    return f"<aside><h2>Notes</h2><ul>{items}</ul></aside>"
 
 
 def _table(comparison: Comparison) -> str:
@@ -140,7 +140,7 @@ def _table(comparison: Comparison) -> str:
     caption = "The models with their size, accuracy, latency and training"
     table = (f'<table><caption>{caption}</caption><thead><tr><th scope="col">model</th>{heads}</tr></thead>'
              f"{bodies}</table>")  # fmt: skip
-    return _wide(table, "the table") + _under_table(comparison)
+    return _wide(table, "results") + _under_table(comparison)
 
 
 def _row(row: Row) -> str:
@@ -183,12 +183,12 @@ def _pairs(comparison: Comparison) -> str:
         cells = "".join(_pair(both.get((i, j))) for j in numbers)
         rows.append(f'<tr><th scope="row">{_model(labels[i], i)}</th>{cells}</tr>')
     metrics = list(next(iter(both.values())))
-    below = f"; below it {metrics[1]}" if len(metrics) > 1 else ""
+    below = f", and {metrics[1]} below it" if len(metrics) > 1 else ""
     keys = " ".join(f'<span class="key {v}">{v}</span>' for v in ("better", "worse", "undecided"))
-    text = f"<p>{_text(pairs_sentence(comparison))}</p><p>{_text(metrics[0] + below)}. {keys}</p>"
+    text = f"<p>{_text(pairs_sentence(comparison))}</p><p>Each cell shows {_text(metrics[0] + below)}. {keys}</p>"
     table = (f'<table class="pairs"><caption>Differences, row minus column</caption><thead><tr><th scope="col">'
              f"row − column</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>")  # fmt: skip
-    return text + _wide(table, "the differences")
+    return text + _wide(table, "pairwise differences")
 
 
 def _pair(differences: Mapping[str, Difference] | None) -> str:
@@ -215,7 +215,7 @@ def _charts(drawn: Sequence[Chart]) -> str:
 def _pictures(comparison: Comparison) -> str:
     if not comparison.pictures:
         return ""
-    intro = f"<p>{_text(LEGEND)} A click enlarges a picture; the arrow keys then change the model and the image.</p>"
+    intro = f"<p>{_text(LEGEND)} Click an image to enlarge it; the arrow keys then change the model and the image.</p>"
     rows = []
     for row in comparison.pictures:
         figures = []
@@ -228,10 +228,10 @@ def _pictures(comparison: Comparison) -> str:
                 f'height="{height}" alt="{_text(label)}: {_text(row.caption)}"></button></figure>'
             )
         rows.append(f'<h3>{_text(row.caption)}</h3><div class="row">{"".join(figures)}</div>')
-    return f'{intro}<div class="tiles" tabindex="0" role="region" aria-label="the pictures">{"".join(rows)}</div>'
+    return f'{intro}<div class="tiles" tabindex="0" role="region" aria-label="images">{"".join(rows)}</div>'
 
 
 def _conditions(comparison: Comparison) -> str:
     facts = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in comparison.facts)
-    command = f"<h3>To have it again</h3><pre><code>{html.escape(comparison.command)}</code></pre>"
+    command = f"<h3>Command that reproduces this report</h3><pre><code>{html.escape(comparison.command)}</code></pre>"
     return (f"<dl>{facts}</dl>" if facts else "") + (command if comparison.command else "")

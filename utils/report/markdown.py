@@ -1,4 +1,4 @@
-"""A comparison as Markdown, which links to pictures beside it, and as a table in csv."""
+"""A comparison as Markdown, which links to image files beside it, and as a CSV table."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from utils.report.content import (
 )
 from utils.report.pictures import LEGEND
 
-NAME_LENGTH = 48  # letters of a model in a picture's file name
+NAME_LENGTH = 48  # characters of a model's name in an image's file name
 
 
 def table_csv(comparison: Comparison) -> str:
-    """The values unrounded: a row per model by key of COLUMNS, with intervals, then the published figures."""
+    """Return table.csv: a row of unrounded values and intervals per model, and a row per published result."""
     ends = [f"{key}_{end}" for key in INTERVALS for end in ("low", "high")]
     rows: list[dict[str, Value]] = []
     for entry, values in zip(comparison.entries, table(comparison.entries), strict=True):
@@ -51,34 +51,34 @@ def table_csv(comparison: Comparison) -> str:
 
 
 def picture_files(comparison: Comparison) -> list[list[str]]:
-    """Of each picture row the tiles' files, as paths in the report's folder: `pictures/01_model.jpg`."""
-    # some file systems take A.jpg and a.jpg for one
+    """Return the files of each picture row's tiles, as paths in the report's folder: `pictures/01_model.jpg`."""
+    # some file systems do not distinguish A.jpg from a.jpg
     names = distinct([safe_name(e.label)[:NAME_LENGTH].lower() for e in comparison.entries])
     return [[f"pictures/{n:02d}_{names[k]}.jpg" for k in tile_entries(comparison, row)]
             for n, row in enumerate(comparison.pictures, 1)]  # fmt: skip
 
 
 def markdown(comparison: Comparison, drawn: Sequence[Chart]) -> str:
-    """The report as Markdown; charts and pictures are files in `charts` and `pictures` beside it."""
+    """Return the report as Markdown; its images are files in the folders `charts` and `pictures` beside it."""
     parts = [f"# {_md(comparison.title)}", _md(subject(comparison)), *_notes(comparison), *_table(comparison),
              *_pairs(comparison), *_charts(drawn), *_pictures(comparison), *_conditions(comparison)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
 def _md(text: str) -> str:
-    """Text that Markdown shows as it is; an underscore within a word means nothing there."""
+    """Escape a text for Markdown; an underscore within a word needs no escape."""
     text = re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", printable(text))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """A table of cells that are Markdown already; the first column to the left, numbers to the right."""
+    """Return a table of cells in Markdown, with the first column left-aligned and numbers right-aligned."""
     line = [":--", *(["--:" if numbers else ":--"] * (len(heads) - 1))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, line, *rows))
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    lines = ["**To bear in mind**", *(f"- {_md(note)}" for note in comparison.notes)]
+    lines = ["**Notes**", *(f"- {_md(note)}" for note in comparison.notes)]
     return ["\n".join(f"> {line}".rstrip() for line in (lines[0], "", *lines[1:]))] if comparison.notes else []
 
 
@@ -87,7 +87,7 @@ def _table(comparison: Comparison) -> list[str]:
     rows = [[_label(row), *map(_cell, row.cells)] for row in table_rows(comparison)]
     text = _md(" ".join(table_sentences(comparison)))
     notes = [f"{k}. As published, not measured here. {_md(r.note)}" for k, r in enumerate(comparison.references, 1)]
-    return [part for part in ("## The table", _grid(heads, rows), text, "\n".join(notes)) if part]
+    return [part for part in ("## Results", _grid(heads, rows), text, "\n".join(notes)) if part]
 
 
 def _label(row: Row) -> str:
@@ -105,7 +105,7 @@ def _pairs(comparison: Comparison) -> list[str]:
         return []
     labels = [_md(e.label) for e in comparison.entries]
     numbers = sorted({k for pair in both for k in pair})
-    parts = ["## Each against each", _md(pairs_sentence(comparison))]
+    parts = ["## Pairwise differences", _md(pairs_sentence(comparison))]
     for metric in next(iter(both.values())):
         rows = [[labels[i], *(_pair(both.get((i, j), {}).get(metric)) for j in numbers)] for i in numbers]
         parts += [f"### {metric}", _grid(["row − column", *(labels[j] for j in numbers)], rows)]
@@ -132,7 +132,7 @@ def _charts(drawn: Sequence[Chart]) -> list[str]:
 def _pictures(comparison: Comparison) -> list[str]:
     if not comparison.pictures:
         return []
-    parts = ["## Pictures", _md(LEGEND)]
+    parts = ["## Images", _md(LEGEND)]
     for row, files in zip(comparison.pictures, picture_files(comparison), strict=True):
         labels = [_md(comparison.entries[k].label) for k in tile_entries(comparison, row)]
         images = [f"![{label}]({file})" for label, file in zip(labels, files, strict=True)]
@@ -146,5 +146,5 @@ def _conditions(comparison: Comparison) -> list[str]:
         parts.append("\n".join(f"- {_md(k)}: {_md(v)}" for k, v in comparison.facts))
     if comparison.command:
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", comparison.command)), default=0))
-        parts.append(f"To have it again:\n\n{fence}sh\n{comparison.command}\n{fence}")
+        parts.append(f"Command that reproduces this report:\n\n{fence}sh\n{comparison.command}\n{fence}")
     return parts

@@ -11,27 +11,41 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar
 
 from utils.errors import did_you_mean
+from utils.files import ROOT
+from utils.settings.config import check_keys
 from utils.system.console import fail
 
 GROUPS = ("data", "model", "optimisation", "output", "speed", "more")  # in the order in which --help shows them
+
+T = TypeVar("T")
+
+
+def options_from(options: Callable[..., T], flags: Mapping[str, Any], where: str) -> T:
+    """Return an options object, of a dataclass, from flags by their names in code; None means not given.
+
+    Raises UserError for a name that the dataclass does not have; `where` is the function that was called.
+    """
+    check_keys(flags, [f.name for f in fields(options)], where)
+    return options(**{k: v for k, v in flags.items() if v is not None})
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser with groups, whose mistakes are told in one line, with exit code 1.
 
-    options: a class whose attributes are the defaults to show. The parsed value of a flag that was not given is then
-    None, so that the caller can tell which flags were given.
+    description: one line; what follows it, such as examples, is shown below the flags. options: a class whose
+    attributes are the defaults. unset: let flags that were not given be None, so that the caller can tell.
     """
 
-    def __init__(self, description: str, options: type | None = None) -> None:
+    def __init__(self, description: str, options: type | None = None, unset: bool = False) -> None:
         doc, _, examples = description.partition("\n")
         super().__init__(usage=f"python {sys.argv[0]} [flags]", description=doc, epilog=examples.strip("\n") or None,
                          add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-        self._options = options
+        self._options, self._unset = options, unset
         self._groups = {name: self.add_argument_group(name) for name in GROUPS}
         self._groups["more"].add_argument("-h", "--help", action="help", help="show this message and exit")
 
@@ -42,11 +56,25 @@ class Parser(argparse.ArgumentParser):
             dest = names[0].lstrip("-").replace("-", "_")
             default = kwargs.get("default", False if "action" in kwargs else None)
             if self._options:
-                default, kwargs["default"] = getattr(self._options, dest), None
+                default = getattr(self._options, dest)
+                kwargs["default"] = None if self._unset else default
             text = _shown(default) if shown is None else str(shown)
             return self._groups[name].add_argument(*names, help=f"{help} ({text})".replace("%", "%%"), **kwargs)
 
         return add
+
+    def add_output(self, project: str, name: str = "exp") -> None:
+        """Add --project, --name and --exist-ok, with the defaults to show; `project` is below the checkout."""
+        output = self.group("output")
+        output("--project", default=str(ROOT / project), metavar="FOLDER", shown=project,
+               help="write the results to FOLDER/NAME")  # fmt: skip
+        output("--name", default=name, shown=name, help="name of the folder; NAME2, NAME3, ... if it exists")
+        output("--exist-ok", action="store_true", help="write to FOLDER/NAME even if it exists")
+
+    def add_device(self) -> None:
+        """Add --device."""
+        self.group("speed")("--device", default="", metavar="NAME", shown="a GPU if there is one",
+                            help="cpu, mps, or the number of a GPU")  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         """Print one line and end the process with exit code 1."""

@@ -226,12 +226,6 @@ class ValOptions:
         if self.save_hybrid and self.conf_thres == ValOptions.conf_thres:
             self.conf_thres = 0.25  # what is as good as a label, not all that an AP is worked out from
 
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> ValOptions:
-        """Options from keyword arguments. Raises UserError for an unknown one."""
-        check_keys(flags, [f.name for f in fields(cls)], "val.run")
-        return cls(**flags)
-
     @property
     def files(self) -> list[Path]:
         """The weights asked for, none for the newest."""

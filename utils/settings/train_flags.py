@@ -8,7 +8,7 @@ from utils.settings.options import AMP_CHOICES, OPTIMIZERS, TrainOptions
 
 def train_parser(description: str) -> Parser:
     """Return the parser of train.py."""
-    parser = Parser(description, TrainOptions)
+    parser = Parser(description, TrainOptions, unset=True)
     _add_data_and_model(parser)
     _add_optimisation(parser)
     _add_output_and_speed(parser)
@@ -57,9 +57,7 @@ def _add_optimisation(parser: Parser) -> None:
 
 def _add_output_and_speed(parser: Parser) -> None:
     output, speed = parser.group("output"), parser.group("speed")
-    output("--project", metavar="FOLDER", shown="runs/train", help="results go to FOLDER/NAME")
-    output("--name", help="see --project")
-    output("--exist-ok", action="store_true", help="use FOLDER/NAME even if it exists")
+    parser.add_output("runs/train")
     output("--resume", nargs="?", const=True, metavar="PT", shown="off; without PT the newest run",
            help="continue an interrupted run")  # fmt: skip
     output("--nosave", action="store_true", help="write checkpoints only at the end")
@@ -67,7 +65,7 @@ def _add_output_and_speed(parser: Parser) -> None:
     output("--noval", action="store_true", help="validate only after the last epoch")
     output("--noplots", action="store_true", help="draw no figures")
     output("--tensorboard", action="store_true", help="also log for TensorBoard (pip install tensorboard)")
-    speed("--device", metavar="NAME", shown="a GPU if there is one", help="cpu, mps, or the number of a GPU")
+    parser.add_device()
     speed("--workers", type=int, metavar="N", help="worker processes that load images, at most")
     speed("--cache", nargs="?", const="ram", metavar="WHERE", shown="off; without WHERE ram",
           help="keep decoded images in ram or on disk")  # fmt: skip

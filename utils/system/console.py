@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import logging
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from utils.errors import UserError, did_you_mean, no_memory
+from utils.errors import UserError, no_memory
 from utils.system.processes import is_connected, is_main, rank
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -102,19 +101,6 @@ def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) ->
     """A progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
     kwargs.setdefault("bar_format", "{l_bar}{bar:10}{r_bar}{bar:-10b}")
     return tqdm(iterable, desc=desc, disable=not is_main(), **kwargs)
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are told in one line, with exit code 1."""
-
-    def error(self, message: str) -> NoReturn:
-        rest = message.removeprefix("unrecognized arguments: ")
-        if rest != message:
-            flag = rest.split()[0]
-            known = did_you_mean(flag, self._option_string_actions)
-            message = f"unknown flag {flag}{known}" if flag.startswith("-") else f"'{flag}' belongs to no flag"
-            message += "; --help lists all"
-        fail(message)
 
 
 def fail(message: str) -> NoReturn:

@@ -1,1 +1,1 @@
-"""PASCAL VOC format: reading and converting it, and the default data set, which is drawn in it."""
+"""Reading and converting the PASCAL VOC format, and drawing the default dataset in that format."""

@@ -1,7 +1,7 @@
-"""One Pascal VOC annotation: from the bytes of its xml to boxes, and from boxes to YOLO label lines.
+"""Reading of a Pascal VOC annotation from xml, and conversion of its boxes to YOLO label lines.
 
 The format: Everingham et al., "The PASCAL Visual Object Classes Challenge", 2007 to 2012. Coordinates are pixels
-counted from 1, and a box holds both its corner pixels.
+counted from 1, and a box includes both of its corner pixels.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ VOC_NAMES = (
 
 Box = tuple[float, float, float, float]
 
-_MAX_DEPTH = 64  # elements inside each other; VOC has four
-_MAX_SIDE = 1_000_000  # pixels; a larger <size> is a slip of the pen and counts as missing
+_MAX_DEPTH = 64  # levels of nested elements; VOC has four
+_MAX_SIDE = 1_000_000  # pixels; a larger <size> is taken for an error and treated as missing
 _DECLARED = re.compile(rb"""<\?xml[^>]*encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
-# Expat reads no multi-byte encodings but UTF-8 and UTF-16; these are decoded here before it sees them.
+# Expat supports no multi-byte encodings except UTF-8 and UTF-16, so files in these encodings are decoded first.
 _MULTI_BYTE = frozenset(
     "gb2312 gbk gb18030 hz big5 big5hkscs cp950 cp932 cp949 shift_jis euc_jp euc_jis_2004 euc_kr iso2022_jp".split()
 )
 
 
 class VocError(UserError):
-    """An annotation, or a box of one, that cannot be used; the text before the first colon names the kind."""
+    """An annotation or one of its boxes cannot be used; the text before the first colon names the kind of problem."""
 
 
 @dataclass(frozen=True)
 class VocObject:
-    """One object as its file has it: `box` is xmin, ymin, xmax, ymax in pixels from 1, both ends inside."""
+    """One object as given in the file: `box` is xmin, ymin, xmax, ymax in pixels counted from 1, both ends included."""
 
     name: str
     box: Box
@@ -49,9 +49,9 @@ class VocObject:
 
 @dataclass
 class VocAnnotation:
-    """One image's annotation; `width` or `height` 0 means that the file does not tell it.
+    """The annotation of one image.
 
-    `problems` names the objects left out because they cannot be read.
+    `width` or `height` is 0 if the file does not contain it. `problems` lists the objects that cannot be read.
     """
 
     filename: str = ""
@@ -62,18 +62,18 @@ class VocAnnotation:
 
 
 def read_voc_xml(data: bytes) -> VocAnnotation:
-    """Read one annotation file's bytes, by the encoding it declares, with entities and outside references refused.
+    """Parse the bytes of an annotation file in its declared encoding; entities and external references are refused.
 
-    Raises VocError if the file as a whole cannot be read; objects that cannot are listed in `problems`.
+    Raises VocError if the file cannot be parsed; single objects that cannot be read are listed in `problems`.
     """
-    data = data.lstrip()  # an empty line before the declaration is a common slip, and harmless
+    data = data.lstrip()  # an empty line before the xml declaration is a common, harmless mistake
     try:
         return _parse(data)
     except DefusedXmlException as e:
         raise VocError(f"xml with entities or outside references: {type(e).__name__}") from e
     except ParseError as e:
         raise VocError(f"xml cannot be parsed: {e}") from e
-    except (LookupError, ValueError) as e:  # from expat, on an encoding it does not know
+    except (LookupError, ValueError) as e:  # raised by expat for an encoding that it does not know
         text = _decode_multi_byte(data)
         if text is None:
             raise VocError(f"xml in an unknown encoding: {e}") from e
@@ -94,7 +94,7 @@ def _parse(data: bytes, encoding: str | None = None) -> VocAnnotation:
 
 
 def _decode_multi_byte(data: bytes) -> str | None:
-    """The text of an xml whose declared encoding is one of `_MULTI_BYTE`, else None."""
+    """Decode an xml whose declared encoding is one of `_MULTI_BYTE`; return None for any other."""
     declared = _DECLARED.match(data)
     try:
         name = codecs.lookup(declared[1].decode("ascii")).name if declared else ""
@@ -106,9 +106,9 @@ def _decode_multi_byte(data: bytes) -> str | None:
 
 
 class _Target:
-    """Gathers an annotation while the parser runs; no tree is built, so a file of a million tags costs no memory.
+    """Parser target that collects an annotation without building a tree, so that a million tags need no memory.
 
-    Paths are compared whole: `object/part/bndbox` (heads and hands in VOC's layout set) is not `object/bndbox`.
+    Full paths are compared: `object/part/bndbox` (heads and hands in VOC's layout set) is not `object/bndbox`.
     """
 
     def __init__(self) -> None:
@@ -118,9 +118,10 @@ class _Target:
         self._object: dict[str, str] = {}
 
     def start(self, tag: str, _attributes: dict[str, str]) -> None:
+        """Handle an opening tag. Raises VocError if the root is not <annotation> or the nesting is too deep."""
         tag = tag.rpartition("}")[2]
         if not self._path and tag != "annotation":
-            raise VocError(f"xml is not a VOC annotation: its outermost tag is <{tag[:40]}>")
+            raise VocError(f"xml is not a VOC annotation: its root element is <{tag[:40]}>")
         if len(self._path) >= _MAX_DEPTH:
             raise VocError(f"xml nested too deep: more than {_MAX_DEPTH} levels")
         self._path.append(tag)
@@ -129,9 +130,11 @@ class _Target:
             self._object = {}
 
     def data(self, text: str) -> None:
+        """Handle a piece of text."""
         self._text.append(text)
 
     def end(self, _tag: str) -> None:
+        """Handle a closing tag: store the element's text."""
         path, text = self._path, "".join(self._text).strip()
         if len(path) == 2:
             if path[1] == "object":
@@ -148,7 +151,7 @@ class _Target:
         self._text.clear()
 
     def close(self) -> None:
-        """Called by the parser at the end of the file."""
+        """Handle the end of the file; the parser requires this method."""
 
     def _finish_object(self) -> None:
         try:
@@ -167,7 +170,7 @@ def _voc_object(texts: dict[str, str]) -> VocObject:
     for key in ("xmin", "ymin", "xmax", "ymax"):
         text = texts.get(f"bndbox/{key}")
         if text is None:
-            raise VocError(f"object without a whole <bndbox>: no <{key}>")
+            raise VocError(f"object without a complete <bndbox>: no <{key}>")
         try:
             value = float(text)
         except ValueError:
@@ -180,7 +183,7 @@ def _voc_object(texts: dict[str, str]) -> VocObject:
 
 
 def _side(text: str) -> int:
-    """Width or height in pixels; 0 for what is no usable number."""
+    """Return width or height in pixels, or 0 if the text is not a valid number."""
     try:
         value = float(text)
     except ValueError:
@@ -189,11 +192,12 @@ def _side(text: str) -> int:
 
 
 def pixel_box(box: Box, width: int, height: int, formula: str = "exact") -> tuple[Box, bool]:
-    """Corners x0, y0, x1, y1 in pixels from 0, cut to the image, and whether anything was cut off.
+    """Convert a VOC box to corners x0, y0, x1, y1 in pixels from 0, clipped to the image.
 
-    `exact`: VOC's pixels counted from 1, both ends inside: x0 = xmin - 1, x1 = xmax.
-    `legacy`: what YOLOv5's VOC script writes, centre (xmin + xmax) / 2 - 1 and width xmax - xmin: x1 = xmax - 1.
-    Raises VocError for a reversed box and one that leaves no area in the image.
+    Returns the corners, and whether the box was clipped.
+    `exact`: VOC's pixels count from 1 and both ends are included, hence x0 = xmin - 1, x1 = xmax.
+    `legacy`: as YOLOv5's VOC script, centre (xmin + xmax) / 2 - 1 and width xmax - xmin, hence x1 = xmax - 1.
+    Raises VocError if the box is reversed or has no area inside the image.
     """
     xmin, ymin, xmax, ymax = box
     if xmin > xmax or ymin > ymax:
@@ -209,7 +213,7 @@ def pixel_box(box: Box, width: int, height: int, formula: str = "exact") -> tupl
 
 
 def yolo_line(index: int, corners: Box, width: int, height: int) -> str:
-    """One line of a YOLO label file, `class cx cy w h` in parts of the image, from corners in pixels from 0."""
+    """Return a line of a YOLO label file, `class cx cy w h` normalised by the image size; corners in pixels from 0."""
     x0, y0, x1, y1 = corners
     values = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
     return f"{index} " + " ".join(f"{v:.8g}" for v in values)

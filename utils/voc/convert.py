@@ -1,9 +1,8 @@
-"""Conversion of VOC sets to YOLO labels and COCO annotations: what `my_tools/voc2yolo.py` runs."""
+"""Conversion of datasets in VOC format to YOLO labels and COCO annotations, run by `my_tools/voc2yolo.py`."""
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import re
 import shlex
@@ -12,66 +11,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError
 from utils.files import DATASETS, IMAGE_SUFFIXES, ROOT
 from utils.system.console import LOGGER, printable, progress
 from utils.system.download import download
 from utils.voc.annotation import VOC_NAMES, read_voc_xml
-from utils.voc.output import LINKS, coco_json, convert_objects, data_yaml, image_writer, sweep, write_if_changed
+from utils.voc.options import ZIPS, Options
+from utils.voc.output import coco_json, convert_objects, data_yaml, image_writer, sweep, write_if_changed
 from utils.voc.source import MAX_IMAGE, Record, VocSet, image_size, is_custom, open_sources, seeded_split
 
-URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/"  # VOC's own files as zips, YOLOv5's mirror
-ZIPS = {  # the official files by year, with the splits each holds
-    2007: {"VOCtrainval_06-Nov-2007.zip": ("train", "val"), "VOCtest_06-Nov-2007.zip": ("test",)},
-    2012: {"VOCtrainval_11-May-2012.zip": ("train", "val")},
-}
+URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/"  # YOLOv5's mirror of the official VOC zips
 COMMAND = "python my_tools/voc2yolo.py"
 REPORT = "voc2yolo_report.txt"
-SHOWN = 3  # files named in the terminal for each kind of problem; the report names all
-ROWS = 40  # classes in the table
-_ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)  # the name's fault, not the disk's
+SHOWN = 3  # files listed in the terminal for each kind of problem; the report lists all of them
+ROWS = 40  # classes listed in the table
+_ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)  # errors caused by a file's name, not by the disk
 
-Problems = list[tuple[str, str]]  # (file, reason); the reason's text before its first colon names the kind
-
-
-@dataclass
-class Options:
-    """What a conversion is asked for; `parse_opt` explains each. `yaml=False` or None writes no data yaml."""
-
-    source: Sequence[str | Path] | str | Path | None = None
-    out: str | Path | None = None
-    name: str | None = None
-    names: Sequence[str] | None = None
-    box: str = "exact"
-    link: str = "hard"
-    download: bool = False
-    years: Sequence[int] = (2007, 2012)
-    split: Sequence[float] = (0.8, 0.2)
-    seed: int = 0
-    yaml: bool | None = True
-
-    def __post_init__(self) -> None:
-        self.source = [self.source] if isinstance(self.source, str | Path) else list(self.source or ())
-        self.names = [str(name) for name in self.names or ()]
-        if len(set(self.names)) < len(self.names) or not all(name.strip() for name in self.names):
-            raise UserError("--names: every class needs a name of its own")
-        if self.name is not None and not re.fullmatch(r"[\w-][\w.-]*", self.name):
-            raise UserError(f"--name {self.name!r}: letters, digits, '.', '_' and '-' only")
-        for option, value, known in (("box", self.box, ("exact", "legacy")), ("link", self.link, LINKS)):
-            if value not in known:
-                raise UserError(f"--{option} {value!r}{did_you_mean(value, known)}: one of {', '.join(known)}")
-        if unknown := sorted(set(self.years) - set(ZIPS)):
-            raise UserError(f"--years {unknown[0]}: known are {' and '.join(map(str, ZIPS))}")
-        fair = len(self.split) in (2, 3) and all(math.isfinite(p) and p >= 0 for p in self.split) and self.split[0] > 0
-        if not fair or abs(sum(self.split) - 1) > 1e-3:
-            raise UserError("--split: two or three fractions (train val [test]) with the sum 1, as in 0.8 0.2")
-        if self.download and (self.source or self.names or self.name):
-            raise UserError("--download fetches the official VOC zips: leave --source, --name and --names out")
+Problems = list[tuple[str, str]]  # (file, reason); the reason's text before its first colon is the kind of problem
 
 
 @dataclass
 class Summary:
-    """What a conversion did: `images` by split, `objects` (labels) and `difficult` (left out) by split and class."""
+    """The result of a conversion.
+
+    images: number of images by split. objects, difficult: numbers of labels, and of difficult objects without a label,
+    by split and class. problems: (file, reason). missing: messages on missing splits. changed: whether a file was
+    written.
+    """
 
     out: Path
     names: list[str] = field(default_factory=list)
@@ -85,7 +51,10 @@ class Summary:
 
 
 def convert(opt: Options) -> Summary:
-    """Find the sets, read their annotations, write what is not there yet, report. Raises UserError."""
+    """Find the datasets, read their annotations, write all files that are missing or differ, and log a summary.
+
+    Raises UserError if nothing can be converted or written.
+    """
     official_out = DATASETS / "VOC"
     places, sets, problems = find_sources(opt, official_out)
     custom = bool(opt.name or opt.names) or is_custom(sets)
@@ -105,18 +74,22 @@ def convert(opt: Options) -> Summary:
             _write_yaml(summary, name, opt, to_default=not custom and out == official_out)
         _write_report(summary)
     except OSError as e:
-        raise UserError(f"cannot write {e.filename or out}: {e.strerror}; run it again to complete it") from e
+        raise UserError(f"cannot write {e.filename or out}: {e.strerror}; run the command again to continue") from e
     _log_summary(summary, custom)
     if not any(summary.images.values()):
-        raise UserError("nothing was converted: no annotation could be used together with its image")
+        raise UserError("nothing was converted: there is no usable annotation with a usable image")
     return summary
 
 
-# What is there
+# Reading
 
 
 def find_sources(opt: Options, official_out: Path) -> tuple[list[Path], list[VocSet], Problems]:
-    """The places looked at, and the sets in --source or where VOC is expected, missing zips downloaded if asked."""
+    """Return the places searched, the datasets found there, and the problems.
+
+    These places are those of --source, or else the folders where VOC is expected; with --download, missing zips are
+    downloaded first.
+    """
     if opt.source:
         places = [Path(p) for p in opt.source]
         return places, *open_sources(places)
@@ -133,7 +106,7 @@ def find_sources(opt: Options, official_out: Path) -> tuple[list[Path], list[Voc
 
 
 def _expected(places: Sequence[Path]) -> list[Path]:
-    """VOC's zips, then unpacked folders: a whole zip is surer than a folder whose unpacking may have been cut off."""
+    """Return VOC's zips, then its unpacked folders, which come last because the unpacking may be incomplete."""
     zips = [p for place in places for p in sorted(place.glob("VOC*.zip")) if p.is_file()]
     folders = [p for place in places for p in (place / "VOCdevkit", place.parent / "VOCdevkit") if p.is_dir()]
     return zips + folders
@@ -142,7 +115,10 @@ def _expected(places: Sequence[Path]) -> list[Path]:
 def list_images(
     sets: Sequence[VocSet], opt: Options, custom: bool, problems: Problems
 ) -> dict[str, list[tuple[VocSet, str]]]:
-    """For each output split the set and the stem of every image to convert; what is odd is added to `problems`."""
+    """Return, for each output split, the dataset and the stem of every image to convert.
+
+    Irregularities are added to `problems`.
+    """
     jobs: dict[str, dict[str, VocSet]] = {}
     for voc in sets:
         if not custom and voc.year not in opt.years:
@@ -151,28 +127,28 @@ def list_images(
         problems += odd
         if not splits and custom:
             splits = seeded_split(sorted(voc.annotations), opt.split, opt.seed)
-            LOGGER.info(f"{printable(voc.name)}: no lists in ImageSets/Main, split by --split and --seed {opt.seed}")
+            LOGGER.info(f"{printable(voc.name)}: no lists in ImageSets/Main: using --split and --seed {opt.seed}")
         elif not splits:
-            problems.append((str(voc.files.where), f"no lists of images: {voc.name}/ImageSets/Main"))
+            problems.append((str(voc.files.where), f"no image lists: {voc.name}/ImageSets/Main"))
         home: dict[str, str] = {}
         for split, stems in splits.items():
             output = split if custom else f"{split}{voc.year}"
-            if output in jobs and not custom:  # VOC's zip and the folder unpacked from it hold the same images
-                LOGGER.info(f"{output} is in {voc.files.where} too: not used")
+            if output in jobs and not custom:  # VOC's zip and the folder unpacked from it contain the same images
+                LOGGER.info(f"{output} is also in {voc.files.where}: that copy is not used")
                 continue
             job = jobs.setdefault(output, {})
             for stem in stems:
                 if home.setdefault(stem, split) != split:
                     problems.append((f"{voc.name}/{stem}.xml", f"image in two splits: {home[stem]} and {split}"))
                 if job.setdefault(stem, voc) is not voc:
-                    problems.append((f"{voc.name}/{stem}.xml", f"same name in two sets: used from {job[stem].name}"))
+                    problems.append((f"{voc.name}/{stem}.xml", f"same name in two sets: using {job[stem].name}"))
         if custom and len(home) and (unlisted := len(set(voc.annotations) - set(home))):
-            LOGGER.info(f"{printable(voc.name)}: {unlisted} annotations are in none of the lists and left out")
+            LOGGER.info(f"{printable(voc.name)}: {unlisted} annotations are not in any list and are left out")
     return {output: [(voc, stem) for stem, voc in job.items()] for output, job in jobs.items()}
 
 
 def read_split(split: str, job: Sequence[tuple[VocSet, str]], problems: Problems) -> list[Record]:
-    """Read the annotations of one split; those that cannot be read, or have no image, are added to `problems`."""
+    """Read the annotations of one split; unreadable ones and those without an image are added to `problems`."""
     records = []
     for voc, stem in progress(job, desc=f"{split}: annotations"):
         label = f"{voc.name}/{stem}.xml"
@@ -181,7 +157,7 @@ def read_split(split: str, job: Sequence[tuple[VocSet, str]], problems: Problems
             image = voc.find_image(stem, annotation.filename)
             if not (annotation.width and annotation.height):
                 annotation.width, annotation.height = image_size(voc.files.read(image, MAX_IMAGE))
-                problems.append((label, "no <size> in the xml: taken from the image"))
+                problems.append((label, "no <size> in the xml: size read from the image"))
         except UserError as e:
             problems.append((label, str(e)))
             continue
@@ -193,11 +169,11 @@ def _classes(records: dict[str, list[Record]]) -> list[str]:
     return sorted({thing.name for part in records.values() for r in part for thing in r.annotation.objects})
 
 
-# What is written
+# Writing
 
 
 def _make_folders(out: Path, splits: Sequence[str] | dict[str, list], name: str) -> None:
-    """Make the output's folders, free of what a killed run left half written."""
+    """Create the output folders, and delete temporary files that a killed run left in them."""
     folders = [out / kind / split for split in splits for kind in ("labels", "images")]
     for folder in (*folders, out / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +182,7 @@ def _make_folders(out: Path, splits: Sequence[str] | dict[str, list], name: str)
 
 
 def write_split(split: str, records: Sequence[Record], summary: Summary, opt: Options) -> None:
-    """Write one split's labels, images and COCO json, as far as they are not there; count into `summary`."""
+    """Write those labels, images and COCO json of one split that are missing or differ; add to `summary`."""
     labels, images = summary.out / "labels" / split, summary.out / "images" / split
     classes = {name: index for index, name in enumerate(summary.names)}
     objects, difficult = summary.objects.setdefault(split, Counter()), summary.difficult.setdefault(split, Counter())
@@ -215,7 +191,7 @@ def write_split(split: str, records: Sequence[Record], summary: Summary, opt: Op
         done = convert_objects(r.annotation, classes, opt.box)
         try:
             put = image_writer(r.voc.files, r.image, f"{images}/{r.file_name}", opt.link)
-            # the label first: a training started on half a set must not take an image for one without objects
+            # write the label first: a training on an unfinished dataset must not see the image without its label
             text = "".join(f"{line}\n" for line in done.lines).encode("ascii")
             summary.changed |= write_if_changed(f"{labels}/{r.stem}.txt", text)
             if put:
@@ -238,7 +214,7 @@ def write_split(split: str, records: Sequence[Record], summary: Summary, opt: Op
     for name in sorted(os.listdir(images)):
         if name not in kept and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
             where = f"images/{split}/{name}"
-            summary.problems.append((where, "not of this conversion: left by another one? it will be trained on"))
+            summary.problems.append((where, "not of this conversion: delete it, or it will be used too"))
 
 
 def _write_yaml(summary: Summary, name: str, opt: Options, to_default: bool) -> None:
@@ -261,16 +237,16 @@ def _write_report(summary: Summary) -> None:
         summary.changed = True
 
 
-# What is said
+# Messages
 
 
 def _plain(name: str) -> str:
-    """A name from a zip as a file name of our own."""
+    """Turn a name from a zip into a safe file name."""
     return re.sub(r"[^\w.-]", "_", name).lstrip(".")[:80] or "custom"
 
 
 def _missing(jobs: dict[str, list], opt: Options, places: Sequence[Path]) -> list[str]:
-    """A line for each of VOC's years of which splits are not there."""
+    """Return a line for each year of VOC of which splits are missing."""
     where = ", ".join(str(p) for p in places)
     lines = []
     for year in opt.years:
@@ -287,12 +263,12 @@ def _nothing(opt: Options, places: Sequence[Path], problems: Problems) -> str:
     where = " or ".join(str(p) for p in places)
     return (
         f"no VOC data found in {where}{f' ({why})' if why else ''}: put the official zips or an unpacked VOCdevkit "
-        f"there and run `{COMMAND}`, or have them downloaded (2.8 GB) by `{COMMAND} --download`"
+        f"there and run `{COMMAND}`, or download them (2.8 GB) with `{COMMAND} --download`"
     )
 
 
 def _table(summary: Summary) -> list[str]:
-    """Rows of labels by class and split, then their sums, the difficult objects and the images."""
+    """Return the table of labels by class and split, followed by totals, difficult objects and images."""
     splits = list(summary.images)
     rows = [[printable(name)[:30], *(summary.objects[s][name] for s in splits)] for name in summary.names[:ROWS]]
     if len(summary.names) > ROWS:
@@ -319,10 +295,10 @@ def _log_summary(summary: Summary, custom: bool) -> None:
         hint = (
             ""
             if custom
-            else f"; a set of your own in VOC's folders needs --name or --names, not VOC's {len(VOC_NAMES)}"
+            else f"; a dataset with classes other than VOC's {len(VOC_NAMES)} needs --name or --names"
         )
-        LOGGER.warning(f"there is not one label in the whole set{hint}")
-    LOGGER.info(f"{'written to' if summary.changed else 'nothing changed, all was there already in'} {summary.out}")
+        LOGGER.warning(f"the dataset has no labels{hint}")
+    LOGGER.info(f"{'written to' if summary.changed else 'nothing changed, everything is already in'} {summary.out}")
     if summary.data_yaml:
         official = not custom and summary.data_yaml.parent == ROOT / "data"
         data = "VOC.yaml" if official else shlex.quote(str(summary.data_yaml))

@@ -1,8 +1,8 @@
-"""What a converted VOC set consists of, label files, images, COCO json, data yaml, and writing it whole or not at all.
+"""Creating and atomically writing the files of a converted VOC dataset: labels, images, COCO json and data yaml.
 
-Files are written under a temporary name and renamed, and only if they differ from what lies there. Thousands of label
-files are not flushed to the disk one by one (`atomic_write` does, at some milliseconds each): killing the process loses
-nothing, and after a power cut the next run compares them all and writes the damaged ones again.
+Files are written under a temporary name and then renamed, and only if their content changes. Unlike `atomic_write`,
+which takes some milliseconds per file, the thousands of label files are not flushed to the disk one by one: killing the
+process damages no file, and after a power failure the next run compares all files and rewrites the damaged ones.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from utils.files import atomic_write
 from utils.voc.annotation import Box, VocAnnotation, VocError, pixel_box, yolo_line
 from utils.voc.source import MAX_IMAGE, Files
 
-LINKS = ("hard", "copy", "symlink")
 _TEMPORARY = ".voc2yolo."
 
 
 @dataclass
 class Converted:
-    """One image's objects: its label file's lines, (class, exact corners in pixels, difficult) of each, complaints."""
+    """The converted objects of one image.
+
+    lines: lines of the label file. objects: (class, exact corners in pixels, difficult) of each. problems: messages.
+    """
 
     lines: list[str] = field(default_factory=list)
     objects: list[tuple[int, Box, bool]] = field(default_factory=list)
@@ -37,7 +39,7 @@ class Converted:
 
 
 def convert_objects(annotation: VocAnnotation, classes: Mapping[str, int], formula: str = "exact") -> Converted:
-    """Turn an annotation (with its size known) into label lines and boxes; difficult objects get no line."""
+    """Convert an annotation with known image size to label lines and boxes; difficult objects get no label line."""
     done = Converted(problems=list(annotation.problems))
     width, height = annotation.width, annotation.height
     for thing in annotation.objects:
@@ -54,16 +56,17 @@ def convert_objects(annotation: VocAnnotation, classes: Mapping[str, int], formu
             done.problems.append(str(e))
             continue
         if cut:
-            done.problems.append("box cut to the image: " + " ".join(f"{v:g}" for v in thing.box))
+            done.problems.append("box clipped to the image: " + " ".join(f"{v:g}" for v in thing.box))
         done.objects.append((index, corners, thing.difficult))
     return done
 
 
 def coco_json(rows: Sequence[tuple[str, int, int, list[tuple[int, Box, bool]]]], names: Sequence[str]) -> str:
-    """COCO's instances format for (file name, width, height, objects) of each image.
+    """Return COCO's instances json for rows of (file name, width, height, objects), one row per image.
 
-    An image's id is its number if every file is named by one (000123.jpg is 123, as YOLOv5's json has it), else it
-    counts from 1. Difficult objects have `iscrowd` 1: finding one is neither right nor wrong, which is VOC's rule.
+    If all file names are distinct numbers, they are the image ids (000123.jpg has id 123, as in YOLOv5's json);
+    otherwise the ids count from 1. Difficult objects have `iscrowd` 1, so that detecting one counts neither as a true
+    nor as a false positive, as by VOC's rule.
     """
     stems = [os.path.splitext(name)[0] for name, *_ in rows]
     numbered = all(s.isascii() and s.isdecimal() and len(s) < 16 for s in stems) and len(set(map(int, stems))) == len(
@@ -92,9 +95,9 @@ def coco_json(rows: Sequence[tuple[str, int, int, list[tuple[int, Box, bool]]]],
 
 
 def data_yaml(out: Path, splits: Sequence[str], names: Sequence[str]) -> tuple[str, list[str]]:
-    """The text of a data yaml for the splits there are, and a sentence for each split that stands in for another.
+    """Return the text of a data yaml for the existing splits, and a message for each split used in place of another.
 
-    VOC's years are joined as usual: train and val of both to train on, 2007 test to evaluate on.
+    VOC's years are combined as usual: train and val of both years for training, 2007 test for validation.
     """
     notes: list[str] = []
     train = [s for s in splits if s.startswith("train")]
@@ -105,10 +108,10 @@ def data_yaml(out: Path, splits: Sequence[str], names: Sequence[str]) -> tuple[s
         train, val = train + val, test
     elif not val:
         val = test or train
-        notes.append(f"no val split: the yaml evaluates on {', '.join(val)}")
+        notes.append(f"no val split: the yaml uses {', '.join(val)} for validation")
     if not train:
         train = val
-        notes.append(f"no train split: the yaml trains on {', '.join(train)}")
+        notes.append(f"no train split: the yaml uses {', '.join(train)} for training")
     rows: dict[str, Any] = {"path": str(out)}
     for key, part in (("train", train), ("val", val), ("test", test)):
         if part:
@@ -120,7 +123,7 @@ def data_yaml(out: Path, splits: Sequence[str], names: Sequence[str]) -> tuple[s
 
 
 def write_if_changed(path: Path | str, data: bytes, flush: bool = False) -> bool:
-    """Give the file this content, atomically; return False, leaving it alone, if it has it already."""
+    """Write a file atomically, unless it already has this content; return whether it was written."""
     try:
         with open(path, "rb") as f:
             if f.read(len(data) + 1) == data:
@@ -130,7 +133,7 @@ def write_if_changed(path: Path | str, data: bytes, flush: bool = False) -> bool
     if flush:
         try:
             _write_flushed(path, data)
-        except FileNotFoundError:  # swept away by a second conversion that was started meanwhile
+        except FileNotFoundError:  # another conversion, started meanwhile, deleted the temporary file
             _write_flushed(path, data)
     else:
         _put(str(path), lambda temporary: _write(temporary, data))
@@ -143,9 +146,10 @@ def _write_flushed(path: Path | str, data: bytes) -> None:
 
 
 def image_writer(files: Files, name: str, target: str, link: str) -> Callable[[], None] | None:
-    """Return what puts the image `name` at `target`, or None if it is there already.
+    """Return a function that writes the image `name` to `target`, or None if it is already there.
 
-    Bytes in a zip are read here, not in the writer: raises UserError if they are damaged, with nothing written.
+    An image in a zip is read here and not in that function, so that UserError for damaged data is raised before
+    anything is written.
     """
     try:
         status = os.stat(target)
@@ -168,7 +172,7 @@ def _link(source: Path, temporary: str, link: str) -> None:
         try:
             os.link(source, temporary)
             return
-        except OSError:  # another disk, a file system without links, another owner's file
+        except OSError:  # another disk, a file system without hard links, or a file of another owner
             pass
     shutil.copyfile(source, temporary)
 
@@ -179,7 +183,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _put(target: str, write: Callable[[str], None]) -> None:
-    """Let `write` make a temporary file beside `target`, then rename it."""
+    """Call `write` to create a temporary file beside `target`, then rename it to `target`."""
     temporary = os.path.join(os.path.dirname(target), f"{_TEMPORARY}{os.getpid()}.part")
     for last in (False, True):
         try:
@@ -187,10 +191,10 @@ def _put(target: str, write: Callable[[str], None]) -> None:
                 os.unlink(temporary)
             write(temporary)
             os.replace(temporary, target)
-            if os.path.lexists(temporary):  # another conversion was first: of two names of one file both stay
+            if os.path.lexists(temporary):  # renaming does nothing if another conversion has already linked `target` to the same file
                 os.unlink(temporary)
             return
-        except FileNotFoundError:  # swept away by a second conversion that was started meanwhile
+        except FileNotFoundError:  # another conversion, started meanwhile, deleted the temporary file
             if last:
                 raise
         except BaseException:
@@ -200,7 +204,7 @@ def _put(target: str, write: Callable[[str], None]) -> None:
 
 
 def sweep(folder: Path, written: Sequence[str] = ()) -> None:
-    """Remove the temporary files that a killed conversion left in `folder`; `written`: names given to atomic_write."""
+    """Delete temporary files that a killed conversion left in `folder`; written: file names written by atomic_write."""
     prefixes = (_TEMPORARY, *(f".{name[:80]}." for name in written))
     for path in folder.glob(".*.part"):
         if path.name.startswith(prefixes):

@@ -1,7 +1,8 @@
-"""Data sets in Pascal VOC's arrangement, found in a folder or in a zip: their splits, annotations and images.
+"""Datasets in Pascal VOC's folder layout, read from a folder or a zip: their splits, annotations and images.
 
-A set is a folder with `Annotations/*.xml`, `JPEGImages/*` and, if there are given splits, `ImageSets/Main/*.txt`.
-Names inside annotations and lists are looked up among the files that are there and never used as a path.
+A dataset is a folder with `Annotations/*.xml`, `JPEGImages/*` and, if it has predefined splits,
+`ImageSets/Main/*.txt`. File names in annotations and lists are looked up among the existing files and never used as
+paths.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ MAX_XML = 5_000_000  # bytes
 MAX_LIST = 20_000_000
 MAX_IMAGE = 100_000_000
 
-_MAX_LEVELS = 8  # folders below the source that are searched
-_FLAG = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # VOC's lists per class follow the name with a flag
+_MAX_LEVELS = 8  # depth to which folders below the source are searched
+_FLAG = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # in VOC's lists per class a flag follows the name
 
 
 class Files(Protocol):
-    """What a set is read from: a folder or a zip. `problems` holds (file, reason) of what must not be used."""
+    """The files of a folder or a zip. `problems` lists (file, reason) for files that must not be used."""
 
     where: Path
-    title: str  # names a set that lies at the top
+    title: str  # name for a dataset at the top level
     names: list[str]
     problems: list[tuple[str, str]]
 
@@ -47,24 +48,24 @@ class Files(Protocol):
         """Return a file's content; raises UserError if it cannot be read or is larger than `limit` bytes."""
 
     def size(self, name: str) -> int:
-        """Return a file's size in bytes; raises UserError if there is no such plain file."""
+        """Return a file's size in bytes; raises UserError if it does not exist or is not a regular file."""
 
     def path(self, name: str) -> Path | None:
-        """Return where the file lies on the disk, or None inside a zip."""
+        """Return the file's path on the disk, or None for a file in a zip."""
 
     def equals(self, name: str, other: str) -> bool:
-        """Whether the file `other` holds the same bytes."""
+        """Return whether the file `other` has the same content."""
 
 
 class FolderFiles:
-    """The files below a folder, links followed; names are relative, with forward slashes."""
+    """The files below a folder, including linked ones; names are relative, with forward slashes."""
 
     def __init__(self, where: Path) -> None:
         self.where = where.resolve()
         self.title = self.where.name
         self.problems: list[tuple[str, str]] = []
         self.names: list[str] = []
-        seen: set[str] = set()  # a link may lead back up
+        seen: set[str] = set()  # a link may point to a parent folder
         for folder, below, files in os.walk(self.where, followlinks=True):
             inside = os.path.relpath(folder, self.where).replace(os.sep, "/")
             real = os.path.realpath(folder)
@@ -83,7 +84,7 @@ class FolderFiles:
         self._is_link(name)
         size = self.size(name)
         if size > limit:
-            raise UserError(f"too large: {size} bytes, at most {limit} are read")
+            raise UserError(f"too large: {size} bytes, the limit is {limit}")
         try:
             return read_file(f"{self.where}/{name}", limit)
         except OSError as e:
@@ -95,8 +96,8 @@ class FolderFiles:
             status = os.stat(f"{self.where}/{name}")
         except OSError as e:
             raise UserError(f"cannot be read: {e.strerror}") from e
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise UserError("no plain file")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+            raise UserError("not a regular file")
         return status.st_size
 
     def path(self, name: str) -> Path | None:
@@ -104,19 +105,19 @@ class FolderFiles:
         real = Path(os.path.realpath(f"{self.where}/{name}"))
         if self._is_link(name):
             try:
-                read_image(real, reduce=8)  # small: sets may be made of links
+                read_image(real, reduce=8)  # at reduced size for speed: all images may be links
             except ImageError as e:
-                raise UserError(f"a link to no picture: {e}") from e
+                raise UserError(f"a link to a file that is not an image: {e}") from e
         return real
 
     def _is_link(self, name: str) -> bool:
-        """Whether a file is a link, which may lead anywhere. Raises UserError if it leads to another kind of file."""
+        """Return whether a file is a symbolic link. Raises UserError if the link points to another kind of file."""
         path = f"{self.where}/{name}"
         if not os.path.islink(path):
             return False
         kind, leads_to = (Path(p).suffix.lower() for p in (path, os.path.realpath(path)))
         kind, leads_to = ("picture" if k in IMAGE_SUFFIXES else k for k in (kind, leads_to))
-        # stores of large files call them by their content, without a suffix; the lines of a list are shown
+        # large-file stores name files by their hash, without a suffix; not allowed for lists, whose lines are printed
         if leads_to != kind and (leads_to or kind == ".txt"):
             raise UserError("a link to another kind of file")
         return True
@@ -128,7 +129,7 @@ class FolderFiles:
 
 
 class ZipFiles:
-    """The safe members of a zip. Raises ArchiveError if it is no whole zip."""
+    """The safe members of a zip. Raises ArchiveError if it is not a complete zip."""
 
     def __init__(self, where: Path) -> None:
         self.where = where.resolve()
@@ -157,7 +158,7 @@ class ZipFiles:
 
 @dataclass
 class VocSet:
-    """One set: `annotations`, `images` and `lists` give the file's name in `files` by its stem (or list name)."""
+    """One dataset: `annotations`, `images` and `lists` map a file's stem to its name in `files`."""
 
     files: Files
     name: str
@@ -167,22 +168,22 @@ class VocSet:
 
     @property
     def year(self) -> int | None:
-        """2007 for a set whose folder is named VOC2007; None for one that is not of VOC's years with boxes given."""
+        """2007 or 2012 for a dataset in a folder named VOC2007 or VOC2012, None for any other."""
         match = re.fullmatch(r"VOC(2007|2012)", self.name)
         return int(match[1]) if match else None
 
     def read_annotation(self, stem: str) -> bytes:
-        """Return the bytes of one xml; raises UserError."""
+        """Return the bytes of one xml file; raises UserError if it is missing or cannot be read."""
         if stem not in self.annotations:
             raise UserError("annotation missing")
         return self.files.read(self.annotations[stem], MAX_XML)
 
     def find_image(self, stem: str, filename: str) -> str:
-        """Return the name in `files` of the image of an annotation, by the xml's stem, else by its <filename>.
+        """Return the name in `files` of an annotation's image, found by the xml's stem, or else by its <filename>.
 
-        Raises UserError if there is none, or it is empty or larger than MAX_IMAGE.
+        Raises UserError if the image is missing, empty or larger than MAX_IMAGE.
         """
-        # <filename> is often a path of the annotator's own machine, or was never updated after renaming
+        # <filename> is often a path on the annotator's machine, or was not updated when the image was renamed
         told = _key(re.split(r"[\\/]", filename)[-1])
         name = self.images.get(stem) or self.images.get(told) or self.images.get(os.path.splitext(told)[0])
         if name is None:
@@ -191,13 +192,13 @@ class VocSet:
         if size == 0:
             raise UserError("image is an empty file")
         if size > MAX_IMAGE:
-            raise UserError(f"image too large: {size} bytes, at most {MAX_IMAGE} are read")
+            raise UserError(f"image too large: {size} bytes, the limit is {MAX_IMAGE}")
         return name
 
     def splits(self) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-        """Stems of train, val and test as ImageSets/Main lists them, and (file, reason) of what is odd there.
+        """Return the stems of train, val and test from ImageSets/Main, and (file, reason) of problems in the lists.
 
-        `trainval` is train where neither train nor val is listed. Empty if there are no lists.
+        `trainval` is used as train if neither train nor val is listed. The dict is empty if there are no lists.
         """
         known = {name for name in ("train", "val", "test") if name in self.lists}
         wanted = {name: name for name in ("train", "val", "test") if name in known}
@@ -219,7 +220,7 @@ class VocSet:
         return found, problems
 
     def _stem(self, line: str) -> str:
-        """The stem a line of a list means: as it stands, else without its flag, its folder, its suffix."""
+        """Return the stem given by a line of a list: the line itself, or without its flag, its folder and its suffix."""
         line = _key(line.strip())
         if line in self.annotations:
             return line
@@ -233,7 +234,7 @@ class VocSet:
 
 @dataclass
 class Record:
-    """One image that will be converted; `image` is its name in the set's files."""
+    """One image to convert; `image` is its name in the dataset's files."""
 
     stem: str
     voc: VocSet
@@ -242,14 +243,15 @@ class Record:
 
     @property
     def file_name(self) -> str:
-        """The image's name in the output: the annotation's stem, so that image and label belong together."""
+        """The image's name in the output: the stem of the annotation, so that image and label have the same stem."""
         return self.stem + os.path.splitext(self.image)[1]
 
 
 def open_sources(paths: Sequence[Path]) -> tuple[list[VocSet], list[tuple[str, str]]]:
-    """Open zips and folders and return the sets in them, and (file, reason) of what cannot be used.
+    """Open zips and folders; return the datasets in them, and (file, reason) of those that cannot be used.
 
-    A folder without a set in it stands for the zips lying in it. One that is not there or broken spoils no other.
+    If a folder contains no dataset, the zips in it are opened instead. A missing or broken path does not affect the
+    others.
     """
     sets: list[VocSet] = []
     problems: list[tuple[str, str]] = []
@@ -263,7 +265,7 @@ def open_sources(paths: Sequence[Path]) -> tuple[list[VocSet], list[tuple[str, s
                     inside, problem = open_sources(sorted(p for p in path.glob("*.[zZ][iI][pP]") if p.is_file()))
                     found = inside
             if not found and not problem:
-                problem = [(str(path), "no VOC set in it: no folder Annotations with xml files")]
+                problem = [(str(path), "no VOC dataset: there is no folder Annotations with xml files")]
         except UserError as e:
             found, problem = [], [(str(path), str(e))]
         sets += found
@@ -273,17 +275,17 @@ def open_sources(paths: Sequence[Path]) -> tuple[list[VocSet], list[tuple[str, s
 
 def _open_zip(path: Path) -> tuple[list[VocSet], list[tuple[str, str]]]:
     if path.suffix.lower() in (".tar", ".gz", ".tgz", ".rar", ".7z"):
-        raise ArchiveError("not a zip: unpack it and give its folder")
+        raise ArchiveError("not a zip: unpack it and give the path of its folder")
     files = ZipFiles(path)
     return find_sets(files), files.problems
 
 
 def find_sets(files: Files) -> list[VocSet]:
-    """Return every set in a folder or zip: each folder that holds `Annotations/` with xml files in it."""
+    """Return every dataset in a folder or zip: each folder that contains `Annotations/` with xml files."""
     found: dict[str, VocSet] = {}
     for name in files.names:
         folder, _, base = name.rpartition("/")
-        if base.startswith("."):  # what a Mac adds to a zip, __MACOSX/.../._name
+        if base.startswith("."):  # macOS adds __MACOSX/.../._name to zips
             continue
         root, kind, table = _place(folder)
         if kind is None:
@@ -298,7 +300,10 @@ def find_sets(files: Files) -> list[VocSet]:
 
 
 def _place(folder: str) -> tuple[str, frozenset[str] | None, str]:
-    """Which set's root a folder belongs to, the suffixes of interest in it, and the table they go to."""
+    """Return the root of the dataset that a folder belongs to, the suffixes of the files to use, and their attribute.
+
+    The attribute is that of `VocSet`; the suffixes are None for a folder that is not used.
+    """
     root, _, last = folder.rpartition("/")
     if last == "Annotations":
         return root, frozenset([".xml"]), "annotations"
@@ -310,22 +315,22 @@ def _place(folder: str) -> tuple[str, frozenset[str] | None, str]:
 
 
 def _key(name: str) -> str:
-    """A name in one Unicode form: a Mac writes an accent as a letter of its own, a list may not."""
+    """Normalise a name to Unicode NFC, since macOS stores accents as separate characters and lists may not."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def is_custom(sets: Sequence[VocSet]) -> bool:
-    """Whether the sets are someone's own and not VOC2007 or VOC2012; raises UserError for both at once."""
+    """Return whether the datasets are custom ones and not VOC2007 or VOC2012; raises UserError for a mix of both."""
     own = [voc.name for voc in sets if voc.year is None]
     if own and len(own) < len(sets):
-        raise UserError(f"VOC's years and another set, {own[0]!r}, in one run: convert one after the other")
+        raise UserError(f"VOC2007 or VOC2012 and another dataset, {own[0]!r}, in one run: convert them separately")
     return bool(own)
 
 
 def seeded_split(stems: Sequence[str], fractions: Sequence[float], seed: int) -> dict[str, list[str]]:
-    """Split `stems` into train, val and, with a third fraction, test; each gets one at least, as far as they go.
+    """Split `stems` into train, val and, with a third fraction, test; each gets at least one stem if there are enough.
 
-    Stems are ordered by a hash with the seed, so that images added later hardly move the others from split to split.
+    Stems are sorted by a hash with the seed, so that adding images later moves few of the others to another split.
     """
     order = sorted(stems, key=lambda stem: hashlib.sha256(f"{seed}:{stem}".encode("utf-8", "replace")).digest())
     names = ("train", "val", "test")[: len(fractions)]
@@ -339,14 +344,14 @@ def seeded_split(stems: Sequence[str], fractions: Sequence[float], seed: int) ->
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Return width and height in pixels of an encoded image, turned as its EXIF says, as the training reads it.
+    """Return width and height in pixels of an encoded image, after its EXIF rotation, which training applies too.
 
-    Raises UserError if it cannot be decoded.
+    Raises UserError if the image cannot be decoded.
     """
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error:
         image = None
     if image is None:
-        raise UserError("image cannot be decoded, and the xml tells no size")
+        raise UserError("image cannot be decoded, and the xml has no <size>")
     return image.shape[1], image.shape[0]

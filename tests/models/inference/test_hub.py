@@ -339,7 +339,7 @@ def test_show_without_a_display(model: AutoShape, monkeypatch: pytest.MonkeyPatc
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     model(RGB).show()
-    assert "there is no display here" in capsys.readouterr().out
+    assert "no display is available" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -349,7 +349,7 @@ def test_show_in_the_viewer(model: AutoShape, monkeypatch: pytest.MonkeyPatch, w
     monkeypatch.setattr(detections.ImageShow, "show", lambda image, title: shown.append(title) or works)
     model([RGB, RGB]).show()
     assert shown == (["image0.jpg", "image1.jpg"] if works else ["image0.jpg"])
-    assert ("no program to show pictures" in capsys.readouterr().out) != works
+    assert ("no image viewer was found" in capsys.readouterr().out) != works
 
 
 def test_show_in_a_notebook(model: AutoShape, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,22 +369,22 @@ def test_profile_prints_every_layer(model: AutoShape, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("ims", "message"),
     [
-        ([], "an empty list"),
-        (None, "picture 0 is of type NoneType: give a path"),
-        ([RGB, 3], "picture 1 is of type int"),
-        ([torch.zeros(3, 64, 64)], "picture 0 is of type Tensor"),
+        ([], "list of images is empty"),
+        (None, "image 0 is of type NoneType: give a path"),
+        ([RGB, 3], "image 1 is of type int"),
+        ([torch.zeros(3, 64, 64)], "image 0 is of type Tensor"),
         ("nowhere.png", "nowhere.png: No such file"),
         ("", r"\.: is a folder"),
-        (ROOT / "data", "data: is a folder; give the pictures in it as a list"),
-        (ROOT / "train.py", "train.py: the file is no picture"),
+        (ROOT / "data", "data: is a folder; give its images as a list"),
+        (ROOT / "train.py", "train.py: the file is not an image"),
         ("a\0b.png", "embedded null"),
         ("x" * 10_000, "File name too long"),
         ("http://127.0.0.1:1/a.png", "cannot download http://127.0.0.1:1/a.png"),
-        (RGB / 255, "picture 0: an array of float64; it must be uint8"),
-        (RGB[None], r"picture 0: an array of shape \(1, 60, 90, 3\)"),
+        (RGB / 255, "image 0: an array of float64; it must be uint8"),
+        (RGB[None], r"image 0: an array of shape \(1, 60, 90, 3\)"),
         (RGB[..., :2], r"an array of shape \(60, 90, 2\)"),
         (RGB[:0], r"an array of shape \(0, 90, 3\)"),
-        (Image.fromarray(RGB[..., 0].astype(np.uint16)), "mode I;16; bring it to 8 bits"),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16)), "mode I;16; convert it to 8 bits"),
         (torch.zeros(3, 64, 64), r"a tensor of shape \(3, 64, 64\): it must be \(b, 3, h, w\)"),
         (torch.zeros(1, 3, 64, 70), "multiples of 32"),
     ],
@@ -401,7 +401,7 @@ def test_wrong_pictures_are_one_line(
 def test_a_cut_off_pil_file(model: AutoShape, folder: Path, tmp_path: Path) -> None:
     content = (folder / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    with Image.open(tmp_path / "cut.png") as image, pytest.raises(UserError, match="picture 0: this PIL image cannot"):
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(UserError, match="image 0: this PIL image cannot"):
         model(image)
 
 
@@ -412,7 +412,7 @@ def test_a_cut_off_pil_file(model: AutoShape, folder: Path, tmp_path: Path) -> N
         ({"conf": "a"}, 64, r"\.conf 'a' and \.iou"),
         ({"classes": [[0]]}, 64, r"\.classes \[\[0\]\]"),
         ({"max_det": 0}, 64, r"\.max_det 0"),
-        ({"classes": [2]}, 64, r"\.classes \[2\]: a list of class numbers, or None; this model knows 0 to 1"),
+        ({"classes": [2]}, 64, r"\.classes \[2\]: give a list of class indices, or None; this model has 0 to 1"),
         ({"classes": 1}, 64, r"\.classes 1: a list"),
         ({"training": True}, 64, "training mode"),
         ({}, 0, "size=0: give the longer side"),
@@ -475,7 +475,7 @@ def test_quiet_is_quiet_and_only_then(folder: Path, capsys: pytest.CaptureFixtur
     ("call", "message"),
     [
         (lambda: load_custom("nowhere.pt"), "nowhere.pt: no such file"),
-        (lambda: create("yolov5n", True), r"yolov5n\(pretrained=True\): this program downloads no weights"),
+        (lambda: create("yolov5n", True), r"yolov5n\(pretrained=True\): weights are not downloaded"),
         (lambda: create("yolov5n", "nowhere.pt"), "nowhere.pt: no such file"),
         (lambda: create("yolov5_shufflenet", classes=0), r"yolov5_shufflenet\(classes=0\): a whole number"),
         (lambda: create("yolov5_shufflenet", channels=1), "takes 1 channels .* autoshape=False"),

@@ -368,10 +368,10 @@ def test_layers(text: str, expected: list[int]) -> None:
         ("13", "there is no layer 13; this model has layers 0 to 12, neck is 5-11"),
         ("1-40", "there is no layer 40"),
         ("9-3", "runs backwards; give 3-9"),
-        ("head", "'head' is none of neck, all"),
-        ("1,,2", "'' is none of"),
-        ("", "'' is none of"),
-        ("-1", "'-1' is none of"),
+        ("head", "'head' is not neck, all"),
+        ("1,,2", "'' is not neck"),
+        ("", "'' is not neck"),
+        ("-1", "'-1' is not neck"),
     ],
 )
 def test_wrong_layers(text: str, message: str) -> None:
@@ -391,10 +391,10 @@ def test_wrong_layers(text: str, message: str) -> None:
         ("slimconv", ["C3", [32, "False"]], ("C3Slim", (32, "False", 2))),
         ("slimconv", ["C3", [32, False, 1, 1.0]], ("C3Slim", (32, False, 4, 1.0))),
         ("slimneck", ["Conv", [33, 3]], "its width 33 is odd"),
-        ("slimneck", ["Conv", [32, 3, 1, 1]], r"its row \[32, 3, 1, 1\] gives more than width, kernel and stride"),
+        ("slimneck", ["Conv", [32, 3, 1, 1]], r"its row \[32, 3, 1, 1\] has more than width, kernel and stride"),
         ("slimconv", ["Conv", [32, 1, 1]], "a 1x1 convolution has nothing to separate"),
-        ("slimneck", ["C3", [34]], "its inner width 17 is odd"),
-        ("slimconv", ["C3", [32, True, 2]], "has groups already"),
+        ("slimneck", ["C3", [34]], "its hidden width 17 is odd"),
+        ("slimconv", ["C3", [32, True, 2]], "already has groups"),
         ("slimconv", ["SPPF", [32, 5]], "SPPF has no light form; Conv and C3 have"),
         ("slimneck", ["GSConv", [32, 3, 1]], "GSConv has no light form"),
     ],
@@ -420,7 +420,7 @@ def test_what_is_several_or_not_lighter_stays() -> None:
            "head": [[-1, 1, "Conv", [16, 1, 1]], [[2, 5], 1, "Detect", ["nc", "anchors"]]]}  # fmt: skip
     swaps, left = plan_swaps(network(cfg), "slimneck", [1, 3, 4, 5])
     assert [s.index for s in swaps] == [1, 4]
-    assert left == {3: "several in one row", 5: "GSConv would have 296 parameters in place of 160"}
+    assert left == {3: "several blocks in one row", 5: "GSConv would have 296 parameters in place of 160"}
 
 
 def test_layers_without_weights_are_not_told_about() -> None:

@@ -137,7 +137,7 @@ def test_a_set_that_is_gone_is_no_matter_of_single_images(index: LabelIndex, mon
     dataset = DetectionDataset(index, 64, 4)
     folder = Path(index.file(0)).parent
     folder.rename(folder.with_name("gone"))
-    with pytest.raises(ImagesLost, match="an image cannot be read .*is the disk that holds the data set still there"):
+    with pytest.raises(ImagesLost, match="an image cannot be read .*is the disk that holds the dataset still there"):
         dataset[0]
     folder.mkdir()
     monkeypatch.setattr(module, "MOST_LOST", 3)

@@ -84,7 +84,7 @@ def test_lines_of_a_list_of_streams(line: str, media: Path, monkeypatch: pytest.
     """Devices and all schemes go to OpenCV, which here opens nothing; a line of any length is one error."""
     monkeypatch.setattr(sources.cv2, "VideoCapture", lambda source: SimpleNamespace(isOpened=lambda: False))
     (media / "a.streams").write_text(line)
-    message = "is no stream" if line.startswith("xx") else "this stream cannot be opened"
+    message = "not a stream" if line.startswith("xx") else "this stream cannot be opened"
     with pytest.raises(UserError, match=message) as e:
         open_source(str(media / "a.streams"))
     assert len(str(e.value)) < 600
@@ -94,10 +94,10 @@ def test_lines_of_a_list_of_streams(line: str, media: Path, monkeypatch: pytest.
     ("source", "message"),
     [
         ("nowhere.jpg", "no such file"),
-        ("notes.md", "no known kind of picture"),
-        ("empty", "no picture or video in it"),
+        ("notes.md", "not a known image or video format"),
+        ("empty", "contains no image or video"),
         ("screen 0", "screenshots are not supported"),
-        ("bad.streams", "is no stream"),
+        ("bad.streams", "not a stream"),
     ],
 )
 def test_nothing_to_look_at(media: Path, source: str, message: str) -> None:

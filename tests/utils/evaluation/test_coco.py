@@ -58,7 +58,7 @@ def test_categories_are_known_by_number_if_the_names_were_changed(tmp_path: Path
         (lambda c: c.pop("images"), "no list 'images'"),
         (lambda c: c.update(annotations={}), "no list 'annotations'"),
         (lambda c: c.update(categories=[1]), "no list 'categories'"),
-        (lambda c: c["categories"][0].update(name="cow"), "category 'cow' is none of the data yaml's names"),
+        (lambda c: c["categories"][0].update(name="cow"), "category 'cow' is not one of the data yaml's names"),
         (lambda c: c["categories"][0].update(id=3), "each of 'categories' needs an id"),
         (lambda c: c["images"][1].update(id=7), r"images\[1\]"),
         (lambda c: c["images"][1].update(width="50"), r"images\[1\]"),

@@ -99,9 +99,9 @@ def test_difficult_objects_are_not_punished_by_voc() -> None:
     assert got["voc12"].score.figures["mAP50"] == 1 and got["voc07"].score.figures["mAP50"] == pytest.approx(0.5)
     assert got["yolov5"].summary[2] < 0.8
     assert [got[p].difficult for p in got] == [1, 1, None]
-    for protocol, words in (("yolov5", "1 images, 1 objects, and 1 difficult ones, of which"),
+    for protocol, words in (("yolov5", "1 images, 1 objects, and 1 difficult ones, whose"),
                             ("voc12", "1 images, 1 objects, and 1 difficult ones, ignored"),
-                            ("voc07", "which objects are difficult is not known")):  # fmt: skip
+                            ("voc07", "it is not known which objects are difficult")):  # fmt: skip
         text = results_table(got[protocol], NAMES, per_class=True)
         assert f"protocol {protocol}" in text and words in text
     # class, images, objects, difficult ones, AP50

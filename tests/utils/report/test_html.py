@@ -186,7 +186,7 @@ def test_pairs_are_row_minus_column_both_ways(whole: Page) -> None:
 )
 def test_how_many_pairs_are_decided(low: float, high: float, expected: str) -> None:
     made = Comparison("", [entry("a"), entry("b")], {}, [Difference(0, 1, "mAP50-95", Interval(0.0, low, high))])
-    assert expected in pairs_sentence(made) and "luck of the training" in pairs_sentence(made)
+    assert expected in pairs_sentence(made) and "randomness of training" in pairs_sentence(made)
 
 
 @pytest.mark.parametrize(
