@@ -1,6 +1,6 @@
-"""The detector: yaml rows become blocks (`parse_model`), blocks become a network (`DetectionModel`, alias `Model`).
+"""The detector: `parse_model` builds the blocks of a model yaml, `DetectionModel` (alias `Model`) is the network.
 
-    python models/yolo.py --cfg yolov5_shufflenet.yaml    # layer table with output shape and stride, totals
+    python models/yolo.py --cfg yolov5_shufflenet.yaml    # print a table of the layers and the totals
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before torch is imported, so that --help and wrong flags are reported without that delay
 
 import torch
 from torch import Tensor, nn
@@ -49,18 +49,18 @@ from utils.settings.config import check_model_cfg, is_number, is_whole, load_mod
 from utils.system.console import LOGGER, run_script
 from utils.system.profiling import count_gflops
 
-for _room in (models.blocks, models.heads):  # importing a file registers the blocks in it
+for _room in (models.blocks, models.heads):  # importing a module registers its blocks
     for _file in pkgutil.iter_modules(_room.__path__, f"{_room.__name__}."):
         importlib.import_module(_file.name)
 
 _KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
 ACTIVATIONS = {cls.__name__: cls for cls in _KNOWN}
-LARGEST_MAP = 2**29  # numbers in the output of a layer
-PROBE_SIZE = 256  # pixels: side of the empty image on which strides are read off; strides divide it
+LARGEST_MAP = 2**29  # largest number of elements in the output of a layer
+PROBE_SIZE = 256  # pixels: side of the empty image with which strides are determined; a multiple of every stride
 
 
 def parse_activation(text: str | None) -> nn.Module | None:
-    """Turn a yaml's `activation:` such as `nn.LeakyReLU(0.1)` into a module. Raises ValueError if it is unknown."""
+    """Build the module for a yaml's `activation:`, such as `nn.LeakyReLU(0.1)`. Raises ValueError if it is unknown."""
     if text is None:
         return None
     match = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*(?:\(\s*(-?[\d.eE+-]+)?\s*\))?\s*", str(text))
@@ -71,7 +71,7 @@ def parse_activation(text: str | None) -> nn.Module | None:
     cls, arg = ACTIVATIONS[name], match.group(2)
     if arg:
         if cls not in (nn.LeakyReLU, nn.ELU):
-            raise ValueError(f"activation '{text}': {name} takes no number")
+            raise ValueError(f"activation '{text}': {name} takes no argument")
         return cls(float(arg), inplace=True)
     return cls() if cls is nn.GELU else cls(inplace=True)
 
@@ -79,9 +79,9 @@ def parse_activation(text: str | None) -> nn.Module | None:
 def parse_model(d: dict[str, Any], ch: list[int]) -> tuple[nn.Sequential, list[int]]:
     """Build the layers of a model config.
 
-    d: the content of a model yaml. ch: [input channels]. Returns the layers, each carrying `i, f, type, np` (index,
-    from, block name, parameters), and the sorted indices of layers whose output a later one reads.
-    Raises UserError naming the yaml file, the layer and its row.
+    d: the content of a model yaml. ch: [input channels]. Returns the layers, each with the attributes `i, f, type, np`
+    (index, from, block name, parameters), and the sorted indices of the layers whose output must be kept for a later
+    layer. Raises UserError naming the yaml file, the layer and its row.
     """
     where = d.get("yaml_file") or "model config"
     try:
@@ -110,23 +110,26 @@ def parse_model(d: dict[str, Any], ch: list[int]) -> tuple[nn.Sequential, list[i
 
 
 def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: bool) -> tuple[nn.Module, int]:
-    """Build layer i; returns it and its output width. `widths` holds those of the layers before (i=0: the input)."""
+    """Build layer i; returns it and its output width.
+
+    widths: output widths of the earlier layers; for i = 0 the channels of the input.
+    """
     if not isinstance(row, list) or len(row) != 4:
         raise ValueError("a row is [from, repeats, module, args]")
     source, repeats, name, args = row
     froms = source if isinstance(source, list) else [source]
     for f in froms:
         if not isinstance(f, int) or isinstance(f, bool) or not (-i <= f < i or (i == 0 and f == -1)):
-            raise ValueError(f"'from' {f!r} is no earlier layer")
+            raise ValueError(f"'from' {f!r} is not an earlier layer")
     if not isinstance(repeats, int) or isinstance(repeats, bool) or not 1 <= repeats <= 1000:
-        raise ValueError(f"repeats is {repeats!r}, it must be a whole number from 1")
+        raise ValueError(f"repeats is {repeats!r}, it must be a whole number from 1 to 1000")
     if not isinstance(args, list):
         raise ValueError("args must be a list")
     block = find_block(str(name))
     if (block.channels == "head") != last:
         raise ValueError("a head such as Detect must be the last layer, and the last layer must be a head")
     if len(froms) > 1 and block.channels in ("out", "same"):
-        raise ValueError(f"{name} takes one input, 'from' names {len(froms)}")
+        raise ValueError(f"{name} takes one input, but 'from' lists {len(froms)}")
     n = max(round(repeats * d.get("depth_multiple", 1.0)), 1) if repeats > 1 else repeats
     args = [_argument(a, d) for a in args]
     c_in = [widths[f] for f in froms]
@@ -138,7 +141,7 @@ def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: b
         args, c_out = [*args, c_in], 0
     else:
         c_out = sum(c_in)
-    # from the second copy on a block sees its own output width
+    # in a stack, the second and later copies have c_out input channels
     stack = [[c_out, *args[1:]] if block.channels == "out" and k else args for k in range(n)]
     for a in stack:
         check_arguments(block.cls, a)
@@ -150,7 +153,7 @@ def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: b
 
 
 def _argument(value: Any, d: dict[str, Any]) -> Any:
-    """The words a yaml row may use for values: None, True, False, nc, anchors; anything else stands for itself."""
+    """Replace the words None, True, False, nc and anchors in a yaml row by their values; return others unchanged."""
     if not isinstance(value, str):
         return value
     words = {"None": None, "True": True, "False": False, "nc": d["nc"], "anchors": _anchors(d)}
@@ -158,24 +161,24 @@ def _argument(value: Any, d: dict[str, Any]) -> Any:
 
 
 def _anchors(d: dict[str, Any]) -> list[list[float]]:
-    """The anchors of a config; for a count placeholders, which autoanchor replaces."""
+    """Return the anchors of a config; placeholders, which autoanchor replaces, if it gives only their number."""
     if not isinstance(d["anchors"], int):
         return d["anchors"]
     return [[float(v) for v in range(1, 2 * d["anchors"] + 1)]] * len(d["head"][-1][0])
 
 
 def _width(args: list[Any], d: dict[str, Any]) -> int:
-    """The output width a row asks for, scaled by width_multiple."""
+    """Return the output width of a row, scaled by width_multiple."""
     if not args or not isinstance(args[0], int) or isinstance(args[0], bool) or not 1 <= args[0] <= 65536:
         raise ValueError("the first argument must be the output width, a whole number from 1 to 65536")
     return make_divisible(args[0] * d.get("width_multiple", 1.0), d.get("channel_multiple", 8))
 
 
 class DetectionModel(nn.Module):
-    """A detector from a model yaml, with YOLOv5's state-dict keys.
+    """A detector built from a model yaml, with YOLOv5's state-dict keys.
 
-    Input (b, ch, h, w) in [0, 1] with h and w multiples of the largest stride; output as `Detect` gives it.
-    `yaml`, `names` and `stride` describe it. Raises UserError if the config is wrong.
+    Input: (b, ch, h, w) in [0, 1], h and w multiples of the largest stride. Output: as of `Detect`.
+    Attributes: `yaml` (the config), `names` {index: class name}, `stride`. Raises UserError if the config is wrong.
     """
 
     def __init__(
@@ -199,10 +202,11 @@ class DetectionModel(nn.Module):
 
     @property
     def stride(self) -> Tensor:
-        """Strides of the output maps, in pixels."""
+        """Strides of the output maps in pixels, (nl,)."""
         return self.model[-1].stride
 
     def forward(self, x: Tensor, augment: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor] | None]:
+        """Detect in (b, ch, h, w); returns the output of `Detect`. augment: with test-time augmentation (eval mode)."""
         if augment:
             return self._forward_augmented(x)
         return self._forward_once(x)
@@ -217,7 +221,7 @@ class DetectionModel(nn.Module):
         return x
 
     def _forward_augmented(self, x: Tensor) -> tuple[Tensor, None]:
-        """Test-time augmentation: the image, mirrored at 0.83, and at 0.67 of its size; boxes of all three."""
+        """Test-time augmentation: return the detections at scale 1, at 0.83 mirrored and at 0.67, concatenated."""
         height, width = x.shape[-2:]
         step = int(self.stride.max())
         found = []
@@ -236,14 +240,14 @@ class DetectionModel(nn.Module):
         return torch.cat(found, 1), None
 
     def fuse(self) -> DetectionModel:
-        """Fold batch norms into convolutions, in place, for inference; returns self."""
+        """Fold batch norms into convolutions, in place, for inference. Returns self."""
         fuse_batch_norms(self)
         return self
 
     def deploy(self) -> DetectionModel:
-        """Fold batch norms and channel shuffles into convolutions, in place, for inference; returns self.
+        """Fold batch norms and channel shuffles into convolutions, in place, for inference. Returns self.
 
-        The outputs are the same but for rounding; the state dict is no longer that of the config.
+        The outputs stay the same except for rounding; the state dict no longer matches the config.
         """
         fuse_batch_norms(self)
         widths = [shape[1] for shape in trace_shapes(self, PROBE_SIZE)]
@@ -254,11 +258,11 @@ class DetectionModel(nn.Module):
         return self
 
     def _read_strides(self, where: str) -> None:
-        """Run an empty image through, set the head's strides and put the anchors in units of them."""
+        """Run an empty image through the network, set the head's strides and convert its anchors to units of them."""
         head: Detect = self.model[-1]
-        # on the meta device shapes need no memory, but its first use imports a compiler, which takes seconds
+        # the meta device needs no memory, but its first use imports a compiler, which takes seconds
         probe = self if _stays_small(self.model) else copy.deepcopy(self).to("meta")
-        probe.eval()  # or batch norms would learn from it
+        probe.eval()  # keeps the running statistics of batch norms unchanged
         probe.model[-1].train()
         shapes = trace_shapes(probe, PROBE_SIZE, where)
         self.train()
@@ -267,7 +271,7 @@ class DetectionModel(nn.Module):
             if PROBE_SIZE % shape[-1] or PROBE_SIZE % shape[-2] or shape[-1] != shape[-2]:
                 raise UserError(
                     f"{where}: Detect cannot use layer {f}: its map is {shape[-2]}x{shape[-1]} for an image of "
-                    f"{PROBE_SIZE}x{PROBE_SIZE}, which is no whole stride"
+                    f"{PROBE_SIZE}x{PROBE_SIZE}, so its stride is not a whole number"
                 )
         head.set_strides([PROBE_SIZE / shape[-1] for shape in maps])
 
@@ -276,7 +280,7 @@ Model = DetectionModel
 
 
 def _stays_small(layers: nn.Module) -> bool:
-    """Whether the maps of PROBE_SIZE are sure to need little memory: nothing wide, nothing that enlarges much."""
+    """Whether a PROBE_SIZE image surely needs little memory: no very wide layers, none that enlarge maps much."""
     for m in layers.modules():
         if isinstance(m, nn.MaxPool2d) and not (is_whole(m.kernel_size) and m.kernel_size <= 32):
             return False
@@ -297,17 +301,17 @@ def _initialize_batch_norms(model: nn.Module) -> None:
 
 @torch.no_grad()
 def trace_shapes(model: DetectionModel, imgsz: int, where: str = "model") -> list[tuple[int, ...]]:
-    """Return the output shape of every layer (the last of its list for the head) for one image of imgsz x imgsz.
+    """Return the output shape of every layer for one image of imgsz x imgsz; for the head, that of its last map.
 
-    Raises UserError naming the layer at which maps do not fit together.
+    Raises UserError naming the layer that cannot process its input.
     """
     shapes: list[tuple[int, ...]] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        while not isinstance(output, Tensor):  # a head answers with a list of maps, in a tuple or bare
+        while not isinstance(output, Tensor):  # a head returns a list of maps, or a tuple that ends with it
             output = output[-1]
         if output.numel() > LARGEST_MAP:
-            raise RuntimeError(f"its map of {' x '.join(map(str, output.shape[1:]))} is too large")
+            raise RuntimeError(f"its output of {' x '.join(map(str, output.shape[1:]))} is too large")
         shapes.append(tuple(output.shape))
 
     handles = [m.register_forward_hook(note) for m in model.model]
@@ -326,7 +330,7 @@ def trace_shapes(model: DetectionModel, imgsz: int, where: str = "model") -> lis
 
 
 def layer_table(model: DetectionModel, imgsz: int = 640) -> str:
-    """Return the model as text: one row per layer, and the totals."""
+    """Return a table of the model as text: one row per layer, then the totals."""
     rows = [("", "from", "n", "params", "module", "output", "stride", "arguments")]
     shapes = trace_shapes(model, imgsz, model.yaml.get("yaml_file") or "model")
     yaml_rows = [*model.yaml["backbone"], *model.yaml["head"]]
@@ -342,7 +346,7 @@ def layer_table(model: DetectionModel, imgsz: int = 640) -> str:
 
 
 def model_summary(model: DetectionModel, imgsz: int = 640) -> str:
-    """Return one line: layers, parameters, GFLOPs at imgsz, strides."""
+    """Return the number of layers and parameters, the GFLOPs at imgsz and the strides as one line of text."""
     params = sum(p.numel() for p in model.parameters())
     strides = "/".join(f"{s:g}" for s in model.stride)
     name = Path(model.yaml.get("yaml_file") or "model").stem
@@ -351,19 +355,20 @@ def model_summary(model: DetectionModel, imgsz: int = 640) -> str:
 
 
 def coarse_stride_warning(model: DetectionModel) -> str:
-    """Return a warning if the finest stride is so large that small objects are out of reach, or an empty string."""
+    """Return a warning if the smallest stride is too large for small objects, otherwise an empty string."""
     finest = int(model.stride.min())
     if finest < 32:
         return ""
     strides = "/".join(f"{s:g}" for s in model.stride)
     name = model.yaml.get("yaml_file") or "this model"
-    return f"{name} detects at strides {strides}: objects under about {finest} px are out of its reach"
+    return f"{name} detects at strides {strides}: objects under about {finest} px are likely to be missed"
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Print the layer table."""
     model = Model(opt.cfg, nc=opt.nc).eval()
     if opt.imgsz < 1 or opt.imgsz % int(model.stride.max()):
-        raise UserError(f"--imgsz {opt.imgsz} is no multiple of the largest stride, {int(model.stride.max())}")
+        raise UserError(f"--imgsz {opt.imgsz} is not a multiple of the largest stride, {int(model.stride.max())}")
     print(layer_table(model, opt.imgsz))
     if warning := coarse_stride_warning(model):
         LOGGER.warning(warning)

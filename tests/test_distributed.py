@@ -139,7 +139,7 @@ def test_a_killed_process_ends_the_training_with_a_message(tmp_path: Path) -> No
             job.kill()
         log.seek(0)
         text = log.read()
-    assert text.count("another process of this training is gone") == 1 and "--resume" in text
+    assert text.count("another process of this training has ended") == 1 and "--resume" in text
     assert "stopping after this batch" not in text  # torchrun asks for it, but nothing can be saved any more
     assert "Traceback" not in text.split("another process")[0]
     assert load_checkpoint(tmp_path / "killed/weights/last.pt", training=True)

@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(unfinished: Path, tmp_pat
     done = subprocess.run([sys.executable, "train.py", "--resume", str(unfinished)], cwd=ROOT, capture_output=True,
                           text=True, preexec_fn=small_files, timeout=300)  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "last.pt: cannot be written (File too large); the file that was there is intact" in done.stderr
+    assert "last.pt: cannot be written (File too large); the previous file is intact" in done.stderr
     assert unfinished.read_bytes() == before and not list(tmp_path.rglob("*.part"))
 
 

@@ -236,7 +236,7 @@ def test_evolution_needs_a_val_split(data: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(data.read_text())
     del content["val"]
     (tmp_path / "noval.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match="--evolve goes by the results on the val split, and .*noval.yaml has none"):
+    with pytest.raises(UserError, match="--evolve compares results on the val split, and .*noval.yaml has none"):
         train.run(data=str(tmp_path / "noval.yaml"), evolve=2, project=str(tmp_path / "runs"))
 
 

@@ -1,3 +1,5 @@
-"""Building blocks, one file per family, and how they are fused for inference. Imports `models.common` and
-`models.registry`, nothing else of `models`; no heads, no whole networks.
+"""Building blocks, one file per family, and their fusion for inference.
+
+The only other modules of `models` that these files import are `models.common` and `models.registry`. No heads, no whole
+networks.
 """

@@ -1,4 +1,4 @@
-"""Fold batch norm into the convolution before it, for inference."""
+"""Folding of batch norms into the convolutions before them, for inference."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def fold_batch_norm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
-    """Return one convolution equal to `bn(conv(x))` in eval mode."""
+    """Return one convolution that computes `bn(conv(x))` in eval mode."""
     fused = nn.Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-        device="meta",  # without first weights, for which random numbers would be drawn
+        device="meta",  # skips the initialization, which would draw random numbers
     )  # fmt: skip
     scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     bias = conv.bias if conv.bias is not None else torch.zeros_like(bn.running_mean)
@@ -21,7 +21,7 @@ def fold_batch_norm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
 @torch.no_grad()
 def fuse_batch_norms(model: nn.Module) -> nn.Module:
-    """Fold, in place, every batch norm that directly follows a convolution among a module's children."""
+    """Fold, in place, every batch norm whose preceding sibling module is a convolution. Returns `model`."""
     for module in model.modules():
         previous = ""
         for name, child in list(module.named_children()):

@@ -1,6 +1,6 @@
-"""The same operations as torch's, with the same results, where the usual way to their gradients is slow on a CPU.
+"""Replacements for torch operations whose backward pass is slow on a CPU. Their results are the same as torch's.
 
-What they are worth is measured by `python my_tools/benchmark.py`.
+`python my_tools/benchmark.py` measures the time they save.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ CHANNELS_LAST = torch.channels_last
 
 
 def interleave(a: Tensor, b: Tensor) -> Tensor:
-    """Two channels-last maps (b, n, h, w) as one (b, 2n, h, w) with their channels in turns: a0 b0 a1 b1 ..."""
+    """Merge two channels-last maps (b, n, h, w) into one (b, 2n, h, w) with alternating channels a0 b0 a1 b1 ..."""
     return (_Interleave.apply if _has_gradient(a, b) else _interleaved)(a, b)
 
 
 def deinterleave(a: Tensor, b: Tensor) -> Tensor:
-    """Of two channels-last maps, laid one behind the other, first the even channels, then the odd ones."""
+    """Concatenate two channels-last maps along the channels, then put the even channels first and the odd ones last."""
     return (_Deinterleave.apply if _has_gradient(a, b) else _deinterleaved)(a, b)
 
 
 def dense_gradient(x: Tensor) -> Tensor:
-    """x, whose gradient will lie in memory without gaps.
+    """Return x, registered with a hook that makes its gradient contiguous in memory (on CPUs only).
 
-    That of a concatenation's part does not, and with gaps torch's CPU kernels take six to twelve times as long for the
-    gradients of SiLU and of batch norm, which come next, as without.
+    The gradient of an input of a concatenation is a slice with gaps. With such a gradient, torch's CPU kernels take six
+    to twelve times as long for the backward passes of SiLU and batch norm, which come next.
     """
     if x.requires_grad and x.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
         x.register_hook(_dense_like_channels_last if _is_channels_last(x) else Tensor.contiguous)
@@ -37,7 +37,7 @@ def dense_gradient(x: Tensor) -> Tensor:
 
 
 def is_channels_last(*maps: Tensor) -> bool:
-    """Whether all maps, or what they are parts of, lie in memory with the channels of a pixel together."""
+    """Whether all maps are in channels-last memory format, or slices along the channels of maps that are."""
     return all(x.ndim == 4 and x.stride(1) == 1 and not x.is_contiguous() for x in maps)
 
 
@@ -59,7 +59,7 @@ def _interleaved(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _deinterleaved(a: Tensor, b: Tensor) -> Tensor:
-    odd = a.shape[1] % 2  # then the even channels of both together are not the even ones of b
+    odd = a.shape[1] % 2  # if a has an odd width, the even channels of the concatenation are the odd channels of b
     return _dense_like_channels_last(torch.cat((a[:, ::2], b[:, odd::2], a[:, 1::2], b[:, 1 - odd :: 2]), 1))
 
 
@@ -85,7 +85,7 @@ class _Deinterleave(torch.autograd.Function):
 
 
 class _DepthwiseConvolution(torch.autograd.Function):
-    """A depthwise convolution in bfloat16 whose input gradient is worked out in float32."""
+    """Depthwise convolution in bfloat16 whose input gradient is computed in float32."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
@@ -108,7 +108,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
 
 
 class StridedDepthwiseConv2d(nn.Conv2d):
-    """An `nn.Conv2d` that is fast to train under bfloat16 autocast on a CPU; the same parameters, the same output."""
+    """`nn.Conv2d` with a faster backward pass under bfloat16 autocast on a CPU; same parameters, same output."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         geometry = self.stride, self.padding, self.dilation, self.groups
@@ -118,10 +118,10 @@ class StridedDepthwiseConv2d(nn.Conv2d):
 
 
 def replace_strided_depthwise(model: nn.Module) -> nn.Module:
-    """Put `StridedDepthwiseConv2d` in the place of a model's depthwise convolutions with a stride; returns the model.
+    """Replace a model's depthwise convolutions with a stride above 1 by `StridedDepthwiseConv2d`. Returns the model.
 
-    For training in bfloat16 on a CPU: oneDNN has no fast kernel for the gradient of their input there, it takes 20 to
-    40 times as long as in float32, which was a third of a step of ShuffleNetV2.
+    For training in bfloat16 on a CPU, where oneDNN has no fast kernel for the input gradient of these convolutions: it
+    takes 20 to 40 times as long as in float32, which was a third of a training step of ShuffleNetV2.
     """
     for module in list(model.modules()):
         for name, conv in list(module.named_children()):

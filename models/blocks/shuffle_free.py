@@ -1,8 +1,8 @@
-"""The shuffle-free form of a network: channel shuffles folded into the weights of the convolutions that follow.
+"""Shuffle-free networks for inference: channel shuffles are folded into the weights of the following convolutions.
 
-A shuffle only renames channels, so the next convolution can read them where they lie if the columns of its weights are
-put in that order. Each layer here may leave its output in an order of its own; what reads it is adjusted. For
-inference: batch norms are folded too, and the state dict is no longer that of the config.
+A shuffle only permutes channels, so it can be dropped if the input channels of the next convolution's weights are
+permuted instead. Each layer may therefore output its channels in a different order than before; the layers that read
+them are adjusted. Batch norms must be folded first, and the state dict no longer matches the config.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from models.common import (
     channel_shuffle,
 )
 
-# channel k of what a layer gives is channel order[k] of what it gave before; None: all lie where they did
+# output channel k of a converted layer is output channel order[k] of the original layer; None: the order is unchanged
 Order = Tensor | None
 PASSING = (nn.Upsample, nn.MaxPool2d, nn.Identity)
 
 
 class Reorder(nn.Module):
-    """Puts the channels of one or several maps back where a block expects them that cannot be adjusted; calls it."""
+    """Wrapper for a block that cannot be adjusted: restores the original channel order of its inputs, then calls it."""
 
     def __init__(self, block: nn.Module, orders: Sequence[Order]) -> None:
         super().__init__()
@@ -44,6 +44,7 @@ class Reorder(nn.Module):
             self.register_buffer(f"back{k}", None if order is None else order.argsort())
 
     def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        """Call the block on x, a map (b, c, h, w) or a list of maps."""
         if isinstance(x, Tensor):
             return self.block(self._put_back(x, 0))
         return self.block([self._put_back(xi, k) for k, xi in enumerate(x)])
@@ -54,22 +55,24 @@ class Reorder(nn.Module):
 
 
 class UnshuffledGSConv(nn.Module):
-    """A GSConv whose two halves stay one after the other."""
+    """GSConv without its shuffle: the two halves stay concatenated."""
 
     def __init__(self, block: GSConv) -> None:
         super().__init__()
         self.cv1, self.cv2 = block.cv1, block.cv2
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / s, w / s)."""
         x = self.cv1(x)
         return torch.cat((x, self.cv2(x)), 1)
 
 
 class UnshuffledStage(nn.Module):
-    """ShuffleNetV2 units in a row, without shuffles: each channel stays where it was made until a unit reads it.
+    """ShuffleNetV2 units without shuffles: channels stay where they were computed until a unit reads them.
 
-    Of what a unit makes, half is read by the next one, a quarter by the one after, and so on: pieces of the output
-    that need no copy but the one that puts together what a unit reads. `order` is that of the stage's output.
+    The next unit reads half of the channels that a unit computes, the one after that a quarter, and so on. Each output
+    is split into one piece per reader, and the only copy is the concatenation of the pieces that a unit reads.
+    `order` is the channel order of the stage's output.
     """
 
     def __init__(self, units: list[InvertedResidual]) -> None:
@@ -78,24 +81,25 @@ class UnshuffledStage(nn.Module):
         width = units[-1].branch2[-3].out_channels * 2
         self.heads = nn.ModuleList([first.branch1, first.branch2] if first else [nn.Identity()])
         self.units = nn.ModuleList(u.branch2 for u in units[1 if first else 0 :])
-        # a channel is (which source made it, its place there); sources are the heads, then the units
+        # a channel is (index of the source that computes it, index within that source); sources: heads, then units
         sources = [width // len(self.heads)] * len(self.heads) + [width // 2] * len(self.units)
         made = [[(s, k) for k in range(n)] for s, n in enumerate(sources)]
         channels = [c for pair in zip(*made[: len(self.heads)], strict=True) for c in pair]
-        reads: list[list[tuple[int, int]]] = []  # by each unit, and last what is left for the output
+        reads: list[list[tuple[int, int]]] = []  # the channels that each unit reads; last, those of the stage's output
         for k in range(len(self.units)):
             passing, read = channels[: width // 2], channels[width // 2 :]
             reads.append(read)
             channels = [c for pair in zip(passing, made[len(self.heads) + k], strict=True) for c in pair]
         reads.append(channels)
         stored = [sorted(r) for r in reads]
-        # how many channels of each source each reader takes; those for later readers lie in front
+        # number of channels that each reader takes from each source; within a source, those of later readers come first
         self.widths = [[sum(c[0] == s for c in r) for r in reads] for s in range(len(sources))]
         for unit, read, have in zip(self.units, reads, stored, strict=False):
             permute_inputs(unit[0], _places(have, read))
         self.order = _places(stored[-1], reads[-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c1, h, w) -> (b, c2, h / s, w / s), with the channels in `order`."""
         pieces: list[list[Tensor]] = [[] for _ in range(len(self.units) + 1)]
         for source, head in enumerate(self.heads):
             self._hand_out(head(x), source, pieces)
@@ -104,7 +108,7 @@ class UnshuffledStage(nn.Module):
         return _joined(pieces[-1])
 
     def _hand_out(self, made: Tensor, source: int, pieces: list[list[Tensor]]) -> None:
-        """Give each reader its piece of what a source has made."""
+        """Split the output of a source and append each reader's piece to `pieces`."""
         readers = [r for r, n in enumerate(self.widths[source]) if n][::-1]
         parts = made.split([self.widths[source][r] for r in readers], 1) if len(readers) > 1 else [made]
         for reader, part in zip(readers, parts, strict=True):
@@ -116,21 +120,21 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 
 
 def _places(stored: list, wanted: list) -> Tensor:
-    """Where in `wanted` each of `stored` stands."""
+    """Return the index in `wanted` of each element of `stored`."""
     where = {c: k for k, c in enumerate(wanted)}
     return torch.tensor([where[c] for c in stored])
 
 
 @torch.no_grad()
 def permute_inputs(conv: nn.Conv2d, order: Order) -> None:
-    """Make an ungrouped convolution read channels that come in `order`."""
+    """Permute the input channels of an ungrouped convolution, for an input in `order`."""
     if order is not None:
         conv.weight.copy_(conv.weight[:, order])
 
 
 @torch.no_grad()
 def permute_outputs(conv: nn.Conv2d, order: Order) -> None:
-    """Make a convolution give its channels in `order`; of a depthwise one, that they come in it."""
+    """Permute the output channels of a convolution into `order` (a depthwise one also needs its input in it)."""
     if order is not None:
         conv.weight.copy_(conv.weight[order])
         if conv.bias is not None:
@@ -138,11 +142,11 @@ def permute_outputs(conv: nn.Conv2d, order: Order) -> None:
 
 
 def unshuffle(layers: nn.Sequential, saved: Sequence[int], widths: Sequence[int]) -> dict[int, Order]:
-    """Bring the layers of a network, all but the last (its head), into their shuffle-free form.
+    """Convert the layers of a network, except the last (its head), to their shuffle-free form.
 
-    layers: with batch norms folded; changed in place. saved: those whose output a later one reads; widths: output
-    channels of each. Returns the order of each one's output. A shuffle stays, as a gather, only in front of a block
-    that is not known here.
+    layers: with batch norms folded; changed in place. saved: indices of the layers whose output is kept for a later
+    layer. widths: output channels of each layer. Returns the channel order of each layer's output. A shuffle remains,
+    as an `index_select`, only in front of blocks that this module does not know.
     """
     orders: dict[int, Order] = {-1: None}
     for i, m in enumerate(list(layers)[:-1]):
@@ -151,7 +155,7 @@ def unshuffle(layers: nn.Sequential, saved: Sequence[int], widths: Sequence[int]
         units, following = _units(layers[i]), _units(layers[i + 1])
         alone = i not in saved and layers[i + 1].f == -1
         if alone and units and following and all(u.stride == 1 for u in following):
-            layers[i + 1] = nn.Sequential(*units, *following)  # one stage, in the second one's place
+            layers[i + 1] = nn.Sequential(*units, *following)  # both layers as one stage; layer i becomes an Identity
             new, orders[i] = nn.Identity(), came[0]
         elif type(m) is Concat and m.d == 1:
             new, orders[i] = m, _concatenated(came, [widths[s] for s in sources])
@@ -165,13 +169,13 @@ def unshuffle(layers: nn.Sequential, saved: Sequence[int], widths: Sequence[int]
 
 
 def _units(m: nn.Module) -> list[InvertedResidual]:
-    """The ShuffleNetV2 units of a layer that consists of them, none of another layer."""
+    """Return the ShuffleNetV2 units of a layer that consists of nothing else; an empty list for other layers."""
     units = list(m) if isinstance(m, nn.Sequential) else [m]
     return units if all(type(u) is InvertedResidual for u in units) else []
 
 
 def _concatenated(orders: Sequence[Order], widths: Sequence[int]) -> Order:
-    """The order of maps put one behind the other."""
+    """Return the order of the concatenation of maps with these orders and widths."""
     if all(o is None for o in orders):
         return None
     starts = [sum(widths[:k]) for k in range(len(widths))]
@@ -180,12 +184,12 @@ def _concatenated(orders: Sequence[Order], widths: Sequence[int]) -> Order:
 
 
 def _restored(m: nn.Module, came: Sequence[Order]) -> nn.Module:
-    """A block that cannot be adjusted to the order in which its input comes."""
+    """Wrap a block that cannot be adjusted in `Reorder`, unless all its inputs are in their original order."""
     return m if all(o is None for o in came) else Reorder(m, came)
 
 
 def _adjusted(m: nn.Module, came: Order) -> tuple[nn.Module, Order]:
-    """A block in its shuffle-free form, reading channels in the order `came`; and the order of its output."""
+    """Return a block in its shuffle-free form, for an input in the order `came`, and the order of its output."""
     kind = type(m)
     if isinstance(m, PASSING):
         return m, came
@@ -214,7 +218,7 @@ def _adjusted(m: nn.Module, came: Order) -> tuple[nn.Module, Order]:
 
 
 def _adjusted_units(units: list[InvertedResidual], came: Order) -> tuple[nn.Module, Order]:
-    """ShuffleNetV2 units as stages, a new one at each stride above 1."""
+    """Group ShuffleNetV2 units into stages, each stride above 1 starting a new one; returns them and their order."""
     starts = [k for k, u in enumerate(units) if k == 0 or u.stride > 1]
     stages = []
     for start, end in zip(starts, [*starts[1:], len(units)], strict=True):
@@ -230,13 +234,13 @@ def _adjusted_units(units: list[InvertedResidual], came: Order) -> tuple[nn.Modu
 
 
 def _gsconv_order(m: GSConv) -> Tensor:
-    """In which order the shuffle would have to find what a GSConv makes."""
+    """Return the channel order of a GSConv's output without its shuffle."""
     width = m.cv1.conv.out_channels * 2
     return channel_shuffle(torch.arange(width).reshape(1, width, 1, 1), width // 2).flatten().argsort()
 
 
 def _adjusted_bottleneck(m: GSBottleneck, came: Order) -> tuple[nn.Module, Order]:
-    """A GSBottleneck: what stands beside its two GSConv is put in their order, so that both can be added."""
+    """Convert a GSBottleneck: its shortcut gets the order of its two GSConv, so that their outputs can be added."""
     made = _gsconv_order(m.conv_lighting[1])
     beside = m.shortcut.conv
     if beside.groups > 1 and not (beside.groups == len(made) and came is not None and torch.equal(came, made)):
@@ -249,10 +253,10 @@ def _adjusted_bottleneck(m: GSBottleneck, came: Order) -> tuple[nn.Module, Order
 
 
 def _adjust_inside(m: VoVGSCSP) -> None:
-    """The bottlenecks of a VoVGSCSP, and what puts their result together with the other half."""
+    """Convert the bottlenecks of a VoVGSCSP and adjust cv3, which reads their output."""
     hidden = m.cv1.conv.out_channels
     order = None
-    if isinstance(m, VoVGSCSPC):  # a depthwise convolution cannot turn an order into another
+    if isinstance(m, VoVGSCSPC):  # its depthwise shortcut cannot change the order, so cv1 outputs the right one
         order = _gsconv_order(m.gsb[-1].conv_lighting[1])
         permute_outputs(m.cv1.conv, order)
     _, order = _adjusted(m.gsb, order)

@@ -134,7 +134,7 @@ def first_line(error: Exception) -> str:
 
 
 def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
-    """Open a TorchScript file, on the CPU or a GPU; it runs in float32, or in float16 if it was exported in it."""
+    """Open a TorchScript file, on the CPU or a GPU; it runs in float32, or in float16 if it was exported as float16."""
     extra = {INSIDE: ""}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer torch recommends another format instead of TorchScript

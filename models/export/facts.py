@@ -81,7 +81,7 @@ def checked(tree: Mapping[str, Any], where: str) -> ExportFacts:
     """Validate the metadata's plain values. Raises UserError, naming the key, for an invalid value."""
     def check(key: str, right: bool) -> None:
         if not right:
-            raise UserError(f"{where}: its metadata has no valid '{key}'; export it again")
+            raise UserError(f"{where}: its metadata has no usable '{key}'; export it again")
 
     names, stride, shape = tree.get("names"), tree.get("stride"), tree.get("shape")
     precision, nms, source = tree.get("precision", "float32"), tree.get("nms"), tree.get("source", "")

@@ -1,4 +1,4 @@
-"""The exported form of a network: without channel shuffles, with box decoding, only widely supported operations."""
+"""The exported form of a network: without channel shuffles, with box decoding and only widely supported operations."""
 
 from __future__ import annotations
 

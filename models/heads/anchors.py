@@ -12,10 +12,10 @@ from models.registry import register
 
 @register(channels="head", example=(20, [[10, 13, 16, 30, 33, 23]]))
 class Detect(nn.Module):
-    """YOLOv5's head: a 1x1 convolution per map; `na` anchors of `no` = nc + 5 numbers at each place.
+    """YOLOv5's head: a 1x1 convolution per map; for each of `na` anchors it predicts `no` = nc + 5 values per cell.
 
-    Training: a list of raw maps (b, na, h, w, no). Otherwise a pair: decoded boxes (b, n, no) as cx, cy, w, h in
-    pixels, objectness and class scores in [0, 1]; and the raw maps.
+    In training mode it returns a list of raw maps (b, na, h, w, no). In eval mode it returns a pair: the decoded
+    detections (b, n, no), which are cx, cy, w, h in pixels, objectness and class scores in [0, 1]; and the raw maps.
     """
 
     def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]) -> None:
@@ -31,6 +31,7 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
 
     def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """List of nl maps (b, c_i, h_i, w_i) -> raw maps in training mode, (detections, raw maps) in eval mode."""
         raw = [self._raw(conv(xi)) for conv, xi in zip(self.m, x, strict=True)]
         if self.training:
             return raw
@@ -41,7 +42,7 @@ class Detect(nn.Module):
         return y.reshape(b, self.na, self.no, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
     def decode(self, raw: Tensor, level: int) -> Tensor:
-        """Turn one raw map (b, na, h, w, no) into boxes (b, na * h * w, no), in float32."""
+        """Decode one raw map (b, na, h, w, no) into detections (b, na * h * w, no), in float32."""
         b, na, h, w, no = raw.shape
         stride = float(self.stride[level])
         ys = torch.arange(h, device=raw.device, dtype=torch.float32)
@@ -54,9 +55,10 @@ class Detect(nn.Module):
         return torch.cat((xy, wh, y[..., 4:]), -1).reshape(b, na * h * w, no)
 
     def set_strides(self, strides: list[float]) -> None:
-        """Take the strides of the maps in pixels, and convert the anchors from pixels to units of them.
+        """Set the strides of the maps, in pixels, and convert the anchors from pixels to units of these strides.
 
-        Small anchors belong to small strides: rows that a yaml lists the other way round are reversed.
+        If the anchor sizes and the strides are in opposite order, the order of the anchor rows is reversed, so that
+        small anchors belong to small strides.
         """
         self.stride = torch.tensor(strides)
         area = self.anchors.prod(-1).mean(-1)
@@ -66,7 +68,7 @@ class Detect(nn.Module):
 
     @torch.no_grad()
     def initialize_biases(self) -> None:
-        """Start near the truth: about 8 objects in a 640 px image, classes equally likely (RetinaNet, 2017)."""
+        """Initialize the biases for about 8 objects in a 640 px image and equally likely classes (RetinaNet, 2017)."""
         for conv, s in zip(self.m, self.stride.tolist(), strict=True):
             b = conv.bias.view(self.na, -1)
             b[:, 4] += math.log(8 / (640 / s) ** 2)

@@ -51,7 +51,8 @@ class Engine(Protocol):
     stride: int
     imgsz: int
 
-    def predict(self, images: Tensor, augment: bool = False) -> Tensor: ...
+    def predict(self, images: Tensor, augment: bool = False) -> Tensor:
+        """Decode images (b, 3, h, w) to boxes (b, n, 5 + nc)."""
 
 
 class AutoShape(nn.Module):

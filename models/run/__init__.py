@@ -1,1 +1,1 @@
-"""What a training run is made of: setup, state, resume. The training loop itself is in train.py."""
+"""The parts of a training run: setup, state, resume. The training loop itself is in train.py."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, best.pt and last.pt: written after each epoch, and opened again by `--resume`."""
+"""The checkpoints of a run, best.pt and last.pt: written after each epoch, and read by `--resume`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from utils.system.console import quoted, shown
 from utils.system.distributed import gather
 from utils.system.processes import is_main, world_size
 
-CHANGEABLE = ("cache", "device", "noplots", "tensorboard", "workers")  # flags that do not change what is learnt
+CHANGEABLE = ("cache", "device", "noplots", "tensorboard", "workers")  # flags that do not affect the trained weights
 METRICS = ("precision", "recall", "mAP50", "mAP50-95")
 
 
 def save_weights(run: Run, path: Path, epoch: int) -> None:
-    """Write the smoothed weights of an epoch that is done, in half precision, as one ships them."""
+    """Write a "weights" checkpoint with the EMA weights in half precision; epoch: the one that was finished last."""
     if is_main():
         save_checkpoint(path, weights_content(run.state.ema.ema, run.opt.imgsz, **_facts(run, epoch)))
 
 
 def save_state(run: Run, finished: bool = False) -> None:
-    """Write last.pt, from which the run goes on as if it had not been stopped. All processes must call it together.
+    """Write last.pt, from which a resumed run continues exactly as without interruption. All processes must call it.
 
-    finished: best.pt has been scored too, nothing is left.
+    finished: best.pt has been evaluated too, so the run is complete.
     """
     state = run.state.content()
     if is_main():
@@ -36,13 +36,13 @@ def save_state(run: Run, finished: bool = False) -> None:
         content["kind"] = "training"
         content["training"] = {**state, "data": run.digest, "amp": run.precision.amp, "finished": finished}
         save_checkpoint(run.last, content)
-    gather(None)  # a process that left while this one writes would have it ended by torchrun
+    gather(None)  # all processes wait: if one exited during the write, torchrun would stop the writing process
 
 
 def resume_command(run: Run) -> str:
-    """What to type to go on with a run, or an empty string if there is no last.pt."""
+    """Return a hint with the command that resumes a run, or an empty string if there is no last.pt."""
     start = "python" if world_size() == 1 else f"torchrun --standalone --nproc_per_node {world_size()}"
-    return f"to go on: {start} train.py --resume {quoted(shown(run.last))}" if run.last.exists() else ""
+    return f"to resume: {start} train.py --resume {quoted(shown(run.last))}" if run.last.exists() else ""
 
 
 def _facts(run: Run, epoch: int) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def _facts(run: Run, epoch: int) -> dict[str, Any]:
 
 
 def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Path]:
-    """The options, checkpoint and folder of the run to go on with. Raises UserError if it is finished.
+    """Return the options, checkpoint and folder of the run to resume. Raises UserError if it cannot be resumed.
 
-    Of the flags given now, those that do not change what is learnt take the place of the run's own.
+    The flags in CHANGEABLE override the run's own options; no others may be given.
     """
     if others := sorted(set(flags.given) - set(CHANGEABLE) - {"resume"}):
-        raise UserError(f"--resume goes on with the run's own options: leave out --{others[0].replace('_', '-')} "
-                        f"(only {', '.join(f'--{flag}' for flag in CHANGEABLE)} can change)")  # fmt: skip
+        raise UserError(f"--resume uses the options of the run itself: leave out --{others[0].replace('_', '-')} "
+                        f"(only {', '.join(f'--{flag}' for flag in CHANGEABLE)} can be changed)")  # fmt: skip
     file = Path(flags.resume) if isinstance(flags.resume, str) else newest("train/*/weights/last.pt")
     if file is None:
         raise UserError("--resume: there is no last.pt in runs/train; give its path")
@@ -67,15 +67,15 @@ def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Pat
     content = load_checkpoint(file, training=True)
     if content["training"].get("finished"):
         raise UserError(f"{file}: this run is finished ({content['epoch'] + 1} epochs); start a new one with "
-                        f"--weights {file} to train on")  # fmt: skip
+                        f"--weights {file} to continue training")  # fmt: skip
     if (count := len(content["training"].get("processes", [0]))) != world_size():
-        raise UserError(f"{file}: {count} process{'es' if count > 1 else ''} trained this, now there "
+        raise UserError(f"{file}: this run had {count} process{'es' if count > 1 else ''}, but now there "
                         f"{'are' if world_size() > 1 else 'is'} {world_size()}: start train.py with "
                         + (f"torchrun --standalone --nproc_per_node {count}" if count > 1 else "python"))  # fmt: skip
     if file.resolve().parent.name != "weights":
-        raise UserError(f"{file}: lies in no run folder; --resume takes runs/train/<name>/weights/last.pt")
+        raise UserError(f"{file}: is not in a run's folder; --resume needs runs/train/<name>/weights/last.pt")
     folder = file.resolve().parents[1]
     for part in (*folder.glob(".*.part"), *folder.glob("weights/.*.part")):
-        part.unlink(missing_ok=True)  # what a killed process was writing
+        part.unlink(missing_ok=True)  # incomplete files of a killed process
     changed = {k: getattr(flags, k) for k in set(CHANGEABLE) & set(flags.given)}
     return TrainOptions.from_flags({**content["options"], **changed}), content, folder

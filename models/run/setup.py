@@ -1,4 +1,4 @@
-"""Builds what a training run works with, from its options alone or from the checkpoint of one that was stopped."""
+"""Setup of a training run, from its options or from the checkpoint of a run to be resumed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DEFAULT_CFG = "models/yolov5_shufflenet.yaml"
 
 @dataclass
 class Run:
-    """Everything a training run works with. `network` is the model as it is called: bare, or shared over processes."""
+    """All objects of a training run. network: the model as it is called, wrapped for several processes or compiled."""
 
     opt: TrainOptions
     hyp: dict[str, float]
@@ -63,32 +63,40 @@ class Run:
 
     @property
     def model(self) -> DetectionModel:
+        """The model itself, without wrappers."""
         return self.state.model
 
     @property
     def names(self) -> dict[int, str]:
+        """Class names {index: name}."""
         return self.model.names
 
     @property
     def device(self) -> torch.device:
+        """The device of this process."""
         return self.precision.device
 
     @property
     def last(self) -> Path:
+        """Path of last.pt."""
         return self.folder / "weights" / "last.pt"
 
     @property
     def best(self) -> Path:
+        """Path of best.pt."""
         return self.folder / "weights" / "best.pt"
 
 
 def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: dict | None = None,
           folder: Path | None = None) -> Run:  # fmt: skip
-    """Build a run; content and folder are those of the run to go on with. Raises UserError for what cannot be."""
+    """Build a run. content, folder: checkpoint and folder of a run to be resumed.
+
+    Raises UserError if options, data and checkpoint do not fit together.
+    """
     device = training_device(opt)
     names = {0: "object"} if opt.single_cls else data.names
     seed_everything(opt.seed)
-    model = build_model(opt, hyp, names, content)  # before the scan: a wrong name is told without waiting for it
+    model = build_model(opt, hyp, names, content)  # before the scan, so that a wrong file name is reported at once
     index, val_index = scan(data)
     digest = data_digest(index, val_index)
     if content:
@@ -96,9 +104,9 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     if opt.batch_size != -1:
         check_batch_size(opt, len(index))
     if opt.image_weights and opt.rect:
-        raise UserError("--image-weights draws images at random, --rect puts them in an order: choose one")
+        raise UserError("--image-weights draws images at random, but --rect sorts them by shape: choose one")
     if opt.image_weights and (opt.noval or val_index is None):
-        raise UserError("--image-weights goes by the evaluation after each epoch: it needs a val split and no --noval")
+        raise UserError("--image-weights uses the validation of each epoch: it needs a val split and excludes --noval")
     precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
     model = model.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
@@ -114,8 +122,8 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         learnt = model.model[-1].anchors.clone()
         adapt_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
         if opt.weights not in ("", TORCHVISION) and not torch.equal(learnt, model.model[-1].anchors):
-            LOGGER.warning("the head from --weights has learnt its boxes with other anchors; --noautoanchor keeps them")
-    connect(device)  # as late as can be: a label scan may take longer than processes wait for each other
+            LOGGER.warning("the head from --weights was trained with other anchors; --noautoanchor keeps them")
+    connect(device)  # as late as possible: a label scan may take longer than the timeout between processes
     if opt.batch_size == -1:
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
         check_batch_size(opt, len(index))
@@ -126,12 +134,12 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
 
 
 def training_device(opt: TrainOptions) -> torch.device:
-    """The device of this process: as `--device` says; of several processes on GPUs each takes one (of those listed)."""
+    """Return the device of this process, from `--device`. With several processes, each one uses its own GPU of it."""
     name = opt.device
     if world_size() > 1 and name != "cpu" and torch.cuda.is_available():
         listed = name.split(",") if name else [str(i) for i in range(torch.cuda.device_count())]
         if local_world_size() > len(listed):
-            raise UserError(f"--device {name}: {len(listed)} GPUs for {local_world_size()} processes; start as many")
+            raise UserError(f"--device {name}: {len(listed)} GPUs for {local_world_size()} processes; start one per GPU")
         name = listed[local_rank()]
     device = select_device(name)
     if device.type == "cuda":
@@ -140,15 +148,15 @@ def training_device(opt: TrainOptions) -> torch.device:
 
 
 def scan(data: DataConfig) -> tuple[LabelIndex, LabelIndex | None]:
-    """The labels of the train and val splits. Raises UserError if there is nothing to learn from."""
+    """Read the labels of the train and val splits. Raises UserError if the train split has no objects."""
     train_parts, val_parts = data.existing("train"), data.existing("val") if data.val else ()
     if missing := [str(p) for p in data.train if not p.exists()]:
-        LOGGER.warning(f"{data.yaml_file.name} lists {', '.join(missing)}, which is not there: training without it")
-    with locked(train_parts[0].parent):  # one process scans, the others then read its cache
+        LOGGER.warning(f"{data.yaml_file.name}: {', '.join(missing)} does not exist, training without it")
+    with locked(train_parts[0].parent):  # one process scans, the others then read its label cache
         index = load_labels(train_parts, data.nc, "train: ")
         val_index = load_labels(val_parts, data.nc, "val: ") if val_parts else None
     if not len(index.values):
-        raise UserError(f"train: not one object in {len(index)} images; label files are looked for in "
+        raise UserError(f"train: no objects in {len(index)} images; label files are expected in "
                         f"{label_path(index.file(0)).parent}")  # fmt: skip
     return index, val_index
 
@@ -156,21 +164,22 @@ def scan(data: DataConfig) -> tuple[LabelIndex, LabelIndex | None]:
 def check_unchanged(
     content: dict[str, Any], names: dict[int, str], digest: str, data: DataConfig, folder: Path
 ) -> None:
-    """Raise UserError if a run to be resumed would go on with other classes, images or labels."""
+    """Raise UserError if the classes, images or labels have changed since a run to be resumed began."""
     if list(content["names"].values()) != list(names.values()):
         raise UserError(f"--resume: the class names in {data.yaml_file} have changed since this run began")
     if content["training"].get("data") != digest:
         weights = quoted(shown(folder / "weights/last.pt"))
-        raise UserError(f"--resume: the images or labels that {data.yaml_file} names have changed since this run "
-                        f"began; start a new run with --weights {weights} to train on with them")  # fmt: skip
+        raise UserError(f"--resume: the images or labels of {data.yaml_file} have changed since this run began; to "
+                        f"train on the new ones, start a new run with --weights {weights}")  # fmt: skip
 
 
 def build_model(
     opt: TrainOptions, hyp: dict[str, float], names: dict[int, str], content: dict | None
 ) -> DetectionModel:
-    """The network: resumed, from --cfg, from --weights, or from --cfg with the tensors of --weights that fit.
+    """Build the network of a run.
 
-    Of torchvision's weights, or those of --backbone-weights, it has the backbone.
+    content: checkpoint of a run to be resumed. Otherwise the config is --cfg or that of --weights, and the tensors of
+    --weights that fit are loaded. From torchvision's weights, or --backbone-weights, only the backbone is loaded.
     """
     if content:
         return freeze(model_from_checkpoint(content, "last.pt"), opt)
@@ -183,7 +192,7 @@ def build_model(
     model = DetectionModel(cfg, nc=len(names), anchors=anchors or None)
     model.names = names
     if opt.noautoanchor and isinstance(model.yaml["anchors"], int):
-        raise UserError("--noautoanchor: the hyp file or the model yaml gives a number of anchors only; leave it out")
+        raise UserError("the hyp file or the model yaml gives only a number of anchors: leave out --noautoanchor")
     if weights:
         transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors,
                          fresh_head=opt.fresh_head, verbose=opt.verbose)  # fmt: skip
@@ -193,7 +202,7 @@ def build_model(
 
 
 def freeze(model: DetectionModel, opt: TrainOptions) -> DetectionModel:
-    """Take the layers that `--freeze` names out of the training; returns the model."""
+    """Exclude the layers listed by `--freeze` from training. Returns the model."""
     model.requires_grad_(True)
     if not opt.frozen_layers:
         return model
@@ -202,30 +211,30 @@ def freeze(model: DetectionModel, opt: TrainOptions) -> DetectionModel:
                         " the last of which must be trained")  # fmt: skip
     for i in opt.frozen_layers:
         model.model[i].requires_grad_(False)
-    LOGGER.info(f"--freeze: layers {', '.join(map(str, opt.frozen_layers))} stay as they are")
+    LOGGER.info(f"--freeze: layers {', '.join(map(str, opt.frozen_layers))} are not trained")
     return model
 
 
 def automatic_batch_size(model: DetectionModel, opt: TrainOptions, precision: Precision, images: int) -> int:
-    """What `--batch-size -1` stands for: what one process can hold, times the processes."""
+    """Return the batch size for `--batch-size -1`: the largest that fits in memory of every process, times processes."""
     share = images // world_size()
     size = min(gather(check_train_batch_size(model, opt.imgsz, precision.device, share, precision.autocast)))
     return max(size // 4 * 4, 4) * world_size() if opt.quad else size * world_size()
 
 
 def check_batch_size(opt: TrainOptions, images: int) -> None:
-    """Raise UserError if a batch cannot be shared out as the options ask for."""
+    """Raise UserError if the batch size does not fit the number of processes and images, or `--quad`."""
     world = world_size()
     if opt.batch_size % world or images < world:
         raise UserError(f"--batch-size {opt.batch_size} is for all {world} processes together and must be a multiple "
-                        f"of {world}, with {world} images at least")  # fmt: skip
+                        f"of {world}, with at least {world} images")  # fmt: skip
     if opt.quad and (opt.batch_size % (4 * world) or images < 4 * world):
-        raise UserError(f"--quad makes one image out of four: --batch-size must be a multiple of {4 * world}, with "
-                        "as many images at least")  # fmt: skip
+        raise UserError(f"--quad combines four images into one: --batch-size must be a multiple of {4 * world}, with "
+                        "at least as many images in the dataset")  # fmt: skip
 
 
 def new_folder(opt: TrainOptions, hyp: dict[str, float], model: DetectionModel, index: LabelIndex) -> Path:
-    """Make the run's folder, with opt.yaml, hyp.yaml, model.yaml, environment.yaml and labels.jpg in it."""
+    """Create the run's folder with opt.yaml, hyp.yaml, model.yaml, environment.yaml and labels.jpg; returns its path."""
     folder = Path()
     if is_main():
         folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok)
@@ -245,7 +254,7 @@ def assemble(
     opt: TrainOptions, hyp: dict[str, float], data: DataConfig, digest: str, folder: Path, precision: Precision,
     model: DetectionModel, index: LabelIndex, val_index: LabelIndex | None,
 ) -> Run:  # fmt: skip
-    """Put optimizer, smoothed weights, losses and loaders around a model."""
+    """Create the optimizer, EMA weights, losses and loaders for a model and return the run."""
     world, stride, device = world_size(), int(model.stride.max()), precision.device
     accumulate = max(round(hyp["nbs"] / opt.batch_size), 1)
     decay = hyp["weight_decay"] * opt.batch_size * accumulate / hyp["nbs"]
@@ -274,7 +283,7 @@ def assemble(
 
 
 def share_gradients(model: DetectionModel, device: torch.device) -> DistributedDataParallel:
-    """The model as several processes call it: gradients are averaged, batch norm statistics stay each one's own."""
+    """Wrap a model for several processes: gradients are averaged, batch norm statistics are not synchronised."""
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
@@ -282,7 +291,7 @@ def share_gradients(model: DetectionModel, device: torch.device) -> DistributedD
 
 
 def eval_loader(run: Run, split: str, stride: int, index: LabelIndex | None = None) -> DataLoader:
-    """A loader over this process's part of a split as val.py sees it: letterboxed, batches of like proportions."""
+    """Return a loader for this process's share of a split, as in val.py: letterboxed, batches of similar aspect ratio."""
     if index is None:
         parts = run.data.existing(split)
         with locked(parts[0].parent):

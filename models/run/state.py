@@ -1,4 +1,4 @@
-"""What changes while a model is trained: gathered in one place, written into last.pt, and put back from it exactly."""
+"""The state of a training run, which is saved in last.pt and restored from it exactly."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from utils.training.optim import EarlyStopping, ModelEMA
 
 @dataclass
 class TrainState:
-    """A training at one moment, between two batches.
+    """The state of a training run between two batches.
 
-    epoch, batch: the epoch in progress and how many of its batches are done. losses: their mean, (3,), of this
-    process. last_step: number of the batch after which the weights last changed. rows: of results.csv. seconds: of
-    the epoch in progress, by kind (`save`: of the run). class_maps: mAP50-95 per class of the last evaluation. done:
-    no epoch is left.
+    epoch, batch: the epoch in progress and the number of its finished batches. losses: mean losses over these batches in
+    this process, (3,). last_step: number of the batch after which the optimizer made its last step. rows: of
+    results.csv. seconds: of the epoch in progress, by kind (`save`: of the whole run). class_maps: mAP50-95 per class
+    of the last validation. done: all epochs are finished.
     """
 
     model: DetectionModel
@@ -44,11 +44,11 @@ class TrainState:
     done: bool = False
 
     def content(self) -> dict[str, Any]:
-        """The state as tensors and plain values, without the smoothed weights. All processes must call it together."""
+        """Return the state as tensors and plain values, without the EMA weights. All processes must call it."""
         gradients = {k: p.grad for k, p in self.model.named_parameters() if p.grad is not None}
         return {
             "model": self.model.state_dict(),
-            "gradients": gradients if self.batch else {},  # an epoch starts without
+            "gradients": gradients if self.batch else {},  # at the start of an epoch there are none
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema_updates": self.ema.updates,
@@ -64,7 +64,10 @@ class TrainState:
         }
 
     def restore(self, content: dict[str, Any], smoothed: dict[str, Tensor]) -> None:
-        """Put everything back, with the smoothed weights. Raises UserError if they are incomplete or do not fit."""
+        """Restore the state. content: as returned by `content`; smoothed: the EMA weights.
+
+        Raises UserError if they are incomplete or do not fit.
+        """
         try:
             self.model.load_state_dict(content["model"])
             self.ema.ema.load_state_dict(smoothed)
@@ -83,11 +86,11 @@ class TrainState:
             set_random_state(own["random"])
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as e:
             reason = " ".join(str(e).split())[:200]
-            raise UserError(f"--resume: last.pt does not fit this program or is damaged ({reason})") from e
+            raise UserError(f"--resume: last.pt is damaged or incompatible with this program ({reason})") from e
 
 
 def data_digest(*indices: LabelIndex | None) -> str:
-    """A fingerprint of images and labels: changes with names, sizes and boxes, not with where the set lies."""
+    """Return a hash of images and labels. It depends on file names, image sizes and boxes, not on the folder."""
     digest = hashlib.sha256()
     for index in indices:
         if index is None:

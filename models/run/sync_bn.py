@@ -1,6 +1,6 @@
-"""Batch norm whose statistics are those of the whole batch, where several processes have a share of it each.
+"""Batch norm synchronised over processes: its statistics are those of the batches of all processes together.
 
-On GPUs torch's own `SyncBatchNorm` does it; that one refuses CPUs, so a small one for CPUs is here.
+On GPUs torch's own `SyncBatchNorm` is used; it does not support CPUs, so this module contains a small one for CPUs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.autograd.function import FunctionCtx
 
 
 class _Total(torch.autograd.Function):
-    """Sum over processes. Every process's output depends on every input alike, so the gradient is summed too."""
+    """Sum over processes. Every input contributes to the output of every process, so the gradients are summed too."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
@@ -28,16 +28,17 @@ class _Total(torch.autograd.Function):
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over the images of all processes while training; the same keys, the same result in eval mode."""
+    """`nn.BatchNorm2d` over the images of all processes in training; same state-dict keys, same result in eval mode."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w). All processes must call it in training."""
         if not self.training or not dist.is_initialized():
             return super().forward(x)
         values = x.float()
         size = values.new_full((1,), values.numel() / values.shape[1])
         sums = _Total.apply(torch.cat((values.sum((0, 2, 3)), size)))
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
-        # not as the difference of two large numbers, which leaves nothing of a small variance
+        # centre the values first: mean(x^2) - mean(x)^2 would lose a small variance to rounding
         values = values - mean[:, None, None]
         variance = _Total.apply(values.square().sum((0, 2, 3))) / count
         with torch.no_grad():
@@ -51,10 +52,13 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace, in place, every batch norm of a model by one over all processes; returns the model."""
+    """Replace the batch norms of a model by ones synchronised over all processes. Returns the model.
+
+    Batch norms are replaced in place.
+    """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = CpuSyncBatchNorm  # the same tensors and settings, another forward pass
+            module.__class__ = CpuSyncBatchNorm  # keeps tensors and settings, changes only the forward pass
     return model

@@ -1,1 +1,1 @@
-"""Checkpoints: reading, writing, foreign formats, transfer. The only room that calls torch.save and torch.load."""
+"""Checkpoints: reading, writing, foreign formats, transfer. The only package that calls torch.save and torch.load."""

@@ -1,20 +1,21 @@
-"""Checkpoints: plain tensors and plain values, written whole or not at all, read without running anything.
+"""Checkpoints: files of tensors and plain values only. They are written atomically and read without running code.
 
-YOLOv5's own files, which are pickled networks, are read too (see `models.weights.foreign`), as weights.
+YOLOv5's own checkpoints, which are pickled networks, can be read too, as weights (see `models.weights.foreign`).
 
-Two kinds, one layout. `best.pt` (kind "weights") is what one ships, `last.pt` (kind "training") what one resumes:
+There are two kinds with the same layout: `best.pt` (kind "weights") for deployment, and `last.pt` (kind "training"),
+from which a run can be resumed:
 
     format    "yolov5-light", version 1
     kind      "weights" or "training"
-    model     state dict of the smoothed (EMA) weights; half precision in "weights", float32 in "training"
+    model     state dict of the EMA weights; half precision in "weights", float32 in "training"
     yaml      the model config; names {index: class name}; stride, anchors (pixels) as lists
-    imgsz     side in pixels the model was trained at
+    imgsz     image size in pixels in training
     metrics   of that epoch {name: value}; epoch (from 0); date; versions {package: version}; options, hyp of the run
-    commit    of the program, where it ran from a git checkout
-    training  only in "training": model (the weights that are trained), gradients (not yet applied), optimizer, scaler,
-              ema_updates, epoch and batch to go on with, last_step, processes (losses so far and random states of
-              each), rows (of results.csv), seconds, class_maps, best_fitness, best_epoch, data (fingerprint of images
-              and labels), done, finished. The order of the images follows from seed, epoch and class_maps.
+    commit    git commit of the program, if it ran from a git checkout
+    training  only in "training": model (the weights being trained), gradients (not yet applied), optimizer, scaler,
+              ema_updates, epoch and batch to resume at, last_step, processes (mean losses so far and random states of
+              each process), rows (of results.csv), seconds, class_maps, best_fitness, best_epoch, data (hash of images
+              and labels), amp, done, finished. seed, epoch and class_maps determine the order of the images.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from utils.settings.config import LARGEST_IMAGE, check_model_cfg, is_whole
 from utils.system.console import has_control
 
 FORMAT, VERSION = "yolov5-light", 1
-OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began a file before it wrote zips
+OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of a torch.save file before PyTorch 1.6
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RELEASES = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 
@@ -47,7 +48,7 @@ RELEASES = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 def weights_content(
     model: DetectionModel, imgsz: int, half: bool = True, **facts: Any
 ) -> dict[str, Any]:
-    """Return the content of a "weights" checkpoint; `facts` (metrics, epoch, options, ...) are added as they are."""
+    """Return the content of a "weights" checkpoint; `facts` (metrics, epoch, options, ...) are added unchanged."""
     head = model.model[-1]
     state = {k: _detached(v, half) for k, v in model.state_dict().items()}
     return {
@@ -70,44 +71,47 @@ def _detached(tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu()
     if half and tensor.is_floating_point():
         small = tensor.half()
-        if torch.equal(small.isfinite(), tensor.isfinite()):  # otherwise numbers above 65504 would become infinite
+        if torch.equal(small.isfinite(), tensor.isfinite()):  # values above 65504 would become infinite
             return small
     return tensor.clone()
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically. Raises UserError if the disk does not take it; the old file is then intact."""
+    """Write a checkpoint atomically. Raises UserError if that fails; an existing file is then left unchanged."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:
         with atomic_write(path) as f:
             f.write(buffer.getbuffer())
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}); the file that was there is intact") from e
+        raise UserError(f"{path}: cannot be written ({e.strerror}); the previous file is intact") from e
 
 
 def weights_size(model: DetectionModel, imgsz: int) -> int:
-    """The bytes of a "weights" checkpoint of a model, without facts of its training."""
+    """Return the size in bytes of a "weights" checkpoint of a model, without the information about its training."""
     buffer = io.BytesIO()
     torch.save(weights_content(model, imgsz), buffer)
     return buffer.tell()
 
 
 def find_weights(path: str | Path) -> Path:
-    """The checkpoint that a file or a run's folder stands for. Raises UserError if the folder has none."""
+    """Return the checkpoint in a run's folder; a path that is not a folder is returned as it is.
+
+    Raises UserError if the folder has none.
+    """
     given = Path(path)
     if not given.is_dir():
         return given
     for file in (given / "weights" / "best.pt", given / "best.pt", given / "weights" / "slim.pt"):
         if file.is_file():
             return file
-    raise UserError(f"--weights {path}: a folder without weights/best.pt; give a run's folder or a .pt file")
+    raise UserError(f"--weights {path}: is a folder without weights/best.pt; give a run's folder or a .pt file")
 
 
 def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of ours or of YOLOv5. Raises UserError, saying what the file is, if it is anything else.
+    """Read a checkpoint of this program or of YOLOv5. Raises UserError, naming the content, for any other file.
 
-    training: it must be one of ours that can be resumed.
+    training: require a checkpoint of this program that can be resumed.
     """
     path = Path(path)
     tree = _read(path)
@@ -115,41 +119,41 @@ def load_checkpoint(path: str | Path, training: bool = False) -> dict[str, Any]:
         content = {"format": FORMAT, "version": VERSION, **foreign_content(tree, str(path))}
     elif not isinstance(tree, dict) or tree.get("format") != FORMAT:
         holds = "tensors" if isinstance(tree, dict) and tree else what_is(tree)
-        raise UserError(f"{path}: holds {holds}, but is no checkpoint of this program or of YOLOv5; train one with "
-                        "train.py (torchvision's backbone weights go with --backbone-weights)")  # fmt: skip
+        raise UserError(f"{path}: contains {holds}, but is not a checkpoint of this program or of YOLOv5; train one "
+                        "with train.py (for torchvision's backbone weights use --backbone-weights)")  # fmt: skip
     else:
         content = tree
         version = content.get("version")
         if not is_whole(version) or version != VERSION:
             number = f"version {version}" if is_whole(version) else "another version"
-            raise UserError(f"{path}: has {number} of the format, this program knows {VERSION}: a newer version of the "
-                            "program wrote it; update")  # fmt: skip
+            raise UserError(f"{path}: has {number} of the format, but this program reads version {VERSION}: it was "
+                            "written by a newer version of the program; update this one")  # fmt: skip
     _check_content(content, path)
     if training and content["kind"] != "training":
-        raise UserError(f"{path}: holds weights only and cannot be resumed; --resume takes last.pt")
+        raise UserError(f"{path}: contains only weights and cannot be resumed; --resume needs last.pt")
     if training and not {"training", "options", "hyp", "epoch"} <= content.keys():
         raise UserError(f"{path}: is incomplete and cannot be resumed")
     return content
 
 
 def _check_content(content: dict[str, Any], path: Path) -> None:
-    """Raise UserError unless each part of a checkpoint is of its kind, and its weights are finite numbers."""
+    """Raise UserError unless each entry of a checkpoint has the right type and all its weights are finite."""
     kinds = {"model": dict, "yaml": dict, "names": dict, "kind": str, "imgsz": int, "stride": list, "options": dict,
              "hyp": dict, "training": dict}  # fmt: skip
     for key, kind in kinds.items():
         if key in ("model", "yaml", "names", "kind") and content.get(key) is None:
-            raise UserError(f"{path}: is incomplete: it lacks '{key}'")
+            raise UserError(f"{path}: is incomplete: '{key}' is missing")
         if content.get(key) is not None and not isinstance(content[key], kind):
             raise UserError(f"{path}: is damaged: its '{key}' is {what_is(content[key])}")
     try:
         check_plain({k: v for k, v in content.items() if k not in ("model", "training")})
         if not 32 <= (content.get("imgsz") or 32) <= LARGEST_IMAGE:
-            raise ValueError(f"its imgsz is none from 32 to {LARGEST_IMAGE}")
+            raise ValueError(f"its imgsz is not between 32 and {LARGEST_IMAGE}")
         names, nc = content["names"], content["yaml"].get("nc")
         if not is_whole(nc) or nc != len(names) or list(names) != list(range(len(names))):
             raise ValueError("its class names are not numbered from 0 to nc - 1")
         if any(isinstance(name, str) and has_control(name.strip()) for name in names.values()):
-            raise ValueError("one of its class names holds a line end or control character")
+            raise ValueError("one of its class names contains a line break or control character")
         for key, value in content["model"].items():
             _check_tensor(key, value)
     except ValueError as e:
@@ -157,28 +161,28 @@ def _check_content(content: dict[str, Any], path: Path) -> None:
 
 
 def _check_tensor(key: Any, value: Any) -> None:
-    """Raise ValueError for what cannot be one of a network's tensors."""
+    """Raise ValueError unless an entry of a state dict is a finite tensor of a possible dtype, with a name."""
     if not isinstance(key, str) or not isinstance(value, Tensor):
-        raise ValueError("its state dict holds other things than tensors with names")
+        raise ValueError("its state dict contains something other than named tensors")
     if value.dtype not in FLOATS and not key.endswith("num_batches_tracked"):
-        raise ValueError(f"{key[:100]!r} is of {value.dtype}")
+        raise ValueError(f"{key[:100]!r} has the dtype {value.dtype}")
     if not value.isfinite().all():
-        raise ValueError(f"numbers of {key[:100]!r} are not finite, its training failed")
+        raise ValueError(f"values of {key[:100]!r} are not finite, its training failed")
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a plain state dict, as torchvision publishes them. Raises UserError if the file is anything else."""
+    """Read a plain state dict, such as torchvision's. Raises UserError for any other file."""
     content = _read(Path(path))
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path}: is no state dict (names and tensors); a checkpoint goes with --weights")
+        raise UserError(f"{path}: is not a state dict (names and tensors); for a checkpoint use --weights")
     return {str(k): v for k, v in content.items()}
 
 
 def _read(path: Path) -> Any:
-    """What a .pt file holds; objects in it become `Inert`. Raises UserError if it cannot be read, or is refused.
+    """Read the content of a .pt file; objects in it become `Inert`. Raises UserError if it is unreadable or refused.
 
-    Files that are zips, which ours are too, go to our own reader: it is as strict as `weights_only`, knows YOLOv5's
-    networks, and its memory and time are bounded by the size of the file.
+    Zip files, which this program writes too, are read by `read_torch_zip`: it is as strict as `weights_only`, supports
+    YOLOv5's pickled networks, and its memory and time are bounded by the size of the file.
     """
     if path.is_dir():
         inside = sorted((*path.glob("weights/*.pt"), *path.glob("*.pt")))
@@ -200,42 +204,42 @@ def _read_zip(path: Path) -> Any:
         return read_torch_zip(path)
     except RefusedPickle as e:
         if str(e).startswith("__torch__"):
-            raise UserError(f"{path}: is a TorchScript export; give the checkpoint it was made from") from e
+            raise UserError(f"{path}: is a TorchScript export; give the checkpoint it was exported from") from e
         raise UserError(f"{path}: asks for {str(e)[:120]!r}, which is neither a tensor nor a part of a network; it is "
-                        "not loaded, because that could run anything") from e  # fmt: skip
+                        "not loaded, because that could run arbitrary code") from e  # fmt: skip
     except ValueError as e:
-        raise UserError(f"{path}: is damaged or cut off ({str(e)[:200]})") from e
+        raise UserError(f"{path}: is damaged or truncated ({str(e)[:200]})") from e
 
 
 def _read_old(path: Path, begin: bytes) -> Any:
-    """A state dict in the form that `torch.save` wrote before PyTorch 1.6, as some of torchvision's files are in."""
+    """Read a state dict in the format of `torch.save` before PyTorch 1.6, which some of torchvision's files have."""
     if not begin:
-        raise UserError(f"{path}: is damaged or cut off: empty")
+        raise UserError(f"{path}: is damaged or truncated: the file is empty")
     if begin != OLD_MAGIC:
-        raise UserError(f"{path} is no checkpoint (a web page or another file saved as .pt?)")
+        raise UserError(f"{path} is not a checkpoint (a web page or another file saved as .pt?)")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        raise UserError(f"{path}: holds more than tensors, in PyTorch's form before 1.6; load and save it with a newer "
-                        "PyTorch") from e  # fmt: skip
-    except Exception as e:  # the reader of a damaged pickle stumbles in a dozen ways
-        raise UserError(f"{path}: is damaged or cut off ({type(e).__name__})") from e
+        raise UserError(f"{path}: contains more than tensors, in the format before PyTorch 1.6; load it with a newer "
+                        "PyTorch and save it again") from e  # fmt: skip
+    except Exception as e:  # a damaged pickle can raise almost any exception
+        raise UserError(f"{path}: is damaged or truncated ({type(e).__name__})") from e
 
 
 def _nearest(path: Path) -> str:
-    """The checkpoint beside it that may have been meant."""
+    """Return a hint at a file in the same folder with a similar name, or an empty string."""
     return did_you_mean(path.name, [p.name for p in path.parent.glob("*.pt*")])
 
 
 def _where_from(name: str) -> str:
-    """Where a file that is not there could be had. Nothing is downloaded unasked."""
+    """Return a hint at where to get a missing file. Nothing is downloaded automatically."""
     if re.fullmatch(r"yolov5[nsmlx]6?\.pt", name):
-        return f"YOLOv5's authors offer it: {RELEASES}/{name}; download it and give its path"
+        return f"YOLOv5's authors publish it: {RELEASES}/{name}; download it and give its path"
     return "give the path of a .pt file, such as one in runs/train"
 
 
 def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoint") -> DetectionModel:
-    """Rebuild the float32 model, in eval mode. Raises UserError if weights and config do not fit together."""
+    """Build the float32 model of a checkpoint, in eval mode. Raises UserError if its weights do not fit its config."""
     try:
         check_fit(content, where)
         cfg = content["yaml"]
@@ -243,23 +247,23 @@ def model_from_checkpoint(content: dict[str, Any], where: str | Path = "checkpoi
         model.load_state_dict(content["model"])
         model.names = {int(k): str(v).strip() for k, v in content["names"].items()}
         if content.get("stride", model.stride.tolist()) != model.stride.tolist():
-            raise ValueError(f"strides {content['stride']}, its config makes {model.stride.tolist()}")
+            raise ValueError(f"strides {content['stride']}, but its config gives {model.stride.tolist()}")
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as e:
         raise _misfit(where, e) from e
     return model.float().eval()
 
 
 def check_fit(content: dict[str, Any], where: str | Path) -> None:
-    """Raise UserError unless the config of a checkpoint makes tensors as many and as large as its weights are.
+    """Raise UserError unless a checkpoint's weights have the names and shapes that its config requires.
 
-    To be called before the network is built: a config alone could ask for any amount of memory.
+    Call it before the network is built, because a config alone could require any amount of memory.
     """
     cfg, given = content["yaml"], content["model"]
     try:
         check_model_cfg(cfg, "its model config")
         own = outline(cfg, len(given)).state_dict()
         if odd := own.keys() ^ given.keys():
-            raise ValueError(f"{min(odd)[:100]!r} is {'missing' if min(odd) in own else 'too much'}")
+            raise ValueError(f"{min(odd)[:100]!r} is {'missing' if min(odd) in own else 'unexpected'}")
         if odd := [k for k in own if own[k].shape != given[k].shape]:
             raise ValueError(f"{odd[0]} is {tuple(given[odd[0]].shape)}, not {tuple(own[odd[0]].shape)}")
     except UserError as e:

@@ -1,7 +1,7 @@
-"""Checkpoints of YOLOv5 (v6, v7), YOLOv5-Lite and their forks: a pickled network becomes a checkpoint of ours.
+"""Conversion of checkpoints of YOLOv5 (v6, v7), YOLOv5-Lite and their forks, which are pickled networks.
 
-The file is read by `models.weights.unpickle`, which runs none of it: the network's modules become placeholders that
-hold its tensors, its yaml and its class names.
+The file is read by `models.weights.unpickle`, which runs no code from it: the network's modules become placeholders
+that hold its tensors, its yaml and its class names.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from utils.errors import UserError
 from utils.settings.config import LARGEST_IMAGE, MODEL_KEYS, MOST_CLASSES, is_number, is_whole
 
 BATCH_NORM_EPS = 1e-3  # of every batch norm in YOLOv5 and here
-LONGEST_PREFIX = 200  # letters of a key; a damaged network may contain blocks in blocks without end
+LONGEST_PREFIX = 200  # characters of a key; a damaged network may contain itself
 PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
-# what two layers of a class and of equal tensors can still differ in
+# attributes in which two layers of the same class and with equal tensors can still differ
 FACTS = ("kernel_size stride padding dilation groups padding_mode ceil_mode scale_factor mode size align_corners "
          "negative_slope alpha").split()  # fmt: skip
-# what forks call a block we have: our name, and their names of its parts
+# blocks that forks name differently -> our name, {their name of a part: our name}
 RENAMED_BLOCKS = {"conv_bn_relu_maxpool": ("CRM", {"conv": "conv1"}), "Shuffle_Block": ("InvertedResidual", {})}
-# computed from other tensors by older versions, and stored beside them
+# buffers that older versions computed from other tensors and stored too
 DERIVED = ("anchor_grid",)
 
 
 def foreign_content(tree: Any, where: str) -> dict[str, Any]:
-    """Turn what `read_torch_zip` returned into the content of a "weights" checkpoint (see `models.weights.checkpoint`).
+    """Convert a tree from `read_torch_zip` to the content of a "weights" checkpoint (see `models.weights.checkpoint`).
 
-    The smoothed weights are taken where there are any. Raises UserError if it holds no detector.
+    Uses the EMA weights if there are any. Raises UserError if the file does not contain a detector.
     """
     facts = tree if isinstance(tree, dict) else {"model": tree}
     model = facts["ema"] if isinstance(facts.get("ema"), Inert) else facts.get("model")
     if not isinstance(model, Inert) or not isinstance(model.state.get("yaml"), dict):
-        raise UserError(f"{where}: holds {what_is(model)}, but no YOLOv5 network with its yaml")
+        raise UserError(f"{where}: contains {what_is(model)}, but not a YOLOv5 network with its yaml")
     try:
         check_plain({"yaml": model.state["yaml"], "names": model.state.get("names")})
         cfg = _our_yaml(model)
@@ -52,7 +52,7 @@ def foreign_content(tree: Any, where: str) -> dict[str, Any]:
         _check_layers(modules, cfg)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as e:
         reason = str(e) if type(e) is ValueError else f"{type(e).__name__}: {str(e)[:200]!r}"
-        raise UserError(f"{where}: its network makes no sense ({reason})") from e
+        raise UserError(f"{where}: its network is invalid ({reason})") from e
     except UserError as e:
         raise UserError(f"{where}: {e}") from e
     content = {"kind": "weights", "model": tensors, "yaml": cfg, "names": names}
@@ -65,7 +65,7 @@ def foreign_content(tree: Any, where: str) -> dict[str, Any]:
 
 
 def what_is(value: Any) -> str:
-    """What something read from a file is, in a few words."""
+    """Describe the type of a value read from a file, for messages."""
     if isinstance(value, Inert):
         return f"an object of class {value.path}"
     name = type(value).__name__
@@ -73,35 +73,35 @@ def what_is(value: Any) -> str:
 
 
 def check_plain(value: Any, most: int = 1_000_000) -> None:
-    """Raise ValueError unless `value` is made of plain values, all in all at most `most` of them and letters.
+    """Raise ValueError unless `value` consists of plain values, at most `most` values and characters in total.
 
-    What is referred to many times counts as often: printing or comparing it takes that long.
+    A value that is referred to several times counts each time, because printing or comparing it takes that long.
     """
     waiting, seen = [value], 0
     while waiting:
         item = waiting.pop()
         seen += 1 + (len(item) if isinstance(item, str) else 0)
         if seen + len(waiting) > most:
-            raise ValueError("a config larger than any")
+            raise ValueError("its config is too large")
         if isinstance(item, dict):
             waiting += [*item.keys(), *item.values()]
         elif isinstance(item, (list, tuple)):
             waiting += item
         elif isinstance(item, int) and abs(item) > 2**63 or not isinstance(item, PLAIN):
-            raise ValueError(f"{what_is(item)} in the place of a plain value")
+            raise ValueError(f"{what_is(item)} where a plain value is expected")
 
 
 def _modules(model: Inert) -> Iterator[tuple[str, Inert]]:
-    """The modules of a network, in PyTorch's order, each with the prefix of its keys in the state dict."""
+    """Yield the modules of a network, in PyTorch's order, each with the prefix of its keys in the state dict."""
     waiting, seen = [("", model)], set()
     while waiting:
         prefix, module = waiting.pop()
-        # an activation may serve many blocks; a block that holds something has one place
+        # blocks may share an activation, but not a module that has children, parameters or buffers
         if id(module) in seen and any(module.state[part] for part in ("_modules", "_parameters", "_buffers")):
-            raise ValueError("one block stands in several places")
+            raise ValueError("one block is used in several places")
         seen.add(id(module))
         if len(prefix) > LONGEST_PREFIX:
-            raise ValueError("blocks inside blocks without end")
+            raise ValueError("its blocks are nested too deeply")
         yield prefix, module
         renamed = RENAMED_BLOCKS.get(_class(module), ("", {}))[1]
         children = [(k, m) for k, m in module.state["_modules"].items() if isinstance(m, Inert)]
@@ -109,14 +109,14 @@ def _modules(model: Inert) -> Iterator[tuple[str, Inert]]:
 
 
 def _proper(key: Any) -> str:
-    """The name of a part, checked, since it becomes part of longer and longer keys. Raises ValueError."""
+    """Return the name of a part of a module unchanged. Raises ValueError if it is not fit to be part of a key."""
     if not isinstance(key, str) or not re.fullmatch(r"\w{1,40}", key):
-        raise ValueError("a part of it has no proper name")
+        raise ValueError("one of its parts has an invalid name")
     return key
 
 
 def _tensors(modules: Sequence[tuple[str, Inert]]) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of a network: keys as we call them, and tensors."""
+    """Yield the items of a network's state dict, with our names as keys."""
     storages = set()
     for prefix, module in modules:
         state = module.state
@@ -127,9 +127,9 @@ def _tensors(modules: Sequence[tuple[str, Inert]]) -> Iterator[tuple[str, Tensor
         own = {_proper(k): v for k, v in own.items() if v is not None and k not in left_out}
         for key, value in own.items():
             if not isinstance(value, Tensor):
-                raise ValueError(f"{prefix}{key} is no tensor")
+                raise ValueError(f"{prefix}{key} is not a tensor")
             if value.numel() and value.untyped_storage().data_ptr() in storages:
-                raise ValueError(f"{prefix}{key} shares its numbers with another tensor")
+                raise ValueError(f"{prefix}{key} shares its storage with another tensor")
             storages.add(value.untyped_storage().data_ptr())
         if "running_var" in own and "weight" in own and eps != BATCH_NORM_EPS:
             own["weight"] = fold_eps(own["weight"], own["running_var"], eps)
@@ -137,7 +137,10 @@ def _tensors(modules: Sequence[tuple[str, Inert]]) -> Iterator[tuple[str, Tensor
 
 
 def fold_eps(weight: Tensor, running_var: Tensor, eps: float) -> Tensor:
-    """The weight with which a batch norm of our eps gives, evaluated, what one of another `eps` gave."""
+    """Return the weight with which a batch norm of our eps computes, in eval mode, the same as one of another `eps`.
+
+    weight: of the batch norm with `eps`. Both tensors: (c,).
+    """
     var = running_var.double()
     return (weight.double() * torch.sqrt((var + BATCH_NORM_EPS) / (var + eps))).to(weight.dtype)
 
@@ -147,7 +150,7 @@ def _class(module: Inert) -> str:
 
 
 def _our_yaml(model: Inert) -> dict[str, Any]:
-    """The model config under our names of the blocks."""
+    """Return the model config, with our names of the blocks."""
     cfg = {k: v for k, v in model.state["yaml"].items() if k in MODEL_KEYS}
     for part in ("backbone", "head"):
         cfg[part] = [[*row[:2], RENAMED_BLOCKS.get(str(row[2]), (row[2],))[0], *row[3:]] for row in cfg[part]]
@@ -157,20 +160,20 @@ def _our_yaml(model: Inert) -> dict[str, Any]:
 
 
 def _activation(modules: Sequence[tuple[str, Inert]]) -> str:
-    """The `activation:` that stands for what the convolutions use; empty for SiLU, the one that needs no mention."""
+    """Return the yaml's `activation:` for the activation of the convolutions; empty for SiLU, the default."""
     for _, module in modules:
         act = module.state["_modules"].get("act") if _class(module) == "Conv" else None
         if isinstance(act, Inert) and _class(act) != "Identity":
             number = act.state.get("negative_slope", act.state.get("alpha", ""))
             if number != "" and not is_number(number):
-                raise ValueError(f"the number of its {_class(act)} is none")
+                raise ValueError(f"the argument of its {_class(act)} is not a number")
             return "" if _class(act) == "SiLU" else f"nn.{_class(act)}({number})"
     return ""
 
 
 def _names(model: Inert, cfg: dict[str, Any]) -> dict[int, str]:
     if not is_whole(cfg["nc"]) or not 1 <= cfg["nc"] <= MOST_CLASSES:
-        raise ValueError("its nc is no number of classes")
+        raise ValueError("its nc is not a valid number of classes")
     names = model.state.get("names") or range(cfg["nc"])
     named = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
     if sorted(named) != list(range(cfg["nc"])):
@@ -179,27 +182,27 @@ def _names(model: Inert, cfg: dict[str, Any]) -> dict[int, str]:
 
 
 def _check_layers(modules: Sequence[tuple[str, Inert]], cfg: dict[str, Any]) -> None:
-    """Raise ValueError unless each of PyTorch's layers in a network is what our network of this config has there."""
+    """Raise ValueError unless PyTorch's own layers in a network equal those of our network with the same config."""
     ours = {f"{name}.": m for name, m in outline(cfg, len(modules)).named_modules()}
     for prefix, module in modules:
         if not module.path.startswith("torch.nn.modules.") or prefix not in ours:
-            continue  # what is missing on either side shows when the tensors are compared
+            continue  # missing layers are found later, when the tensors are compared
         own = ours[prefix]
         if type(own).__name__ != _class(module):
-            raise ValueError(f"{prefix[:-1]} is {_class(module)} there and {type(own).__name__} here")
+            raise ValueError(f"{prefix[:-1]} is {_class(module)} in the file and {type(own).__name__} in this program")
         for fact in FACTS:
             if hasattr(own, fact) and fact in module.state and module.state[fact] != getattr(own, fact):
-                raise ValueError(f"{fact} of {prefix[:-1]} is another than here")
+                raise ValueError(f"{fact} of {prefix[:-1]} differs from that in this program")
 
 
 def outline(cfg: dict[str, Any], blocks: int) -> nn.Module:
-    """The layers of a config as `model`, without numbers, which costs next to no memory and time.
+    """Return a module whose `model` has the layers of a config, on the meta device, at almost no cost.
 
-    Raises ValueError if it asks for many more than `blocks` blocks, UserError if it is wrong.
+    Raises ValueError if the config requires many more than `blocks` blocks, UserError if it is wrong.
     """
     rows = [row for row in (*cfg["backbone"], *cfg["head"]) if isinstance(row, list) and len(row) > 1]
     if sum(row[1] for row in rows if is_whole(row[1])) > 4 * blocks + 100:
-        raise ValueError("its yaml asks for more blocks than it has")
+        raise ValueError("its yaml requires more blocks than the file contains")
     network = nn.Module()
     with torch.device("meta"):
         network.model = parse_model(cfg, [cfg.get("ch", 3)])[0]

@@ -1,9 +1,9 @@
-"""Starts the backbone of a network from torchvision's ShuffleNetV2, trained to classify ImageNet.
+"""Initialization of a backbone with the weights of torchvision's ShuffleNetV2, trained on ImageNet classification.
 
-conv1 and the stages are taken, block by block; torchvision's conv5 and fc have no place in a detector. Evaluated on
-the same tensor, the backbone then gives what torchvision's stages give. The images themselves differ: torchvision's
-weights were trained on normalised ones (mean and standard deviation of ImageNet), ours are in [0, 1]. Nothing is folded
-in for that: the batch norm right after the first convolution takes the difference up within the first batches.
+The weights of conv1 and the stages are copied block by block; conv5 and fc are not used in a detector. For the same
+input tensor, the backbone in eval mode then computes the same output as torchvision's stages. The input range differs:
+torchvision's weights were trained on normalised images (mean and standard deviation of ImageNet), ours are in [0, 1].
+The weights are not corrected for that, because the batch norm after the first convolution adapts within a few batches.
 """
 
 from __future__ import annotations
@@ -26,34 +26,35 @@ from utils.system.processes import is_main
 
 TORCHVISION = "torchvision"  # as a value of --weights
 TORCHVISION_EPS = 1e-5  # of every batch norm in torchvision's model
-# torchvision's name: output widths of conv1 and of stages 2, 3 and 4
+# torchvision's name -> output channels of conv1 and of stages 2, 3 and 4
 VARIANTS = {
     "shufflenet_v2_x0_5": (24, 48, 96, 192),
     "shufflenet_v2_x1_0": (24, 116, 232, 464),
     "shufflenet_v2_x1_5": (24, 176, 352, 704),
     "shufflenet_v2_x2_0": (24, 244, 488, 976),
 }
-COUNTER = "num_batches_tracked"  # of batch norms; what PyTorch wrote before 0.4.1 lacks it, and nothing needs it
+COUNTER = "num_batches_tracked"  # of batch norms; missing in files from before PyTorch 0.4.1, and not needed
 
 
 def start_backbone(model: DetectionModel, file: str = "", verbose: bool = False) -> Transfer:
-    """Load the backbone of `model` from a file or, if none is named, from torchvision, which may download it.
+    """Load the backbone of `model` from `file` or, if it is empty, from torchvision, which may download the weights.
 
-    verbose: print for each layer how much was taken. Raises UserError if the weights cannot be had or do not fit.
+    verbose: print how many tensors of each layer were loaded. Raises UserError if the weights cannot be obtained or do
+    not fit.
     """
     if file:
         return load_backbone(model, load_tensors(file), file, verbose)
     variant = variant_of(_widths(_shapes(model)))
     if not variant:
-        raise UserError(f"--weights {TORCHVISION}: {_config(model)} has no backbone of torchvision's; choose --cfg "
-                        f"{', '.join(map(_config_for, VARIANTS))}")  # fmt: skip
+        raise UserError(f"--weights {TORCHVISION}: {_config(model)} does not have one of torchvision's backbones; "
+                        f"choose --cfg {', '.join(map(_config_for, VARIANTS))}")  # fmt: skip
     return load_backbone(model, download_weights(variant), TORCHVISION, verbose)
 
 
 def load_backbone(model: DetectionModel, state: Mapping[str, Tensor], where: str, verbose: bool = False) -> Transfer:
-    """Copy conv1 and the stages of a torchvision ShuffleNetV2 state dict into `model`; prints what was taken.
+    """Copy conv1 and the stages of a torchvision ShuffleNetV2 state dict into `model`; prints what was loaded.
 
-    The prefix `module.` of a network trained on several GPUs is passed over. Raises UserError, with the config that
+    The key prefix `module.`, which training on several GPUs adds, is removed. Raises UserError, naming the config that
     would fit, unless every block fits.
     """
     state = {k.removeprefix("module."): v for k, v in state.items()}
@@ -62,18 +63,18 @@ def load_backbone(model: DetectionModel, state: Mapping[str, Tensor], where: str
     places = _places(model)
     chosen = {ours: _as_ours(theirs, state) for theirs, ours in places.items() if theirs in state}
     if bad := [theirs for theirs, ours in places.items() if ours in chosen and not chosen[ours].isfinite().all()]:
-        raise UserError(f"{where}: is damaged, or its training failed: numbers of {bad[0]} are not finite")
+        raise UserError(f"{where}: is damaged, or its training failed: values of {bad[0]} are not finite")
     model.load_state_dict(chosen, strict=False)
     result = Transfer(whole=list(chosen), left=[k for k in model.state_dict() if k not in chosen])
     name = variant_of(_widths(_shapes(model))) or "a ShuffleNetV2 of other widths"
     blocks = sum(k.endswith("branch2.0.weight") for k in places)
-    LOGGER.info(f"{where}: {name}, {blocks} blocks, {len(chosen)} of {len(places)} tensors of conv1 and stages taken; "
-                "the rest of the network starts fresh" + (f"\n{result.table(model)}" if verbose else ""))  # fmt: skip
+    LOGGER.info(f"{where}: {name}, {blocks} blocks, {len(chosen)} of {len(places)} tensors of conv1 and stages loaded; "
+                "the other layers start untrained" + (f"\n{result.table(model)}" if verbose else ""))  # fmt: skip
     return result
 
 
 def _as_ours(key: str, state: Mapping[str, Tensor]) -> Tensor:
-    """A tensor of torchvision's as our network takes it: the weight of a batch norm is changed for our eps."""
+    """Return one of torchvision's tensors for our network: weights of batch norms are adapted to our eps."""
     variance = state.get(f"{key.removesuffix('.weight')}.running_var")
     if not key.endswith(".weight") or variance is None:
         return state[key]
@@ -81,7 +82,7 @@ def _as_ours(key: str, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def _places(model: DetectionModel) -> dict[str, str]:
-    """Key of torchvision's state dict -> ours, of conv1 and the stages; empty if there are none in the backbone."""
+    """Map torchvision's keys of conv1 and the stages to ours; empty if the backbone has no such blocks."""
     rows, keys = len(model.yaml["backbone"]), list(model.state_dict())
     prefixes, stage, block = {}, 1, 0
     for name, m in model.model[:rows].named_modules():
@@ -95,13 +96,13 @@ def _places(model: DetectionModel) -> dict[str, str]:
 
 
 def _shapes(model: DetectionModel) -> dict[str, torch.Size]:
-    """Shapes of the backbone's tensors under torchvision's names."""
+    """Return the shapes of the backbone's tensors, with torchvision's names as keys."""
     own = model.state_dict()
     return {theirs: own[ours].shape for theirs, ours in _places(model).items()}
 
 
 def _widths(shapes: Mapping[str, torch.Size]) -> tuple[int, ...]:
-    """Output widths of conv1 and of stages 2, 3 and 4; empty if it is no ShuffleNetV2."""
+    """Return the output channels of conv1 and of stages 2, 3 and 4; empty if it is not a ShuffleNetV2."""
     last = [shapes.get(f"stage{stage}.0.branch2.5.weight", ()) for stage in (2, 3, 4)]
     first = shapes.get("conv1.0.weight", ())
     if any(len(shape) != 4 for shape in (first, *last)):
@@ -110,7 +111,7 @@ def _widths(shapes: Mapping[str, torch.Size]) -> tuple[int, ...]:
 
 
 def variant_of(widths: Iterable[int]) -> str:
-    """torchvision's name of the ShuffleNetV2 of these output widths, of conv1 and stages; empty if there is none."""
+    """Return torchvision's name of the ShuffleNetV2 with these output channels (as in VARIANTS), or ""."""
     return next((name for name, known in VARIANTS.items() if known == tuple(widths)), "")
 
 
@@ -123,17 +124,17 @@ def _config(model: DetectionModel) -> str:
 
 
 def _misfit(model: DetectionModel, state: Mapping[str, Tensor]) -> str:
-    """What is wrong with a state dict for this model, as the end of a sentence; empty if all of it fits."""
+    """Return why a state dict does not fit this model, as the predicate of a sentence; empty if it fits."""
     ours, theirs = _shapes(model), {k: v.shape for k, v in state.items()}
     widths, variant = _widths(theirs), variant_of(_widths(theirs))
     if not widths:
-        return "is no state dict of torchvision's ShuffleNetV2, with its conv1 and stages 2 to 4"
+        return "is not a state dict of torchvision's ShuffleNetV2, with its conv1 and stages 2 to 4"
     if widths != _widths(ours):
         fit = f"fits --cfg {_config_for(variant)}" if variant else "fits none of our configs"
-        return f"holds a ShuffleNetV2 of widths {'-'.join(map(str, widths))}, which {fit}, not {_config(model)}"
+        return f"contains a ShuffleNetV2 of widths {'-'.join(map(str, widths))}, which {fit}, not {_config(model)}"
     parts = {k for k in theirs if k.startswith(("conv1.", "stage"))}
     if odd := sorted(k for k in parts ^ ours.keys() if not k.endswith(COUNTER)):
-        place = f"it has no {odd[0]}" if odd[0] in ours else f"there is no place for {odd[0]}"
+        place = f"{odd[0]} is missing" if odd[0] in ours else f"{odd[0]} is unexpected"
         return f"does not fit {_config(model)}: {place}"
     if odd := sorted(k for k in parts & ours.keys() if theirs[k] != ours[k]):
         shapes = [" x ".join(map(str, of[odd[0]])) for of in (theirs, ours)]
@@ -142,23 +143,23 @@ def _misfit(model: DetectionModel, state: Mapping[str, Tensor]) -> str:
 
 
 def download_weights(variant: str) -> Mapping[str, Tensor]:
-    """The state dict that torchvision offers for a variant, fetched and kept by torchvision's own weights API.
+    """Return torchvision's state dict of a variant, downloaded and cached by torchvision's own weights API.
 
-    Raises UserError if torchvision does not work or the file cannot be fetched.
+    Raises UserError if torchvision does not work or the file cannot be downloaded.
     """
-    advice = f"download it by other means and train with --backbone-weights FILE --cfg {_config_for(variant)}"
+    advice = f"download the file yourself and train with --backbone-weights FILE --cfg {_config_for(variant)}"
     try:
-        from torchvision.models import get_model_weights  # where torchvision is broken, all else works without it
+        from torchvision.models import get_model_weights  # here, because nothing else needs a working torchvision
 
         weights = get_model_weights(variant).DEFAULT
-    except Exception as e:  # a torchvision of another torch fails in several ways
-        raise UserError(f"--weights {TORCHVISION}: torchvision does not work here ({_reason(e)}); mend it, or give a "
-                        f"{variant} file as --backbone-weights") from e  # fmt: skip
+    except Exception as e:  # a torchvision built for another version of torch can raise almost any exception
+        raise UserError(f"--weights {TORCHVISION}: torchvision does not work here ({_reason(e)}); reinstall it, or "
+                        f"give a {variant} file with --backbone-weights") from e  # fmt: skip
     try:
-        with locked(ROOT):  # of several processes one downloads, the others then find the file
+        with locked(ROOT):  # with several processes, one downloads the file and the others then find it
             return weights.get_state_dict(progress=is_main(), check_hash=True, map_location="cpu", weights_only=True)
-    except Exception as e:  # of network, disk and damaged file, each has its own
-        raise UserError(f"--weights {TORCHVISION}: {weights.url} could not be fetched and read ({_reason(e)}); "
+    except Exception as e:  # network, disk and a damaged file each raise exceptions of their own
+        raise UserError(f"--weights {TORCHVISION}: {weights.url} could not be downloaded and read ({_reason(e)}); "
                         f"{advice}") from e
 
 

@@ -1,4 +1,4 @@
-"""Starts a network from the weights of another: what fits is taken, head rows by the names of their classes."""
+"""Transfer of pretrained weights: tensors that fit are loaded, class rows of a head by the names of the classes."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.system.console import LOGGER
 
-BOX_ROWS = 5  # of each anchor in a head: x, y, w, h, objectness; then a row per class
-LITTLE = 0.2  # share of a network below which it is a mistake to call it pretrained
+BOX_ROWS = 5  # first rows of each anchor in a head: x, y, w, h, objectness; then one row per class
+LITTLE = 0.2  # a warning is printed if a smaller share of the parameters was loaded
 SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}  # COCO, VOC
 
 
 @dataclass
 class Transfer:
-    """What was taken from a checkpoint: keys of whole tensors, keys of heads taken in part, classes by name."""
+    """Result of a transfer.
+
+    Keys of the tensors that were loaded as a whole, loaded in part (of heads), and not loaded; the matched classes.
+    """
 
     whole: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
-    classes: dict[str, str] = field(default_factory=dict)  # ours: theirs
+    classes: dict[str, str] = field(default_factory=dict)  # name in the model -> name in the checkpoint
     left: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """`342 of 349 tensors taken; of the head: boxes, objectness and 20 classes by name; not taken: ...`."""
+        """Return "342 of 349 tensors loaded; head: boxes, objectness, classes by name: a; not loaded: ..."."""
         total = len(self.whole) + len(self.parts) + len(self.left)
-        text = f"{len(self.whole)} of {total} tensors taken"
+        text = f"{len(self.whole)} of {total} tensors loaded"
         if self.parts:
-            classes = ", ".join(k if k == v else f"{k} from {v}" for k, v in self.classes.items()) or "no class"
-            text += f"; of the head: boxes, objectness, and by name {classes}"
+            classes = ", ".join(k if k == v else f"{k} from {v}" for k, v in self.classes.items()) or "none"
+            text += f"; head: boxes, objectness, classes by name: {classes}"
         if self.left:
-            text += f"; not taken: {', '.join(self.left[:4])}" + (", ..." if len(self.left) > 4 else "")
+            text += f"; not loaded: {', '.join(self.left[:4])}" + (", ..." if len(self.left) > 4 else "")
         return text
 
     def table(self, model: DetectionModel) -> str:
-        """A row per layer: how many of its tensors were taken."""
+        """Return a table with a row per layer: how many of its tensors were loaded, loaded in part, or stayed new."""
         counts = {kind: Counter(_layer(k) for k in keys)
-                  for kind, keys in (("taken", self.whole), ("in part", self.parts), ("fresh", self.left))}  # fmt: skip
-        rows = [f"{'layer':>6}  {'module':<18}{'taken':>8}{'in part':>9}{'fresh':>7}"]
+                  for kind, keys in (("loaded", self.whole), ("in part", self.parts), ("new", self.left))}  # fmt: skip
+        rows = [f"{'layer':>6}  {'module':<18}{'loaded':>8}{'in part':>9}{'new':>7}"]
         for m in model.model:
-            numbers = [counts[kind][m.i] for kind in ("taken", "in part", "fresh")]
+            numbers = [counts[kind][m.i] for kind in ("loaded", "in part", "new")]
             if any(numbers):
                 rows.append(f"{m.i:>6}  {m.type:<18}{numbers[0]:>8}{numbers[1]:>9}{numbers[2]:>7}")
         return "\n".join(rows)
@@ -61,13 +64,14 @@ def transfer_weights(
     model: DetectionModel, content: Mapping[str, Any], where: str | Path, anchors: bool = False,
     fresh_head: bool = False, verbose: bool = False,
 ) -> Transfer:  # fmt: skip
-    """Copy into `model` every tensor of a checkpoint whose name and shape fit; returns what was taken, and prints it.
+    """Copy every tensor of a checkpoint whose name and shape fit into `model`. Returns and prints what was loaded.
 
-    anchors: take the anchors too (otherwise those of the model's own config stay).
-    fresh_head: take nothing of the head. Otherwise, of a head of other classes, the rows for boxes and objectness are
-    taken, and those of the classes that have the same name (in any case and spelling, COCO's names for VOC's too).
-    Where one side's classes have no names, only numbers, a head of as many classes is taken as it is.
-    Raises UserError if nothing fits.
+    content: the checkpoint; where: its name, for messages.
+    anchors: load the anchors too (otherwise the model keeps those of its own config).
+    fresh_head: load nothing into the head. Otherwise, if the classes differ, the head's rows for boxes and objectness
+    are loaded, and the rows of classes with the same name (ignoring case, spaces, `-` and `_`; COCO's names match
+    VOC's). If the classes of one side have no names, only numbers, a head for equally many classes is loaded unchanged.
+    verbose: also print a table of the layers. Raises UserError if no tensor fits.
     """
     own, given = model.state_dict(), content["model"]
     result, chosen = Transfer(), {}
@@ -76,7 +80,7 @@ def transfer_weights(
     alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
     for key, tensor in own.items():
         new, head = given.get(key), key.startswith(f"model.{len(model.model) - 1}.m.")
-        # a counter or a bias is worth nothing without the numbers it belongs to, which come before it
+        # a counter or a bias is loaded only together with its weight, which comes before it in the state dict
         partner = key.removesuffix(".num_batches_tracked").removesuffix(".bias") + ".weight"
         lonely = partner != f"{key}.weight" and partner in own and partner not in chosen
         if new is None or lonely or (key.endswith(".anchors") and not anchors) or (head and fresh_head):
@@ -90,22 +94,23 @@ def transfer_weights(
         else:
             result.left.append(key)
     if not chosen:
-        raise UserError(f"{where}: not one tensor fits this model; is it the right --cfg?")
+        raise UserError(f"{where}: no tensor fits this model; is --cfg right?")
     if result.parts:
         result.classes = {model.names[i]: theirs[k] for i, k in same.items()}
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in chosen.items()}, strict=False)
     LOGGER.info(f"{where}: {result.summary()}" + (f"\n{result.table(model)}" if verbose else ""))
     share = sum(own[k].numel() for k in chosen) / sum(v.numel() for v in own.values())
     if share < LITTLE:
-        LOGGER.warning(f"{where}: that is {share:.0%} of the network's numbers: it starts almost from nothing; is it "
-                       "the right --cfg?")  # fmt: skip
+        LOGGER.warning(f"{where}: only {share:.0%} of the parameters were loaded, training starts almost from "
+                       "scratch; is --cfg right?")  # fmt: skip
     return result
 
 
 def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int, int]:
-    """Numbers of our classes -> numbers of theirs that have the same name; the same letters go before other spellings.
+    """Match classes by name: returns {our class index: their class index}.
 
-    Each of theirs serves one of ours. Empty if one side's names are mere numbers.
+    Identical names are matched first, then names that differ in spelling. Each of their classes is used at most once.
+    Empty if the names of one side are only numbers.
     """
     same: dict[int, int] = {}
     if _nameless(ours) or _nameless(theirs):
@@ -119,7 +124,7 @@ def same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int
 
 
 def _nameless(names: Mapping[int, str]) -> bool:
-    """Whether the classes were never named: each is called by its own number."""
+    """Whether the classes were never named: the name of each is its index."""
     return all(name == str(number) for number, name in names.items())
 
 
@@ -134,7 +139,10 @@ def _heads_fit(model: DetectionModel, own: Tensor, new: Tensor, classes: int) ->
 
 
 def merge_head(own: Tensor, new: Tensor, na: int, same: Mapping[int, int]) -> Tensor:
-    """A head's weight (na * (5 + nc), c, 1, 1) or bias with the rows of another that mean the same."""
+    """Return a head's weight (na * (5 + nc), c, 1, 1) or bias with the matching rows of another head copied into it.
+
+    new: of the other head; na: anchors per cell; same: {our class index: their class index}.
+    """
     merged = own.detach().clone().reshape(na, -1, *own.shape[1:])
     source = new.to(merged).reshape(na, -1, *new.shape[1:])
     merged[:, :BOX_ROWS] = source[:, :BOX_ROWS]
@@ -146,24 +154,24 @@ def merge_head(own: Tensor, new: Tensor, na: int, same: Mapping[int, int]) -> Te
 def with_classes(
     content: Mapping[str, Any], where: str | Path, names: Mapping[int, str], given_by: str | Path
 ) -> DetectionModel:
-    """The model of a checkpoint in eval mode, with these classes: rows of its head are carried over by name.
+    """Return the model of a checkpoint in eval mode, with its head converted to other classes, matched by name.
 
-    names, given_by: the classes, and what lists them. Without a name in common they are taken by their numbers if there
-    are as many; otherwise raises UserError.
+    names, given_by: the classes, and the file that lists them. If no name matches, equally many classes are matched by
+    index; otherwise raises UserError.
     """
     model = model_from_checkpoint(dict(content), where)
     if list(model.names.values()) == list(names.values()):
         return model
     same = same_classes(names, model.names)
     if not same and len(model.names) == len(names):
-        LOGGER.warning(f"{where} and {given_by} have no class name in common: classes are taken by their numbers")
+        LOGGER.warning(f"{where} and {given_by} have no class name in common: classes are matched by index")
         return model
     if not same:
-        raise UserError(f"{where} knows {len(model.names)} classes, none of which {given_by} lists: give the --data it "
+        raise UserError(f"{where} has {len(model.names)} classes, none of which {given_by} lists: give the --data it "
                         "was trained on")  # fmt: skip
-    LOGGER.info(f"{where} gets the {len(names)} classes of {given_by} before all else")
+    LOGGER.info(f"{where}: its head is first converted to the {len(names)} classes of {given_by}")
     if unknown := [name for i, name in names.items() if i not in same]:
-        LOGGER.warning(f"{where} does not know {', '.join(unknown)}: rows of the head that know nothing")
+        LOGGER.warning(f"{where} was not trained on {', '.join(unknown)}: their rows of the head are untrained")
     ours = DetectionModel(model.yaml, ch=model.yaml.get("ch", 3), nc=len(names))
     ours.names = dict(names)
     transfer_weights(ours, content, where, anchors=True)

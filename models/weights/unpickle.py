@@ -1,11 +1,11 @@
-"""Reads PyTorch's zipped pickles (`torch.save`) without running anything in them.
+"""A reader for PyTorch's zipped pickles (`torch.save`) that runs no code from them.
 
-A pickle is a small program for a stack machine. Here it is followed step by step, and what would import or call
-something is only noted: an object becomes an `Inert` that holds the name of its class and its attributes. Tensors,
-plain values and containers come out as themselves. Whatever asks for another name than those listed here is refused.
+A pickle is a small program for a stack machine. This module interprets its instructions itself and never imports or
+calls anything that the file names: an object becomes an `Inert` that holds the name of its class and its attributes.
+Tensors, plain values and containers are returned as they are. Names that are not listed here are refused.
 
-A file of n bytes takes memory and time in proportion to n, whatever is in it: no value of it is copied, compared or
-turned into text before its type is known.
+Reading a file of n bytes takes memory and time proportional to n, whatever its content: no value is copied, compared or
+converted to text before its type is known.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# where YOLOv5, its forks and its pip package keep the classes of a network
+# packages in which YOLOv5, its forks and its pip package define the classes of a network
 INERT_PACKAGES = ("models.", "utils.", "torch.nn.", "yolov5.")
 INERT_NAMES = frozenset(
     """torch.Size torch.device torch.torch_version.TorchVersion torch.float16 torch.bfloat16 torch.float32 torch.float64
@@ -36,68 +36,68 @@ STORAGES = {
     "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }  # fmt: skip
-LARGEST_PICKLE = 8 * 2**20  # bytes, without the tensors; that of a yolov5x has 0.2 MB, of its last.pt 0.3 MB
+LARGEST_PICKLE = 8 * 2**20  # bytes, without the tensors; a yolov5x has 0.2 MB, its last.pt 0.3 MB
 MOST_DIMENSIONS, MOST_NUMBERS = 8, 2**40  # of a tensor
-LONGEST_NAME = 200  # of a class, its packages included
-Key = str | int | float | bool | None  # what a dict or set may be looked up by: a nested tuple may take forever to hash
+LONGEST_NAME = 200  # characters of a class name, including its packages
+Key = str | int | float | bool | None  # keys allowed in a dict or set; hashing a nested tuple could take forever
 
 
 class RefusedPickle(Exception):
-    """The pickle asks for `args[0]`, which is neither a tensor nor a plain value nor a class of a network."""
+    """The pickle uses the name or instruction `args[0]`, which no tensor, plain value or class of a network needs."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that a pickle names. It is never looked up."""
+    """A class or function that a pickle names. It is never imported."""
 
     path: str
 
 
 @dataclass(eq=False)
 class Inert:
-    """What stands in for an object: the name of its class, and its attributes."""
+    """Placeholder for an object: the name of its class, and its attributes."""
 
     path: str
     state: dict[str, Any] = field(default_factory=dict)
 
 
 def read_torch_zip(path: str | Path) -> Any:
-    """Read a file that `torch.save` (PyTorch 1.6 or newer) wrote.
+    """Read a file written by `torch.save` of PyTorch 1.6 or newer.
 
-    Returns tensors, plain values, containers and `Inert` objects. Raises RefusedPickle for a name that is not allowed,
-    ValueError for a damaged file, OSError if it cannot be read.
+    Returns tensors, plain values, containers and `Inert` objects. Raises RefusedPickle for a name or instruction that
+    is not allowed, ValueError for a damaged file, OSError if it cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(i.file_size for i in archive.infolist()) > Path(path).stat().st_size:
-                raise ValueError("its records are compressed or overlap, which checkpoints do not do")
+                raise ValueError("its records are compressed or overlap, unlike those of a checkpoint")
             record = _pickle_record(archive)
             storages = _Storages(archive, record.filename.removesuffix("data.pkl"))
             return _Machine(storages).run(_read(archive, record, LARGEST_PICKLE))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
-        raise ValueError(f"as a zip archive: {e}") from e
+        raise ValueError(f"invalid zip archive: {e}") from e
     except (IndexError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError) as e:
-        raise ValueError(f"the pickle makes no sense ({type(e).__name__})") from e
+        raise ValueError(f"the pickle is invalid ({type(e).__name__})") from e
 
 
 def _pickle_record(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     records = [i for i in archive.infolist() if i.filename.endswith("data.pkl") and i.filename.count("/") <= 1]
     if len(records) != 1:
-        raise ValueError("there is no data.pkl in it")
+        raise ValueError("it does not contain exactly one data.pkl")
     return records[0]
 
 
 def _read(archive: zipfile.ZipFile, record: zipfile.ZipInfo, most: int) -> bytes:
-    """The bytes of a record. Raises ValueError if it is larger than `most` or packed, as a zip bomb must be."""
+    """Return the bytes of a record. Raises ValueError if it is compressed (a zip bomb) or larger than `most` bytes."""
     if record.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"its record {record.filename!r} is compressed, checkpoints are stored as they are")
+        raise ValueError(f"its record {record.filename!r} is compressed, unlike those of a checkpoint")
     if record.file_size > most:
-        raise ValueError(f"its record {record.filename!r} has {record.file_size} bytes, {most} were expected at most")
+        raise ValueError(f"its record {record.filename!r} has {record.file_size} bytes, at most {most} were expected")
     return archive.read(record)
 
 
 class _Storages:
-    """The numbers of the tensors, read when first asked for; root: the folder in the archive, with its slash."""
+    """The storages of the tensors, read on first use; root: the folder in the archive, with a trailing slash."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         self.archive, self.root = archive, root
@@ -108,14 +108,14 @@ class _Storages:
         self.loaded: dict[str, Tensor] = {}
 
     def get(self, persistent_id: Any) -> Tensor:
-        """The storage a persistent id ("storage", type, key, location, elements) names, as a 1-D tensor."""
+        """Return the storage of a persistent id ("storage", type, key, location, elements) as a 1-D tensor."""
         kind, storage, key, _, elements = persistent_id
         if not isinstance(kind, str) or kind != "storage" or not isinstance(storage, Name):
-            raise ValueError("it refers to something that is no storage of a tensor")
+            raise ValueError("it refers to something that is not a storage of a tensor")
         if storage.path not in STORAGES:
             raise RefusedPickle(storage.path)
         if not isinstance(key, str) or not isinstance(elements, int) or not 0 <= elements <= MOST_NUMBERS:
-            raise ValueError("it refers to a storage that cannot be")
+            raise ValueError("it refers to an invalid storage")
         dtype = STORAGES[storage.path]
         if key not in self.loaded:
             record = self.records[f"{self.root}data/{key}"]
@@ -126,24 +126,24 @@ class _Storages:
             self.loaded[key] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
         found = self.loaded[key]
         if found.dtype != dtype:
-            raise ValueError(f"one of its records is used as {dtype} and as {found.dtype}")
+            raise ValueError(f"one of its records is used both as {dtype} and as {found.dtype}")
         return found
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-    """A tensor over a storage, no copy; `size` and `stride` must stay inside and may not repeat elements."""
+    """Return a view of a storage as a tensor. Raises ValueError if it does not fit into the storage."""
     if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise ValueError("a tensor's shape makes no sense")
+        raise ValueError("a tensor's shape is invalid")
     if len(size) > MOST_DIMENSIONS or len(size) != len(stride):
-        raise ValueError("a tensor's shape makes no sense")
+        raise ValueError("a tensor's shape is invalid")
     if not all(isinstance(v, int) and 0 <= v <= MOST_NUMBERS for v in (offset, *size, *stride)):
-        raise ValueError("a tensor's shape makes no sense")
+        raise ValueError("a tensor's shape is invalid")
     elements, last = 1, offset
     for n, step in zip(size, stride, strict=True):
         elements *= n
         last += (n - 1) * step
     if elements > len(storage) or (elements and last >= len(storage)):
-        raise ValueError(f"a tensor of {elements} numbers is larger than the {len(storage)} stored for it")
+        raise ValueError(f"a tensor of {elements} elements does not fit its storage of {len(storage)} elements")
     return storage.as_strided(size, stride, offset)
 
 
@@ -152,7 +152,7 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 def _ordered() -> OrderedDict[Key, Any]:
-    return OrderedDict()  # its items are set afterwards
+    return OrderedDict()  # later instructions set its items
 
 
 def _set(items: Any = ()) -> set[Key]:
@@ -161,11 +161,11 @@ def _set(items: Any = ()) -> set[Key]:
 
 def _key(value: Any) -> Key:
     if not isinstance(value, Key):
-        raise ValueError("a dict or set is keyed by something that is no plain value")
+        raise ValueError("a key of a dict or set is not a plain value")
     return value
 
 
-# the only names that are acted on: none runs code of the file
+# the only names that are called; none of these functions runs code from the file
 BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "builtins.set": _set,
@@ -181,15 +181,16 @@ class _Mark:
 
 
 class _Machine:
-    """The stack machine of a pickle, protocols 0 to 5, without the instructions that import, call or extend."""
+    """Pickle's stack machine, protocols 0 to 5, without the instructions INST, OBJ, EXT* and PERSID among others."""
 
     def __init__(self, storages: _Storages) -> None:
         self.storages = storages
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.size = self.copied = 0  # bytes of the pickle, items copied into sets
+        self.size = self.copied = 0  # size of the pickle in bytes, number of items copied into sets
 
     def run(self, pickle: bytes) -> Any:
+        """Interpret a pickle and return its value. Raises RefusedPickle, or ValueError and others if it is damaged."""
         self.size = len(pickle)
         for opcode, arg, _ in pickletools.genops(pickle):
             name = opcode.name
@@ -211,7 +212,7 @@ class _Machine:
         raise ValueError("the pickle has no end")
 
     def _items(self) -> list[Any]:
-        """What lies above the last mark."""
+        """Pop and return the items above the last mark."""
         items: list[Any] = []
         while (item := self.stack.pop()) is not _Mark:
             items.append(item)
@@ -229,13 +230,13 @@ class _Machine:
     def _dup(self) -> None:
         self.stack.append(self.stack[-1])
 
-    # names, and what is made of them
+    # names and objects
 
     def _global(self, arg: str) -> None:
         module, _, name = arg.partition(" ")
         path = f"{module}.{name}"
         if len(path) > LONGEST_NAME:
-            raise ValueError("it names a class by more letters than a name has")
+            raise ValueError(f"the name of a class has more than {LONGEST_NAME} characters")
         proper = name.isidentifier() and all(part.isidentifier() for part in module.split("."))
         network = proper and module.startswith(INERT_PACKAGES)
         if not (network or path in INERT_NAMES or path in STORAGES or path in BUILDERS):
@@ -245,18 +246,18 @@ class _Machine:
     def _stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("it names a class by something that is no text")
+            raise ValueError("the name of a class is not a string")
         self._global(f"{module} {name}")
 
     def _reduce(self) -> None:
         args, made = self.stack.pop(), self.stack.pop()
         if not isinstance(made, Name) or made.path in STORAGES or not isinstance(args, tuple):
-            raise ValueError("it calls something that is no class")
+            raise ValueError("it calls something that is not a class")
         build = BUILDERS.get(made.path)
-        if build is _set and args:  # the only copy of something; a list made once may be copied many times
+        if build is _set and args:  # the only instruction that copies items; a file could copy one list many times
             self.copied += len(args[0])
             if not isinstance(args[0], list) or self.copied > self.size:
-                raise ValueError("it makes more sets than it has items for them")
+                raise ValueError("its sets have more items than the pickle can contain")
         self.stack.append(build(*args) if build else Inert(made.path))
 
     def _newobj(self) -> None:
@@ -266,8 +267,8 @@ class _Machine:
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, Inert) and isinstance(state, dict) and not made.state:
             made.state = state
-        elif not isinstance(made, (Inert, OrderedDict)):  # the attributes of these are of no interest
-            raise ValueError("it sets attributes of something that is no object")
+        elif not isinstance(made, (Inert, OrderedDict)):  # other attributes of these two are ignored
+            raise ValueError("it sets attributes of something that is not an object")
 
     def _binpersid(self) -> None:
         self.stack.append(self.storages.get(self.stack.pop()))
@@ -290,7 +291,7 @@ class _Machine:
 
     def _listed(self) -> list[Any]:
         if not isinstance(self.stack[-1], list):
-            raise ValueError("it appends to something that is no list")
+            raise ValueError("it appends to something that is not a list")
         return self.stack[-1]
 
     def _empty_dict(self) -> None:
@@ -310,7 +311,7 @@ class _Machine:
 
     def _keyed(self) -> dict[Any, Any]:
         if not isinstance(self.stack[-1], dict):
-            raise ValueError("it sets items of something that is no dict")
+            raise ValueError("it sets items of something that is not a dict")
         return self.stack[-1]
 
     def _tuple(self) -> None:
@@ -339,7 +340,7 @@ class _Machine:
     def _additems(self) -> None:
         items = self._items()
         if not isinstance(self.stack[-1], set):
-            raise ValueError("it adds to something that is no set")
+            raise ValueError("it adds to something that is not a set")
         self.stack[-1].update(map(_key, items))
 
     def _frozenset(self) -> None:

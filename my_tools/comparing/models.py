@@ -185,7 +185,7 @@ def measure_latency(candidates: Sequence[Candidate], budget: float) -> None:
         try:
             yield from bar
         finally:
-            bar.total = bar.n  # the time may be up before all rounds are done
+            bar.total = bar.n  # shown as complete if the time is up before all rounds
             bar.close()
 
     for batch in BATCHES:

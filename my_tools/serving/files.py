@@ -170,7 +170,7 @@ def sample_files(source: str | Path) -> list[Path]:
 def check_installed() -> None:
     """Raise UserError, with the command to install it, if ONNX Runtime Web is missing or of another version."""
     if not all((VENDOR / name).is_file() for name in (*VENDOR_FILES, ABOUT)):
-        raise UserError(f"the page needs ONNX Runtime Web {VERSION}, which is not installed yet: {INSTALL} downloads it")
+        raise UserError(f"the page needs ONNX Runtime Web {VERSION}, which is not installed: {INSTALL} downloads it")
     try:
         version = json.loads((VENDOR / ABOUT).read_bytes()).get("version")
     except (ValueError, AttributeError):
@@ -204,7 +204,7 @@ def unpack(archive: Path) -> None:
         while piece := f.read(1 << 20):
             digest.update(piece)
     if base64.b64encode(digest.digest()).decode() != SHA512:
-        raise UserError(f"the archive from npm does not have the known hash of {RUNTIME} {VERSION}; nothing was installed")
+        raise UserError(f"npm's archive does not have the known hash of {RUNTIME} {VERSION}; nothing was installed")
     wanted = {f"package/dist/{name}": name for name in VENDOR_FILES} | {f"package/{ABOUT}": ABOUT}
     make_folder(VENDOR)
     with tarfile.open(archive) as tar:
@@ -229,6 +229,6 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UserError(f"cannot create the folder {path}: {e.strerror}") from e
+        raise UserError(f"cannot make the folder {path}: {e.strerror}") from e
     if not os.access(path, os.W_OK):
         raise UserError(f"{path} is not writable")

@@ -75,8 +75,8 @@ function inMB(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-// The pixels of an image or a video frame, scaled down if they do not fit into a canvas. The bytes are those that OpenCV
-// reads from the file: rotated according to its EXIF data, without colour conversion.
+// The pixels of an image or a video frame, scaled down if they do not fit into a canvas. The bytes are those that
+// OpenCV reads from the file: rotated according to its EXIF data, without colour conversion.
 function pixelsOf(source, width, height) {
   const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (width * height)));
   const canvas = document.createElement('canvas');
@@ -182,7 +182,7 @@ function listen() {
   const drop = byId('drop');
   for (const kind of ['dragenter', 'dragover']) {
     drop.addEventListener(kind, () => drop.classList.add('over'));
-    window.addEventListener(kind, (event) => event.preventDefault()); // an image dropped beside the field does not replace the page
+    window.addEventListener(kind, (event) => event.preventDefault()); // do not open an image dropped elsewhere
   }
   for (const kind of ['dragleave', 'drop']) drop.addEventListener(kind, () => drop.classList.remove('over'));
   window.addEventListener('drop', (event) => {

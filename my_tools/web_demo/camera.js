@@ -45,7 +45,7 @@ export class Camera {
 
 function inWords(error) {
   return {
-    NotAllowedError: 'The camera is not allowed: permit it for this page in the browser’s settings.',
+    NotAllowedError: 'The camera is blocked: allow it for this page in the browser’s settings.',
     NotFoundError: 'No camera was found.',
     NotReadableError: 'The camera is in use by another program.',
     AbortError: 'The camera stopped.',

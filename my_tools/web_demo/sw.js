@@ -1,8 +1,8 @@
-// Serves the page from the cache when there is no network, and adds the headers that threads in WASM need, which a plain
-// static host does not send.
+// Serves the page from the cache when there is no network, and adds the headers that threads in WASM need, which a
+// plain static host does not send.
 
 const CACHE = `light-detector ${self.registration.scope}`;
-const PATIENCE = 4000; // milliseconds to wait for the network before the cached file is used
+const PATIENCE = 4000; // milliseconds to wait for the network before using the cached file
 const HEADERS = {
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Embedder-Policy': 'require-corp',

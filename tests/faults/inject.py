@@ -1,12 +1,12 @@
-"""Run train.py as a user does, with a fault at the start of an epoch: python inject.py FAULT EPOCH [train.py's flags].
+"""Run train.py as a user would, and inject a fault at the start of an epoch: python inject.py FAULT EPOCH [flags].
 
-    vanish       the folder of the training images is renamed
-    spoil        one training image becomes unreadable
-    resize       one training image is replaced by one of another size
-    kill-worker  a process that loads images is killed, as a system out of memory does
-    kill-in-step the same while the network calculates
-    nan          the pixels of the next batch become no numbers
-    read-only    the run's file system is mounted read-only (needs a mount of its own there)
+    vanish       rename the folder of training images
+    spoil        make one training image unreadable
+    resize       replace one training image by one of a different size
+    kill-worker  kill a worker process, as Linux does when memory runs out
+    kill-in-step kill a worker process during a training step
+    nan          replace the pixels of the next batch by NaN
+    read-only    remount the run's file system read-only (it must be a separate mount)
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def kill_in_step(run: Run) -> None:
     def killing(*args: object) -> torch.Tensor:
         train.to_input = real
         kill_worker(run)
-        time.sleep(1)  # in which the system tells of it
+        time.sleep(1)  # time for the SIGCHLD of the killed process to arrive
         return real(*args)
 
     real, train.to_input = train.to_input, killing
@@ -80,7 +80,7 @@ FAULTS: dict[str, Callable[[Run], None]] = {
 
 
 def main() -> None:
-    """Hook the fault into the training loop and run it."""
+    """Hook the fault into the training loop and run train.py."""
     fault, epoch = FAULTS[sys.argv.pop(1)], int(sys.argv.pop(1))
     real = train.train_epoch
 

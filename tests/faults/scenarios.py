@@ -1,8 +1,8 @@
-"""What happens to a training when something breaks: each scenario runs train.py as a user does, and says what came.
+"""Run train.py as a user would, break something during the training, and check and describe the result.
 
-    python tests/faults/scenarios.py    # all of them, as a table
+    python tests/faults/scenarios.py    # run all scenarios and print a table
 
-Those that need a small or read-only disk mount one in a namespace of their own, as Linux allows root to.
+Scenarios that need a small or read-only disk mount one in their own mount namespace, which Linux allows only for root.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from helpers import write_yolo_set
 from models.weights.checkpoint import load_checkpoint
 from my_tools.check_resume import differences
 
-CLONE_NEWNS = 0x20000  # of Linux's sched.h
+CLONE_NEWNS = 0x20000  # from Linux's sched.h
 INJECT = Path(__file__).with_name("inject.py")
 
 
 class NotHere(Exception):
-    """The scenario cannot be had on this machine, and why."""
+    """The scenario cannot run on this machine; the message gives the reason."""
 
 
 def mounting(*options: str) -> Callable[[], None]:
-    """What gives a process a view of the file systems of its own, with more mounts. Raises NotHere if it may not."""
+    """Return a function that gives the calling process private mounts. Raises NotHere if mounting is not allowed."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        raise NotHere("needs the right to mount file systems")
+        raise NotHere("needs permission to mount file systems")
 
     def mount() -> None:
         assert not ctypes.CDLL(None).unshare(CLONE_NEWNS)
@@ -49,14 +49,14 @@ def mounting(*options: str) -> Callable[[], None]:
 
 
 def lines_with(done: Done, words: str) -> list[str]:
-    """The lines that hold these words."""
+    """Return the output lines that contain these words."""
     return [line.strip() for line in done.text.replace("\r", "\n").splitlines() if words in line]
 
 
 def flags(folder: Path, name: str = "run", **more: object) -> list[str]:
-    """train.py's flags for a short run on a small set, which is drawn first."""
+    """Return train.py's flags for a short run on a small dataset, which is created first if it is missing."""
     if not (folder / "set").exists():
-        write_yolo_set(folder / "set", 100)  # more than are kept decoded
+        write_yolo_set(folder / "set", 100)  # more images than the loader keeps decoded
     options = {"data": folder / "set/squares.yaml", "epochs": 3, "batch_size": 16, "imgsz": 64, "workers": 1,
                "project": folder / "runs", "name": name, "device": "cpu", "noplots": True, **more}  # fmt: skip
     words: list[str] = []
@@ -66,16 +66,16 @@ def flags(folder: Path, name: str = "run", **more: object) -> list[str]:
 
 
 def resumed_like_undisturbed(folder: Path) -> str:
-    """Resume a run that was cut off; it must end as one that was left alone."""
+    """Resume an interrupted run and check that it ends like an uninterrupted one."""
     done = run("train.py", "--resume", folder / "runs/run")
     assert done.code == 0, done.text
     assert differences(left_alone(), folder / "runs/run") == []
-    return "; resumed, it ends bit for bit like a run left alone"
+    return "; the resumed run ends bit-identical to an uninterrupted one"
 
 
 @functools.cache
 def left_alone() -> Path:
-    """The folder of a run like those of the scenarios that nothing happened to."""
+    """Return the folder of an uninterrupted run with the flags that the scenarios use."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     assert run("train.py", *flags(folder)).code == 0
@@ -83,10 +83,10 @@ def left_alone() -> Path:
 
 
 def readable(folder: Path) -> str:
-    """Say where last.pt would go on; it must be whole, and nothing half written beside it."""
+    """Check that last.pt is intact and no partly written file remains; return the epoch at which it continues."""
     content = load_checkpoint(folder / "weights/last.pt", training=True)
     assert not list(folder.rglob("*.part"))
-    return f"; last.pt goes on at epoch {content['training']['epoch']}"
+    return f"; last.pt continues at epoch {content['training']['epoch']}"
 
 
 def data_set_vanishes(folder: Path) -> str:
@@ -102,13 +102,13 @@ def image_becomes_unreadable(folder: Path) -> str:
     done = run(INJECT, "spoil", 2, *flags(folder))
     warnings = lines_with(done, "a grey image takes its place and its labels are ignored")
     assert done.code == 0 and warnings, done.text
-    return f"{warnings[0]}; trained to the end"
+    return f"{warnings[0]}; the training is completed"
 
 
 def image_is_replaced(folder: Path) -> str:
     done = run(INJECT, "resize", 1, *flags(folder))
     assert done.code == 0 and "has changed its size" in done.text, done.text
-    return f"{lines_with(done, 'has changed its size')[0]}; trained to the end"
+    return f"{lines_with(done, 'has changed its size')[0]}; the training is completed"
 
 
 def worker_is_killed(folder: Path) -> str:
@@ -166,7 +166,7 @@ def two_runs_at_once(folder: Path) -> str:
     assert [finish(p).code for p in pair] == [0, 0]
     names = sorted(p.name for p in (folder / "runs").iterdir())
     assert names == ["run", "run2"] and all((folder / "runs" / n / "weights/best.pt").exists() for n in names)
-    return f"two folders, {names[0]} and {names[1]}; both trained to the end"
+    return f"two folders, {names[0]} and {names[1]}; both trainings are completed"
 
 
 def two_conversions_at_once(folder: Path) -> str:
@@ -188,22 +188,22 @@ def two_conversions_at_once(folder: Path) -> str:
         found = [{p.relative_to(folder / out).as_posix(): p.read_bytes() for p in (folder / out / part).rglob("*.*")}
                  for out in ("alone", "both")]  # fmt: skip
         assert found[0] == found[1] and len(found[0]) == 60
-    return "the same files as one conversion alone makes"
+    return "the same files as from a single conversion"
 
 
 SCENARIOS: dict[str, Callable[[Path], str]] = {
-    "the data set vanishes in epoch 1": data_set_vanishes,
+    "the folder of training images disappears in epoch 1": data_set_vanishes,
     "an image becomes unreadable in epoch 2": image_becomes_unreadable,
-    "an image is replaced by one of another size": image_is_replaced,
-    "a loader process is killed by the system": worker_is_killed,
-    "the same, while the network calculates": worker_is_killed_in_a_step,
-    "a batch turns into no numbers": batch_is_nan,
-    "the disk of the run is full": disk_is_full,
-    "the disk of the run turns read-only": disk_becomes_read_only,
-    "the folder of runs is read-only": folder_is_read_only,
-    "/dev/shm has 1 MB": shared_memory_is_full,
-    "two runs start in the same second with the same name": two_runs_at_once,
-    "two processes convert the same VOC set at once": two_conversions_at_once,
+    "an image is replaced by one of a different size": image_is_replaced,
+    "a worker process is killed while the training waits for a batch": worker_is_killed,
+    "a worker process is killed during a training step": worker_is_killed_in_a_step,
+    "the pixels of a batch become NaN": batch_is_nan,
+    "the disk with the run folder is full": disk_is_full,
+    "the disk with the run folder becomes read-only": disk_becomes_read_only,
+    "the project folder is read-only": folder_is_read_only,
+    "/dev/shm has only 1 MiB": shared_memory_is_full,
+    "two runs with the same name start in the same second": two_runs_at_once,
+    "two processes convert the same VOC dataset at the same time": two_conversions_at_once,
 }
 
 
@@ -214,7 +214,7 @@ def place() -> Iterator[Path]:
 
 
 def main() -> None:
-    """Run all and print a row for each."""
+    """Run all scenarios and print one table row for each."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| what breaks | what happens |\n| --- | --- |")
     for what, scenario in SCENARIOS.items():

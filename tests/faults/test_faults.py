@@ -1,4 +1,4 @@
-"""What breaks under a training is told in a line, and nothing is lost: each scenario as a test."""
+"""Each fault scenario as a test: a fault during training gives a one-line message and loses no work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from faults.scenarios import SCENARIOS, NotHere
 
-pytest.importorskip("resource", reason="processes are killed and disks mounted as POSIX systems allow")
+pytest.importorskip("resource", reason="kills processes and mounts disks, which needs a POSIX system")
 pytestmark = pytest.mark.slow
 
 

@@ -1,6 +1,6 @@
-"""What is fuzzed: each feed gives hostile bytes to a reader and checks what it answers. Used by hypothesis and atheris.
+"""The fuzzing targets, used with hypothesis and atheris: each feed passes bytes to a reader and checks the result.
 
-A feed raises for what must not happen: another error than the one readers may raise, or a wrong accept.
+A feed raises an exception if the reader raises an unexpected type of error or accepts invalid data.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SMALL = {"nc": 1, "anchors": 1, "backbone": [[-1, 1, "Conv", [8, 3, 8]]],
 
 
 def one_line(error: Exception) -> None:
-    """What users are told is one line, not too long."""
+    """Check that an error message is a single line of limited length."""
     assert "\n" not in str(error) and len(str(error)) < 1500, error
 
 
 def labels(data: bytes) -> None:
-    """A label file: each label accepted is one of the classes, inside the image, with an area."""
+    """A label file: each accepted label has a known class and a box with an area inside the image."""
     try:
         found = parse_labels(data.decode("utf-8", errors="replace"), CLASSES)
     except ValueError as e:
@@ -50,7 +50,7 @@ def labels(data: bytes) -> None:
 
 
 def xml(data: bytes) -> None:
-    """A VOC annotation: each box that is converted is a label that is accepted."""
+    """A VOC annotation: each converted box must be accepted as a label."""
     try:
         annotation = read_voc_xml(data)
     except VocError as e:
@@ -69,7 +69,7 @@ def xml(data: bytes) -> None:
 
 
 def model_yaml(data: bytes) -> None:
-    """A model config: what is accepted can be built, on a device that takes no memory."""
+    """A model config: an accepted config can be built, here on the meta device, which allocates no memory."""
     (FOLDER / "model.yaml").write_bytes(data)
     try:
         cfg = load_yaml(FOLDER / "model.yaml")
@@ -81,7 +81,7 @@ def model_yaml(data: bytes) -> None:
 
 
 def small_model(data: bytes) -> None:
-    """A model config that is built and run once, with rows small enough for that."""
+    """A model config: an accepted config is also built in memory and run once, with an empty image."""
     (FOLDER / "model.yaml").write_bytes(data)
     try:
         model = DetectionModel(load_yaml(FOLDER / "model.yaml"))
@@ -92,7 +92,7 @@ def small_model(data: bytes) -> None:
 
 
 def data_yaml(data: bytes) -> None:
-    """A data config: what is accepted has classes numbered from 0, of one line each."""
+    """A data yaml: an accepted one has classes numbered from 0, with names of one line each."""
     (FOLDER / "data.yaml").write_bytes(data)
     try:
         config = load_data(FOLDER / "data.yaml")
@@ -104,7 +104,7 @@ def data_yaml(data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    """A checkpoint: what is accepted has weights that fit its config."""
+    """A checkpoint: an accepted one has finite weights that fit its config."""
     (FOLDER / "x.pt").write_bytes(data)
     try:
         content = load_checkpoint(FOLDER / "x.pt")
@@ -116,7 +116,7 @@ def checkpoint(data: bytes) -> None:
 
 
 def pickled(data: bytes) -> None:
-    """The same with the zip around it whole, so that the pickle itself is reached."""
+    """A checkpoint made of a valid zip file around these bytes, so that fuzzing reaches the pickle itself."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as z:
         z.writestr("archive/data.pkl", data)
@@ -125,7 +125,7 @@ def pickled(data: bytes) -> None:
 
 
 def image(data: bytes) -> None:
-    """A picture: what is accepted has three colours."""
+    """An image: an accepted one has three 8-bit channels."""
     try:
         found = decode_image(data)
     except ImageError as e:

@@ -1,4 +1,4 @@
-"""Fuzzing: bytes flipped, cut, repeated and words swapped in good files, by hypothesis. No crash, no wrong accept."""
+"""Fuzzing with hypothesis: valid files with changed, cut, repeated or replaced bytes must not crash a reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fuzz.feeds import FEEDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# how many files each feed is given: 20,000 in all
+# number of files for each feed: 20,000 in total
 CASES = {"labels": 6000, "xml": 5000, "model_yaml": 700, "small_model": 100, "data_yaml": 1700, "checkpoint": 1500,
          "pickle": 2500, "image": 2500}  # fmt: skip
 WORDS = ["nan", "-1", "1e999", "0", "9" * 20, "0x7f", "[]", "{}", "*a", "&a ", "!!python/name:os.system ", "null", "\0",
@@ -24,9 +24,9 @@ def seeds(name: str) -> list[bytes]:
 
 
 def damaged(good: bytes, changes: int, seed: int) -> bytes:
-    """A good file with changes: of a byte, a cut, a piece twice, a hostile word in the place of a word.
+    """Damage a valid file at random: change a byte, cut or repeat a piece, replace a word by a hostile one.
 
-    Of one seed, as drawing each part of them by hypothesis would take most of the time.
+    All random choices come from one seed; if hypothesis drew each of them, that would take most of the test's time.
     """
     rng, data = random.Random(seed), bytearray(good)
     for _ in range(changes):
@@ -71,7 +71,7 @@ def test_hostile_files(name: str) -> None:
 
 @pytest.mark.parametrize("name", FEEDS)
 def test_good_files_are_accepted(name: str) -> None:
-    """A feed that refused all would find nothing."""
+    """A reader that rejected every file would pass all the tests above."""
     for data in seeds(name):
         FEEDS[name][0](data)
 

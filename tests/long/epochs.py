@@ -1,8 +1,8 @@
-"""A long training watched from outside: memory, open files and time of an epoch have to stay what they are.
+"""Observe a long training from outside: memory, open files and the time per epoch must not grow.
 
     python tests/long/epochs.py --epochs 300 --plot runs/long_run.png
 
-Reads Linux's /proc. Slopes are least squares over the epochs from 3 on.
+Reads Linux's /proc. The slopes are least-squares fits over the epochs from 3 on.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from matplotlib.figure import Figure
 
 from utils.training.logs import COLUMNS, TIMES
 
-FIRST = 3  # epoch from which all should be flat
+FIRST = 3  # first epoch from which all values should stay constant
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at a moment: epochs done, MiB of the main process and of its loader processes, files open."""
+    """A measurement: epochs done, MiB of the main process, MiB of all worker processes, number of open files."""
 
     epoch: int
     main: float
@@ -41,7 +41,7 @@ class Sample:
 
 
 def memory(pid: int) -> float:
-    """MiB that a process has asked for, and not the libraries that all processes of a program share."""
+    """Return the anonymous memory of a process in MiB, which excludes shared libraries."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(re.search(r"^Anonymous:\s+(\d+)", text, re.M)[1]) / 1024
 
@@ -52,7 +52,7 @@ def children(pid: int) -> list[int]:
 
 
 def look(pid: int, csv_file: Path) -> Sample | None:
-    """A sample, or None if the process is not that far or is ending."""
+    """Return a sample, or None if the process has not started an epoch yet or is ending."""
     try:
         epoch = csv_file.read_text().count("\n") - 1
         below = children(pid)
@@ -62,7 +62,7 @@ def look(pid: int, csv_file: Path) -> Sample | None:
 
 
 def train(epochs: int, images: int, folder: Path) -> tuple[list[Sample], np.ndarray]:
-    """Train, looking twice a second; returns the samples, and each epoch's seconds for images, steps, validation."""
+    """Train with two samples per second; return the samples and each epoch's seconds for images, steps, validation."""
     data = write_yolo_set(folder / "set", images)
     command = [sys.executable, "train.py", "--data", data, "--epochs", epochs, "--batch-size", 16, "--imgsz", 64,
                "--workers", 1, "--device", "cpu", "--patience", 0, "--noplots", "--project",
@@ -81,17 +81,17 @@ def train(epochs: int, images: int, folder: Path) -> tuple[list[Sample], np.ndar
     with open(folder / "runs/exp/results.csv", newline="") as f:
         rows = list(csv.reader(f))
     if len(rows) != epochs + 1 or any(len(r) != len(COLUMNS) for r in rows):
-        sys.exit(f"results.csv has {len(rows) - 1} rows, {epochs} are due")
+        sys.exit(f"results.csv has {len(rows) - 1} rows instead of {epochs}")
     return samples, np.array([[float(v) for v in row[-TIMES:]] for row in rows[1:]])
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of a line through the points, per 100 of x."""
+    """Return the slope of the fitted line, per 100 units of x."""
     return float(np.polyfit(x, y, 1)[0] * 100)
 
 
 def report(samples: list[Sample], seconds: np.ndarray, plot: str) -> dict[str, float]:
-    """Print a table, draw a picture; returns the slopes."""
+    """Print a table, draw a plot if a path is given, and return the slopes."""
     late = [s for s in samples if s.epoch >= FIRST]
     epochs = [s.epoch for s in late]
     lines = {"main process, MiB": [s.main for s in late], "loader processes, MiB": [s.workers for s in late],
@@ -119,14 +119,14 @@ def report(samples: list[Sample], seconds: np.ndarray, plot: str) -> dict[str, f
 
 
 def main() -> None:
-    """Train in a folder that is removed afterwards."""
+    """Train in a temporary folder and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--plot", default="", help="write a picture there")
+    parser.add_argument("--plot", default="", help="file for the plot")
     opt = parser.parse_args()
     if opt.epochs < FIRST + 3:
-        parser.error(f"--epochs {opt.epochs}: a slope from epoch {FIRST} on needs {FIRST + 3}, a flat one some hundred")
+        parser.error(f"--epochs {opt.epochs}: a slope from epoch {FIRST} on needs at least {FIRST + 3} epochs")
     with tempfile.TemporaryDirectory() as folder:
         report(*train(opt.epochs, opt.images, Path(folder)), opt.plot)
 

@@ -1,9 +1,10 @@
-"""How often a forked process waits for ever for a lock of OpenCV, and that it does not where `Loader` forks it.
+"""Count how often a forked process hangs on a lock of OpenCV, without and with the precaution that `Loader` takes.
 
     python tests/long/forks.py --forks 6000
 
-Threads come, use OpenCV and go, as those that scan labels do, while processes are forked that use it too: from a thread
-that has never used it, and from one that `Loader` has made use it. On Linux with Python below 3.14.
+Threads that use OpenCV start and end, like the threads that scan labels, while processes that use OpenCV are forked:
+first from a thread that has never used OpenCV, then from the same thread after `Loader` has called OpenCV in it.
+For Linux with Python below 3.14.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def use() -> None:
 
 
 def hangs(forks: int, most: int = 5) -> tuple[int, int]:
-    """Fork processes that use OpenCV while threads come and go; returns how many were forked, and hung."""
+    """Fork processes that use OpenCV while threads start and end; return how many were forked and how many hung."""
     stop = threading.Event()
 
     def come_and_go() -> None:
@@ -64,7 +65,7 @@ def hangs(forks: int, most: int = 5) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Try both."""
+    """Fork processes without and with the precaution and print both counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forks", type=int, default=6000)
     opt = parser.parse_args()

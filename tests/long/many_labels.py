@@ -1,4 +1,4 @@
-"""A set of very many label files: what a first start costs, a second one, and whether one changed label is noticed.
+"""Measure the start-up cost of a dataset with very many label files: first start, second start, one changed label.
 
     python tests/long/many_labels.py --images 100000
 """
@@ -21,11 +21,11 @@ import numpy as np
 
 from utils.data.labels import LabelIndex, load_labels
 
-PICTURES = 100  # different ones; the others are further names of theirs
+PICTURES = 100  # number of distinct images; the others are hard links to these
 
 
 def make_set(folder: Path, images: int) -> None:
-    """Small pictures in folders of 1,000, with a label file of one to nine objects each."""
+    """Create small images in folders of 1,000, each with a label file of one to nine objects."""
     rng = np.random.default_rng(0)
     first = []
     for k in range(images):
@@ -44,7 +44,7 @@ def make_set(folder: Path, images: int) -> None:
 
 
 def resident() -> float:
-    """MiB of this process, where Linux tells it."""
+    """Return the resident memory of this process in MiB; 0 where /proc is not available."""
     try:
         return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     except OSError:
@@ -52,27 +52,27 @@ def resident() -> float:
 
 
 def timed(call: Callable[[], LabelIndex]) -> tuple[LabelIndex, float, float]:
-    """What a call gives, its seconds, and the MiB the process has more after it."""
+    """Return the result of a call, its seconds, and by how many MiB the process has grown."""
     before, start = resident(), time.perf_counter()
     found = call()
     return found, time.perf_counter() - start, resident() - before
 
 
 def measure(folder: Path, images: int) -> list[tuple[str, float, float]]:
-    """(what, seconds, MiB more) of each start. Raises AssertionError if a change is not noticed."""
+    """Return (description, seconds, MiB growth) of each start. Raises AssertionError if a change is not noticed."""
     def load() -> LabelIndex:
         return load_labels((folder / "images",), 20)
 
     rows = []
     first, *cost = timed(load)
-    rows.append(("first start: every picture decoded, every label checked", *cost))
+    rows.append(("first start: every image decoded, every label checked", *cost))
     second, *cost = timed(load)
     rows.append(("second start: from the cache", *cost))
     assert np.array_equal(first.values, second.values) and len(first) == images
     changed = folder / "labels" / Path(first.file(images // 2)).relative_to(folder / "images").with_suffix(".txt")
     changed.write_text(changed.read_text() + "7 0.5 0.5 0.25 0.25\n")
     third, *cost = timed(load)
-    rows.append(("one label file changed: noticed, all read again", *cost))
+    rows.append(("start after one label file has changed: all files are read again", *cost))
     assert len(third.values) == len(first.values) + 1 and third.labels(images // 2)[-1, 0] == 7
     arrays = sum(a.nbytes for a in (third.files, third.shapes, third.values, third.offsets)) / 2**20
     rows.append((f"the arrays of {len(third.values):,} objects, which loader processes share", 0.0, arrays))
@@ -80,7 +80,7 @@ def measure(folder: Path, images: int) -> list[tuple[str, float, float]]:
 
 
 def main() -> None:
-    """Measure in a folder that is removed afterwards."""
+    """Measure in a temporary folder and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     opt = parser.parse_args()

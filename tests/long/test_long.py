@@ -1,4 +1,4 @@
-"""Short forms of the long runs; docs/reliability.md has the figures of the long ones."""
+"""Short versions of the long runs; the results of the long ones are in docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_epochs_leave_nothing_behind(tmp_path: Path) -> None:
     samples, seconds = epochs.train(11, 48, tmp_path)
     found = epochs.report(samples, seconds, str(tmp_path / "plot.png"))
     late = [s for s in samples if s.epoch >= epochs.FIRST]
-    half = len(late) // 2  # files are open for a moment while a checkpoint is written
+    half = len(late) // 2  # extra files are open briefly while a checkpoint is written
     assert half and np.median([s.files for s in late[half:]]) <= np.median([s.files for s in late[:half]]) + 2
     assert max(s.main for s in late) - min(s.main for s in late) < 40, found
     assert (tmp_path / "plot.png").stat().st_size > 1000

@@ -89,7 +89,8 @@ def test_files_and_figures(flags: dict, weights: Path, printed: list[str], to: s
 
     rows = table(folder / "layers.csv")
     assert [(r["layer"], r["to"], r["left"]) for r in rows] == [
-        ("3", blocks[0], ""), ("4", blocks[1], ""), ("5", "", "SPPF has no light form; Conv and C3 have")]  # fmt: skip
+        ("3", blocks[0], ""), ("4", blocks[1], ""),
+        ("5", "", "SPPF has no light form; only Conv and C3 have one")]  # fmt: skip
     assert int(rows[1]["parameters_after"]) == model.model[4].np < int(rows[1]["parameters_before"])
     assert 0 < float(rows[0]["unexplained"]) < 1.5
     figures = {r["figure"]: r for r in table(folder / "before_after.csv")}
@@ -112,11 +113,11 @@ def test_train_goes_on(flags: dict, data: Path, tmp_path: Path, printed: list[st
     options = {"epochs": 1, "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu", "noplots": True, "amp": "off",
                "noautoanchor": True, "project": str(tmp_path), "name": "tuned"}  # fmt: skip
     train.run(weights=str(folder / "weights/slim.pt"), data=str(data), **options, **cfg)
-    taken = next(line for line in printed if "tensors taken" in line)
+    taken = next(line for line in printed if "tensors loaded" in line)
     begun, trained = (load_checkpoint(p) for p in (folder / "weights/slim.pt", tmp_path / "tuned/weights/best.pt"))
     assert trained["yaml"]["head"] == begun["yaml"]["head"] and trained["anchors"] == begun["anchors"]
     total = len(begun["model"])
-    assert f"{total - with_cfg} of {total} tensors taken" in taken  # with --cfg the anchors are the yaml's
+    assert f"{total - with_cfg} of {total} tensors loaded" in taken  # with --cfg the anchors are the yaml's
 
 
 def test_the_same_seed_gives_the_same_weights(flags: dict) -> None:
@@ -137,7 +138,7 @@ def test_other_classes_are_carried_over_by_name(flags: dict, tmp_path: Path, pri
     other = checkpoint(tmp_path / "three.pt", "green", "Blue", "red")
     content = load_checkpoint(slim.run(**{**flags, "weights": str(other)}) / "weights/slim.pt")
     assert list(content["names"].values()) == ["red", "blue"]
-    assert "three.pt gets the 2 classes of squares.yaml before all else" in "\n".join(printed)
+    assert "three.pt: its head is first converted to the 2 classes of squares.yaml" in "\n".join(printed)
     rows = content["model"]["model.6.m.0.bias"].float().reshape(2, 7)
     theirs = load_checkpoint(other)["model"]["model.6.m.0.bias"].half().float().reshape(2, 8)
     assert torch.equal(rows[:, :5], theirs[:, :5]) and torch.equal(rows[:, 5:], theirs[:, [7, 6]])
@@ -236,10 +237,10 @@ def test_classes_that_are_not_known(flags: dict, tmp_path: Path, printed: list[s
     """By name where there are names, as train.py takes them; by number where there are none."""
     other = checkpoint(tmp_path / "other.pt", "blue", "green")
     slim.run(**{**flags, "weights": str(other), "layers": "4"})
-    assert any("other.pt does not know red: rows" in line for line in printed)
+    assert any("other.pt was not trained on red: their rows" in line for line in printed)
     nameless = checkpoint(tmp_path / "nameless.pt", "0", "1")
     slim.run(**{**flags, "weights": str(nameless), "layers": "4"})
-    assert any("no class name in common: classes are taken by their numbers" in line for line in printed)
+    assert any("no class name in common: classes are matched by index" in line for line in printed)
 
 
 def test_a_run_folder_stands_for_its_checkpoint(flags: dict, tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_memory_bounds_the_batches(flags: dict, monkeypatch: pytest.MonkeyPatch,
         ({"data": "no_such.yaml"}, "--data 'no_such.yaml' does not exist"),
         ({"too": "slimneck"}, "slim.run: unknown key 'too'"),
         ({"imgsz": 0}, "--imgsz 0: sides are in pixels, from 1"),
-        ({"seed": 10**30}, r"--seed 1000000000000000000000000000000: it can be 0 to 2\^63 - 1"),
+        ({"seed": 10**30}, r"--seed 1000000000000000000000000000000: it must be from 0 to 2\^63 - 1"),
         ({"layers": 7}, "there is no layer 7"),
     ],
 )
@@ -318,7 +319,7 @@ def test_data_of_other_classes_is_refused(flags: dict, tmp_path: Path, data: Pat
     content = yaml.safe_load(data.read_text())
     other = data.with_name("other.yaml")
     other.write_text(yaml.safe_dump({**content, "names": ["a", "b", "c"]}))
-    with pytest.raises(UserError, match="knows 2 classes, none of which .*other.yaml lists"):
+    with pytest.raises(UserError, match="has 2 classes, none of which .*other.yaml lists"):
         slim.run(**{**flags, "data": str(other)})
 
 

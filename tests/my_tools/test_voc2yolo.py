@@ -392,7 +392,7 @@ def test_bad_options_are_one_clear_error(tmp_path: Path, kwargs: dict, reason: s
 
 
 def test_vocs_years_and_an_own_set_do_not_mix(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one after the other"):
+    with pytest.raises(UserError, match="convert them separately"):
         run(source=to_folder(tmp_path, OFFICIAL | voc({"a": xml()}, None, "mine")), out=tmp_path / "out")
 
 

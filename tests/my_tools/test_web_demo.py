@@ -144,7 +144,7 @@ def test_out_holds_the_whole_site(folder: Path, vendor: Path, tmp_path: Path) ->
     site = build_site(folder / "best.onnx", ROOT / "data/images")
     assert {f.relative_to(out).as_posix(): f.read_bytes() for f in out.rglob("*") if f.is_file()} == {
         name: item.content for name, item in site.items()}  # fmt: skip
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         web_demo.run(weights=str(folder / "best.onnx"), out=str(out))
     assert web_demo.run(weights=str(folder / "best.onnx"), out=str(out), exist_ok=True) == out
     with pytest.raises(UserError, match="cannot make the folder .*index.html"):
@@ -168,14 +168,14 @@ def test_the_page_is_complete_and_asks_nobody_else() -> None:
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    ({"weights": "{}/best.pt"}, r"is no .onnx file; python export.py --weights .*best.pt --include onnx writes one"),
+    ({"weights": "{}/best.pt"}, r"not an .onnx file; python export.py --weights .*best.pt --include onnx writes one"),
     ({"weights": "{}/none.onnx"}, "none.onnx does not exist"),
     ({"weights": "{}/none.pt"}, "none.pt"),
-    ({"weights": "{}/a.torchscript"}, "browsers take .onnx files"),
+    ({"weights": "{}/a.torchscript"}, "browsers need .onnx files"),
     ({"weights": "{}/text.onnx"}, "cannot be opened as onnx"),
     ({"weights": "{}/plain.onnx"}, "has no class names and stride"),
-    ({"weights": "{}/batch.onnx"}, "takes 2 pictures at a time; export it with --batch-size 1"),
-    ({"weights": "{}/best.onnx", "source": "{}/vendor"}, "no picture for the page in it"),
+    ({"weights": "{}/batch.onnx"}, "takes 2 images at a time; export it with --batch-size 1"),
+    ({"weights": "{}/best.onnx", "source": "{}/vendor"}, "no images for the page found"),
     ({"weights": "{}/best.onnx", "port": 70000}, "--port 70000"),
     ({"weight": "a.onnx"}, "did you mean 'weights'"),
 ])  # fmt: skip
@@ -218,10 +218,10 @@ def test_a_missing_or_other_runtime_is_told_with_the_command(
 ) -> None:
     monkeypatch.setattr(web_demo_files, "VENDOR", tmp_path / "vendor")
     assert run_main(monkeypatch, web_demo, "--weights", folder / "best.onnx") == 1
-    assert "is not here yet: python my_tools/web_demo.py --install fetches it\n" in capsys.readouterr().err
+    assert "is not installed: python my_tools/web_demo.py --install downloads it\n" in capsys.readouterr().err
     shutil.copytree(folder / "vendor", tmp_path / "vendor")
     (tmp_path / "vendor/package.json").write_text('{"version": "1.0.0"}')
-    with pytest.raises(UserError, match="here is 1.0.0: python my_tools/web_demo.py --install replaces it"):
+    with pytest.raises(UserError, match="but 1.0.0 is installed: python my_tools/web_demo.py --install replaces it"):
         build_site(folder / "best.onnx", ROOT / "data/images")
 
 
@@ -284,7 +284,7 @@ def test_install_takes_the_archive_that_is_known_and_of_it_only_what_the_page_us
 
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/npm")
     monkeypatch.setattr(subprocess, "run", npm)
-    with pytest.raises(UserError, match="is not the onnxruntime-web .* known here; nothing was installed"):
+    with pytest.raises(UserError, match="does not have the known hash of onnxruntime-web .*; nothing was installed"):
         web_demo.run(install=True)
     assert not (tmp_path / "vendor").exists()
     monkeypatch.setattr(web_demo_files, "SHA512", base64.b64encode(hashlib.sha512(archive).digest()).decode())
@@ -301,5 +301,5 @@ def test_install_without_npm_or_network_is_one_line(tmp_path: Path, monkeypatch:
     failed = subprocess.CompletedProcess([], 1, "", "\nnpm error code ENOTFOUND\nnpm error more\n")
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/npm")
     monkeypatch.setattr(subprocess, "run", lambda *args, **flags: failed)
-    with pytest.raises(UserError, match=r"npm could not fetch .* \(npm error code ENOTFOUND\); is there a network\?"):
+    with pytest.raises(UserError, match=r"npm could not download .* \(npm error code ENOTFOUND\); check the network"):
         web_demo.run(install=True)

@@ -240,6 +240,6 @@ def test_on_a_phone_with_camera_slider_and_wrong_files(
             (tmp_path / "text.txt").write_text("no picture")
             page.type_into("#file", str(tmp_path / "text.txt"))
             page.wait(f"{STATE} == 'failed'")
-            assert "This file is no picture that the browser can read." in page.text()
+            assert "The browser cannot read this file as an image." in page.text()
     finally:
         page.cdp("Emulation.clearDeviceMetricsOverride")

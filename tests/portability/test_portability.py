@@ -1,4 +1,4 @@
-"""Places the program is not used to: odd paths, no home, no network, no screen, nothing writable, broken packages."""
+"""Unusual environments: odd paths, no home folder, no network, no display, a read-only checkout, broken packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers import ROOT, write_yolo_set
 pytestmark = pytest.mark.slow
 TOP = ("models", "utils", "my_tools", "data", "train.py", "val.py", "detect.py", "export.py", "hubconf.py",
        "requirements.txt")  # fmt: skip
-# what a user does, in one process: each start of another takes seconds
+# all steps of a user in one process, because starting a process for each takes seconds
 ALL = """
 import sys, detect, export, train, val
 from my_tools import compare
@@ -27,7 +27,7 @@ detect.run(weights=str(file), source="data/images", device="cpu")
 compare.run(weights=[weights], data=data, seconds=0.01, draws=0, workers=0, device="cpu")
 print("all done")
 """
-# train where nothing can be written, and then elsewhere
+# train in a folder that is not writable, then with another --project
 TWICE = """
 import sys, train
 from utils.errors import UserError
@@ -41,7 +41,7 @@ train.run(**flags, project=sys.argv[2])
 
 
 def checkout(folder: Path) -> Path:
-    """A copy of the program."""
+    """Copy the program into a new folder and return the folder."""
     folder.mkdir(parents=True)
     ignore = shutil.ignore_patterns("__pycache__", "vendor")
     for name in TOP:
@@ -51,7 +51,7 @@ def checkout(folder: Path) -> Path:
 
 
 def run(*words: object, cwd: Path, before: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess:
-    """Run Python in a folder, with less of an environment than usual."""
+    """Run Python in a folder, without the environment variables of displays, PYTHONPATH and XDG."""
     less = {
         k: v
         for k, v in os.environ.items()
@@ -62,7 +62,7 @@ def run(*words: object, cwd: Path, before: tuple[str, ...] = (), **env: str) -> 
 
 
 def without_network() -> tuple[str, ...]:
-    """The beginning of a command that runs in a network of its own, with nobody in it; none where that may not be."""
+    """Return the command prefix that runs a program in an empty network namespace, or () if that is not allowed."""
     command = ("unshare", "-n")
     possible = shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode
     return command if possible else ()
@@ -86,7 +86,7 @@ def test_a_checkout_that_cannot_be_written(tmp_path: Path) -> None:
         mount = ("unshare", "-m", "sh", "-c", f'mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && '
                  'exec "$@"', "sh")  # fmt: skip
         if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
-            pytest.skip("needs the right to mount file systems")
+            pytest.skip("needs permission to mount file systems")
     else:
         mount = ()
         folder.chmod(0o555)

@@ -1,4 +1,4 @@
-"""Attacks by checkpoints, caches and exported models."""
+"""Attacks through checkpoints, caches and exported models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALL = {
 
 
 class Runs:
-    """What a pickle can do: call anything when it is read."""
+    """An object whose pickle calls the given function when it is loaded."""
 
     def __init__(self, call: Callable, *args: object) -> None:
         self.call, self.args = call, args
@@ -49,7 +49,7 @@ class Runs:
 
 
 def archive(folder: Path, data: bytes, records: dict[str, bytes] | None = None, packed: bool = False) -> Path:
-    """A file as torch.save makes it, with any pickle."""
+    """Write a zip file as torch.save does, with any bytes as its pickle."""
     with zipfile.ZipFile(folder / "x.pt", "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as z:
         for name, content in {"archive/data.pkl": data, **(records or {})}.items():
             z.writestr(name, content)
@@ -71,7 +71,7 @@ def saved(content: Any, folder: Path) -> Any:
 
 
 def changed(change: Callable[[dict], Any], folder: Path) -> Any:
-    """A checkpoint of ours with something else in it, made into a model."""
+    """Save a checkpoint of this project with changed content, load it and build its model."""
     content = weights_content(DetectionModel(SMALL), 64)
     change(content)
     return model_from_checkpoint(saved(content, folder))
@@ -91,7 +91,7 @@ def tar_of_old_torch(folder: Path) -> Any:
 
 
 def nested(folder: Path) -> Any:
-    """A zip in a zip in a zip: the first holds no pickle, the inner ones do."""
+    """Load a pickle inside nested zip files; the outer zip contains no pickle itself."""
     inner = pickle.dumps(Runs(os.system, "touch ran"))
     for _ in range(3):
         buffer = io.BytesIO()
@@ -102,7 +102,7 @@ def nested(folder: Path) -> Any:
 
 
 def overlapping(folder: Path) -> Any:
-    """Many entries of the directory that share the same bytes."""
+    """Load a zip file in which many directory entries refer to the same bytes."""
     file = archive(folder, b"\x80\x02N.", {f"archive/data/{k}": bytes(1000) for k in range(50)})
     raw = bytearray(file.read_bytes())
     at = raw.find(b"PK\x01\x02")
@@ -115,7 +115,7 @@ def overlapping(folder: Path) -> Any:
 
 
 def resumed(folder: Path) -> Any:
-    """A last.pt whose options lead elsewhere."""
+    """Resume from a last.pt whose saved options contain another output folder and a command."""
     content = weights_content(DetectionModel(SMALL), 64, half=False)
     content |= {
         "kind": "training",
@@ -130,7 +130,7 @@ def resumed(folder: Path) -> Any:
 
 
 def cached(folder: Path, forge: Callable[[dict], Any]) -> Any:
-    """A label cache that came with the data set, of the right fingerprint, with something else in it."""
+    """Load a dataset that comes with a forged label cache whose fingerprint is correct."""
     data = load_data(write_yolo_set(folder / "set", 4))
     right = load_labels(data.train, data.nc)
     (cache,) = (folder / "set").rglob("*.cache.npz")
@@ -151,7 +151,7 @@ def packed_cache(folder: Path) -> Any:
 
 
 def disk_cached(folder: Path, content: Callable[[Path], Any]) -> Any:
-    """A picture's .npy of --cache disk that came with the data set."""
+    """Load a dataset that comes with a forged .npy file of --cache disk."""
     data = load_data(write_yolo_set(folder / "set", 4))
     index = load_labels(data.train, data.nc)
     dataset = DetectionDataset(index, 96, 4, cache="disk")
@@ -168,7 +168,7 @@ def header_of(shape: tuple[int, ...], file: Path) -> None:
 
 
 def onnx_with_data_elsewhere(folder: Path) -> Any:
-    """An ONNX graph whose weights are said to lie in another file."""
+    """Load an ONNX graph whose weights refer to another file."""
     need_packages("onnx")
     onnx = need("onnx", "")
     tensor = onnx.TensorProto(
@@ -193,7 +193,7 @@ def exported(facts: dict, folder: Path) -> Any:
 
 
 def shared(levels: int) -> Any:
-    """Lists of lists of lists, in memory a few, written out 2 to the power of `levels`."""
+    """Return nested lists that share their items: small in memory, but 2^levels values when written out."""
     value: Any = "x"
     for _ in range(levels):
         value = [value, value]
@@ -212,7 +212,7 @@ ATTACKS = [
     *(
         Attack(
             "checkpoint",
-            f"a pickle that calls {name}",
+            f"a pickle that calls `{name}`",
             partial(saved, {"model": Runs(call, "touch ran")}),
             r"asks for '[\w.]+', which is neither",
         )
@@ -220,150 +220,168 @@ ATTACKS = [
     ),
     Attack(
         "checkpoint",
-        "a call by the instruction INST",
+        "a pickle that calls a function with the INST opcode",
         partial(pickled, b"\x80\x02(S'touch ran'\nios\nsystem\n."),
         "the instruction INST",
     ),
     Attack(
         "checkpoint",
-        "a call by the instruction OBJ",
+        "a pickle that calls a function with the OBJ opcode",
         partial(pickled, b"\x80\x02(cmodels.a\nB\no."),
         "the instruction OBJ",
     ),
-    Attack("checkpoint", "a call by an extension code", partial(pickled, b"\x80\x02\x82\x01."), "the instruction EXT1"),
+    Attack(
+        "checkpoint", "a pickle with an extension code", partial(pickled, b"\x80\x02\x82\x01."), "the instruction EXT1"
+    ),
     Attack(
         "checkpoint",
-        "os reached through a module of ours",
+        "a pickle that reaches os.system through a module of this project",
         partial(pickled, b"\x80\x04\x8c\x0bmodels.yolo\x8c\x09os.system\x93\x8c\x02ls\x85R."),
         "asks for|damaged",
     ),
     Attack(
         "checkpoint",
-        "attributes set on a class of ours",
+        "a pickle that sets attributes on a class of this project",
         partial(pickled, b"\x80\x02cmodels.common\nConv\n}X\x01\x00\x00\x00aK\x01sb."),
         "damaged",
     ),
     Attack(
         "checkpoint",
-        "a pickle in the form before zips",
+        "a bare pickle, without a zip file around it",
         partial(written, pickle.dumps(Runs(os.system, "touch ran"))),
-        "is no checkpoint",
+        "is not a checkpoint",
     ),
     Attack(
         "checkpoint",
-        "a pickle behind the magic number of old PyTorch",
+        "a pickle after the magic number of PyTorch's legacy format",
         partial(written, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + pickle.dumps(Runs(os.system, "touch ran"), 2)),
         "damaged|more than tensors",
     ),
-    Attack("checkpoint", "a tar, as the oldest PyTorch wrote it, with ../", tar_of_old_torch, "is no checkpoint"),
-    Attack("checkpoint", "zips in zips around a pickle", nested, "damaged"),
-    Attack("checkpoint", "records that share their bytes", overlapping, "damaged"),
-    Attack("checkpoint", "a zip bomb for a pickle", partial(pickled, bytes(2**27), packed=True), "damaged"),
     Attack(
         "checkpoint",
-        "two pickles in one file",
+        "a tar file (the oldest PyTorch format) with `../` in a name",
+        tar_of_old_torch,
+        "is not a checkpoint",
+    ),
+    Attack("checkpoint", "a pickle inside nested zip files", nested, "damaged"),
+    Attack("checkpoint", "zip entries that share the same bytes", overlapping, "damaged"),
+    Attack("checkpoint", "a zip bomb as the pickle", partial(pickled, bytes(2**27), packed=True), "damaged"),
+    Attack(
+        "checkpoint",
+        "two pickles in one zip file",
         partial(pickled, b"\x80\x02N.", records={"other/data.pkl": b"\x80\x02N."}),
         "damaged",
     ),
     Attack(
-        "checkpoint", "a memo index of 2,000 million", partial(pickled, b"\x80\x02K\x01r\xff\xff\xff\x7f."), "holds"
+        "checkpoint",
+        "a pickle with a memo index of 2^31 - 1",
+        partial(pickled, b"\x80\x02K\x01r\xff\xff\xff\x7f."),
+        "contains",
     ),
     Attack(
         "checkpoint",
-        "tuples in tuples that take 2^60 steps to compare",
+        "nested tuples that take 2^60 steps to compare",
         partial(pickled, b"\x80\x04}" + b"K\x01" + 60 * b"2\x86" + b"Ns."),
         "damaged",
     ),
-    Attack("checkpoint", "a web page saved as .pt", partial(written, b"<html>not found</html>"), "is no checkpoint"),
+    Attack(
+        "checkpoint", "an HTML page saved as .pt", partial(written, b"<html>not found</html>"), "is not a checkpoint"
+    ),
     _changed(
-        "a model config of 10^9 channels",
+        "a model config with 10^9 channels",
         lambda c: c["yaml"].update(backbone=[[-1, 1, "Conv", [10**9, 3, 8]]]),
         "output width",
     ),
     _changed(
-        "a model config of 16,384 x 16,384 channels",
+        "a model config with layers of 16,384 x 16,384 channels",
         lambda c: c["yaml"].update(backbone=[[-1, 1, "Conv", [16384, 1, 8]]] * 9),
         "do not fit|have more than [0-9,]+ parameters",
     ),
     _changed(
-        "a model config with code", lambda c: c["yaml"].update(backbone=[[-1, 1, "eval('1')", [8]]]), "unknown module"
+        "a model config with Python code as a module name",
+        lambda c: c["yaml"].update(backbone=[[-1, 1, "eval('1')", [8]]]),
+        "unknown module",
     ),
+    _changed("a model config that expands to 2^40 values", lambda c: c["yaml"].update(backbone=shared(40)), "damaged"),
     _changed(
-        "a config that is 2^40 values when written out", lambda c: c["yaml"].update(backbone=shared(40)), "damaged"
-    ),
-    _changed(
-        "weights that are no numbers",
+        "weights that are NaN",
         lambda c: c["model"].update({k: v * float("nan") for k, v in c["model"].items() if v.is_floating_point()}),
         "are not finite",
     ),
     _changed(
-        "a class name with a terminal's escape", lambda c: c["names"].update({0: "\x1b[2Jcat"}), "control character"
+        "a class name with a terminal escape sequence",
+        lambda c: c["names"].update({0: "\x1b[2Jcat"}),
+        "control character",
     ),
-    _changed("an image size of 10^9", lambda c: c.update(imgsz=10**9), "its imgsz is none"),
-    Attack("last.pt to resume", "options that lead to another folder and a command", resumed, "command"),
+    _changed("an image size of 10^9", lambda c: c.update(imgsz=10**9), "its imgsz is not between"),
+    Attack("last.pt for --resume", "saved options with another output folder and a command", resumed, "command"),
     Attack(
-        "tensors of torchvision",
-        "a pickle that calls os.system",
+        "torchvision weights",
+        "a pickle that calls `os.system`",
         partial(written, pickle.dumps(Runs(os.system, "touch ran"), 2), read=load_tensors),
-        "is no checkpoint",
+        "is not a checkpoint",
     ),
-    Attack("checkpoint", "a pipe", piped, "is not a regular file"),
-    Attack("ONNX file", "a pipe", partial(piped, name="x.onnx", read=load_runtime), "is not a regular file"),
+    Attack("checkpoint", "a named pipe", piped, "is not a regular file"),
+    Attack("ONNX file", "a named pipe", partial(piped, name="x.onnx", read=load_runtime), "is not a regular file"),
     Attack(
         "label cache",
-        "an object array, which is a pickle",
+        "an object array (a pickle)",
         partial(cached, forge=lambda c: c.update(files=np.array([Runs(os.system, "touch ran")], object))),
         "",
         MADE_ANEW,
     ),
     Attack(
         "label cache",
-        "the path of another file",
+        "/etc/shadow as the path of every image",
         partial(cached, forge=lambda c: c.update(files=np.array([b"/etc/shadow"] * len(c["files"])))),
         "",
         MADE_ANEW,
     ),
     Attack(
-        "label cache", "a class that is none", partial(cached, forge=lambda c: c["values"].fill(10**6)), "", MADE_ANEW
+        "label cache",
+        "all label values set to 10^6",
+        partial(cached, forge=lambda c: c["values"].fill(10**6)),
+        "",
+        MADE_ANEW,
     ),
     Attack(
         "label cache",
-        "labels outside the image",
+        "labels with negative coordinates",
         partial(cached, forge=lambda c: c["values"].__imul__(-1)),
         "",
         MADE_ANEW,
     ),
     Attack(
         "label cache",
-        "offsets beyond the end",
+        "offsets past the end of the labels",
         partial(cached, forge=lambda c: c["offsets"].__iadd__(10**9)),
         "",
         MADE_ANEW,
     ),
-    Attack("label cache", "256 MiB packed into 256 KiB", packed_cache, "", MADE_ANEW),
+    Attack("label cache", "an array of 256 MiB compressed to 256 KiB", packed_cache, "", MADE_ANEW),
     Attack(
         "disk cache",
-        "an object array, which is a pickle",
+        "an object array (a pickle)",
         partial(disk_cached, content=lambda f: np.save(f, np.array([Runs(os.system, "touch ran")], object))),
         "",
         MADE_ANEW,
     ),
     Attack(
         "disk cache",
-        "a picture of 10^6 x 10^6 said to follow",
+        "a header that claims an image of 10^6 x 10^6",
         partial(disk_cached, content=partial(header_of, (10**6, 10**6, 3))),
         "",
         MADE_ANEW,
     ),
     Attack(
         "disk cache",
-        "a picture of another shape",
+        "an image of the wrong shape",
         partial(disk_cached, content=lambda f: np.save(f, np.zeros((5, 7, 3), np.uint8))),
         "",
         MADE_ANEW,
     ),
-    Attack("ONNX file", "weights in a file outside its folder", onnx_with_data_elsewhere, "x.onnx"),
-    Attack("OpenVINO folder", "an external entity in its xml", partial(exported, FACTS), "x_openvino"),
+    Attack("ONNX file", "weights stored in a file outside the model's folder", onnx_with_data_elsewhere, "x.onnx"),
+    Attack("OpenVINO folder", "an external entity in the XML", partial(exported, FACTS), "x_openvino"),
     Attack(
         "OpenVINO folder",
         "65,537 classes",
@@ -372,13 +390,13 @@ ATTACKS = [
     ),
     Attack(
         "OpenVINO folder",
-        "a picture of 10^9 pixels a side",
+        "an input size of 10^9 x 10^9",
         partial(exported, {**FACTS, "shape": [1, 3, 10**9, 10**9]}),
         "no usable 'shape'",
     ),
     Attack(
         "OpenVINO folder",
-        "a class name with a line end",
+        "a class name with a line break",
         partial(exported, {**FACTS, "names": {"0": "a\nerror: b"}}),
         "no usable 'names'",
     ),

@@ -1,4 +1,4 @@
-"""Attacks by what lies in a data set: pictures, labels, lists, links, xml, zips."""
+"""Attacks through the files of a dataset: images, labels, lists, links, XML, zips."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, rows: int) -> bytes:
-    """A grey PNG whose header claims a size; `rows` rows of it are there, packed a thousandfold."""
+    """Return a grey PNG whose header claims a size and whose data has `rows` rows, compressed 1,000 to 1."""
     pack = zlib.compressobj(9)
     row = bytes(1 + width // 8)
     data = b"".join(pack.compress(row) for _ in range(rows)) + pack.flush()
@@ -44,7 +44,7 @@ def png(width: int, height: int, rows: int) -> bytes:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    """A JPEG whose header claims a size."""
+    """Return a JPEG whose header claims a size."""
     content = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
     at = content.find(b"\xff\xc0") + 5
     content[at : at + 4] = struct.pack(">HH", height, width)
@@ -63,7 +63,7 @@ def picture(content: bytes, folder: Path, name: str = "x.png") -> Any:
 
 
 def data_set(change: Callable[[Path, Path], Any], folder: Path, left: int = 3) -> Any:
-    """Scan a set of four with its first picture or label changed; the others stay usable."""
+    """Scan a dataset of four images, the first image or label of which is changed; the others must stay usable."""
     data = load_data(write_yolo_set(folder / "set", 4))
     change(folder / "set/images/train/000.png", folder / "set/labels/train/000.txt")
     index = load_labels(data.train, data.nc)
@@ -75,7 +75,7 @@ def label(text: str | bytes, folder: Path) -> Any:
 
 
 def instead(make: Callable[[Path], Any]) -> Callable[[Path, Path], Any]:
-    """Put something else in the place of the picture."""
+    """Return a change that replaces the image by what `make` creates."""
 
     def change(image: Path, file: Path) -> None:
         image.unlink()
@@ -99,7 +99,7 @@ def unix_socket(path: Path) -> None:
 
 
 def loops(folder: Path) -> Any:
-    """Links that lead back up, two of them: to follow both takes 2^40 folders."""
+    """List a folder with two links to its parent; following both would visit 2^40 folders."""
     data = load_data(write_yolo_set(folder / "set", 4))
     for name in ("a", "b"):
         (folder / "set/images/train" / name).symlink_to("..", target_is_directory=True)
@@ -120,7 +120,7 @@ def special(path: Path, make: Callable[[Path], Any]) -> Path:
 
 
 def linked(link: tuple[str, str], folder: Path) -> Any:
-    """Convert a VOC folder of a good image, an annotation of another, and a link from one path to another."""
+    """Convert a VOC folder with one good image, an annotation without a usable image, and link[0] -> link[1]."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / "VOC" / name).mkdir(parents=True)
     for stem in ("good", "bad"):
@@ -141,7 +141,7 @@ def listed(text: str | bytes, folder: Path, read: Callable = lambda f: list_imag
 
 
 def convert(files: dict[str, bytes], folder: Path, **how: Any) -> Any:
-    """Convert a VOC set that has one good image besides these files."""
+    """Convert a zipped VOC dataset that has one good image besides these files."""
     good = (
         b"<annotation><size><width>50</width><height>40</height></size><object><name>dog</name><bndbox><xmin>1</xmin>"
         b"<ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
@@ -151,7 +151,7 @@ def convert(files: dict[str, bytes], folder: Path, **how: Any) -> Any:
         for name, content in files.items():
             info = zipfile.ZipInfo(name)
             info.compress_type = zipfile.ZIP_DEFLATED
-            if isinstance(content, str):  # where a link leads
+            if isinstance(content, str):  # the target of a symbolic link
                 info.external_attr = (stat.S_IFLNK | 0o777) << 16
             z.writestr(info, content)
     done = voc2yolo.run(source=str(folder / "set.zip"), out=str(folder / "out"), name="hostile", yaml=False, **how)
@@ -167,7 +167,7 @@ def annotated(xml: str | bytes, folder: Path) -> Any:
 
 
 def named(name: str, folder: Path) -> Any:
-    """An annotation without a picture of its own name, whose <filename> leads elsewhere."""
+    """Convert an annotation that has no image of its own name and whose <filename> points elsewhere."""
     convert({"Annotations/bad.xml": _xml("", tail=f"<filename>{name}</filename>").encode()}, folder)
 
 
@@ -189,7 +189,7 @@ def bomb(folder: Path) -> Any:
 
 
 def lying(folder: Path) -> Any:
-    """A member that unpacks to more than the zip says."""
+    """Read a zip member that unpacks to more bytes than its header says."""
     with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("zeros.bin", bytes(2**20))
     raw = (folder / "x.zip").read_bytes()
@@ -217,61 +217,69 @@ ENTITIES = (
 
 ATTACKS = [
     *_all(
-        "picture",
+        "image",
         picture,
         {
-            "a PNG that claims 60,000 x 60,000": (
+            "a PNG with a header of 60,000 x 60,000 and one row of data": (
                 png(60000, 60000, 1),
                 "more than 178,956,970 pixels",
             ),
-            "a PNG of 4 MB that is 60,000 x 60,000": (png(60000, 60000, 2000), "more than 178,956,970 pixels"),
-            "a PNG of 20,000 x 20,000 in 50 KB": (png(20000, 20000, 20000), "more than 178,956,970 pixels"),
-            "a JPEG that claims 65,000 x 65,000": (jpeg(65000, 65000), "more than 178,956,970 pixels"),
-            "a BMP that claims 2^31 pixels a side": (bmp(2**31 - 1, 2**31 - 1), "more than 178,956,970 pixels"),
-            "a text saved as .png": (b"#!/bin/sh\ntouch ran\n", "not an image"),
-            "an svg with a script": (
+            "a PNG with a header of 60,000 x 60,000 and 2,000 rows of data": (
+                png(60000, 60000, 2000),
+                "more than 178,956,970 pixels",
+            ),
+            "a complete PNG of 20,000 x 20,000 in 50 KB": (png(20000, 20000, 20000), "more than 178,956,970 pixels"),
+            "a JPEG with a header of 65,000 x 65,000": (jpeg(65000, 65000), "more than 178,956,970 pixels"),
+            "a BMP with a header of 2^31 - 1 pixels per side": (
+                bmp(2**31 - 1, 2**31 - 1),
+                "more than 178,956,970 pixels",
+            ),
+            "a shell script saved as .png": (b"#!/bin/sh\ntouch ran\n", "not an image"),
+            "an SVG with a script, saved as .png": (
                 b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
                 "not an image",
             ),
         },
     ),
     *_all(
-        "file in a data set",
+        "file in a dataset",
         data_set,
         {
-            "a pipe named as a picture": (instead(os.mkfifo), "is not a regular file"),
-            "a link to /dev/zero named as a picture": (
+            "a named pipe in place of an image": (instead(os.mkfifo), "is not a regular file"),
+            "a symbolic link to /dev/zero in place of an image": (
                 instead(lambda p: p.symlink_to("/dev/zero")),
                 "is not a regular file",
             ),
-            "a link that leads nowhere": (instead(lambda p: p.symlink_to("nowhere")), "No such file"),
-            "a link to itself": (instead(lambda p: p.symlink_to(p.name)), "symbolic links"),
-            "a socket named as a picture": (instead(unix_socket), "No such device|is not a regular file"),
-            "a pipe named as a label": (instead_of_label(os.mkfifo), "is not a regular file"),
-            "a link to /dev/zero named as a label": (
+            "a broken symbolic link": (instead(lambda p: p.symlink_to("nowhere")), "No such file"),
+            "a symbolic link to itself": (instead(lambda p: p.symlink_to(p.name)), "symbolic links"),
+            "a socket in place of an image": (instead(unix_socket), "No such device|is not a regular file"),
+            "a named pipe in place of a label file": (instead_of_label(os.mkfifo), "is not a regular file"),
+            "a symbolic link to /dev/zero in place of a label file": (
                 instead_of_label(lambda p: p.symlink_to("/dev/zero")),
                 "is not a regular",
             ),
-            "a link to a file that is no label": (
+            "a symbolic link to a yaml file in place of a label file": (
                 instead_of_label(lambda p: p.symlink_to(p.parents[2] / "squares.yaml")),
                 "squares.yaml|line 1: not a number$",
             ),
-            "a label of 17 MB": (instead_of_label(lambda p: p.write_bytes(bytes(17 * 2**20))), "is larger than"),
+            "a label file of 17 MiB": (instead_of_label(lambda p: p.write_bytes(bytes(17 * 2**20))), "is larger than"),
         },
         LEFT_OUT,
     ),
-    Attack("file in a data set", "links that lead back up, in 2^40 ways", loops, "", "each picture once"),
-    Attack("file in a data set", "a link to /proc/self, where the whole disk lies", system_linked, "", "left out"),
+    Attack("file in a dataset", "two links to the parent folder (2^40 paths)", loops, "", "each image is listed once"),
+    Attack(
+        "file in a dataset", "a link to /proc/self, which leads to the whole disk", system_linked, "", "not followed"
+    ),
     *_all(
         "VOC folder",
         linked,
         {
-            "a picture that is a link to a secret": (
+            "an image that is a link to a secret file": (
                 ("JPEGImages/bad.png", "../../../secret/secret.txt"),
                 "another kind",
             ),
-            "a picture that is a link to a text named .png": (("JPEGImages/bad.png", "no.png"), "not an image"),
-            "a list that is a link to a secret": (("ImageSets/Main/test.txt", "/etc/passwd"), "another kind"),
+            "an image that is a link to a text file named .png": (("JPEGImages/bad.png", "no.png"), "not an image"),
+            "a split list that is a link to /etc/passwd": (("ImageSets/Main/test.txt", "/etc/passwd"), "another kind"),
         },
         LEFT_OUT,
     ),
@@ -279,36 +287,36 @@ ATTACKS = [
         "label",
         label,
         {
-            "code for a number": ("__import__('os').system('touch\u00a0ran') 1 1 1 1", "not a number"),
-            "not a number": ("0 nan 0.5 0.5 0.5", "not finite"),
+            "Python code instead of a number": ("__import__('os').system('touch\u00a0ran') 1 1 1 1", "not a number"),
+            "NaN": ("0 nan 0.5 0.5 0.5", "not finite"),
             "infinity": ("0 0.5 0.5 1e999 0.5", "not finite"),
             "a box outside the image": ("0 1.5 0.5 0.1 0.1", "must be fractions"),
-            "a box without area once it is rounded": ("0 1 1 1e-30 1e-30", "without area"),
-            "a class of 10^9": ("1000000000 0.5 0.5 0.1 0.1", "class 1e\\+09 is not one of"),
-            "digits that only look like a class": ("1_0 0.5 0.5 0.1 0.1", "not a number"),
-            "digits of another alphabet": ("\uff11 0.5 0.5 0.1 0.1", "not a number"),
-            "bytes that are no text": (b"\xff\xfe\x00", "not a text file"),
+            "a box whose area is zero after rounding": ("0 1 1 1e-30 1e-30", "without area"),
+            "a class index of 10^9": ("1000000000 0.5 0.5 0.1 0.1", "class 1e\\+09 is not one of"),
+            "a class index with an underscore (1_0)": ("1_0 0.5 0.5 0.1 0.1", "not a number"),
+            "a full-width digit as the class index": ("\uff11 0.5 0.5 0.1 0.1", "not a number"),
+            "bytes that are not UTF-8 text": (b"\xff\xfe\x00", "not a text file"),
         },
         LEFT_OUT,
     ),
     *_all(
-        "list of pictures",
+        "list of images",
         listed,
         {
-            "a file of secrets": ("../secret/secret.txt\n/etc/passwd\n", "no images"),
-            "a NUL in a name": ("a.png\0/etc/passwd\n", "zero bytes"),
-            "bytes that are no text": (b"\xff\xfe\x00", "must be a text file"),
+            "paths of secret files": ("../secret/secret.txt\n/etc/passwd\n", "no images"),
+            "a NUL character in a name": ("a.png\0/etc/passwd\n", "zero bytes"),
+            "bytes that are not UTF-8 text": (b"\xff\xfe\x00", "must be a text file"),
         },
     ),
     Attack(
         "--source",
-        "a list that names a pipe",
+        "a list that contains a named pipe",
         partial(listed, "pipe.png\n", read=lambda f: (os.mkfifo(f.with_name("pipe.png")), list_media(str(f)))),
         "contains no image or video",
     ),
     Attack(
         "--source",
-        "a list of streams with a pipeline that writes",
+        "a `.streams` list with a GStreamer pipeline that writes a file",
         partial(
             listed, "videotestsrc!filesink\n", read=lambda f: open_source(str(f.rename(f.with_suffix(".streams"))))
         ),
@@ -316,16 +324,16 @@ ATTACKS = [
     ),
     Attack(
         "--source",
-        "a file: address",
+        "a `file:` URL",
         lambda folder: download("file:///etc/passwd", folder / "x"),
         "only http and https",
     ),
     *_all(
-        "VOC xml",
+        "VOC XML",
         annotated,
         {
-            "entities that stand for 10^9 letters": (_xml(ENTITIES, "&j;"), "entities or external references"),
-            "an external entity": (
+            "entities that expand to 10^10 characters": (_xml(ENTITIES, "&j;"), "entities or external references"),
+            "an external entity from a file": (
                 _xml('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>', "&e;"),
                 "entities or outside",
             ),
@@ -337,66 +345,66 @@ ATTACKS = [
                 _xml('<!DOCTYPE a [<!ENTITY % e SYSTEM "file:///etc/passwd"> %e;]>'),
                 "entities or outside",
             ),
-            "an outside DTD": (
+            "an external DTD": (
                 _xml('<!DOCTYPE a SYSTEM "file:///etc/passwd">', tail="<x>&e;</x>"),
                 "entities or outside|xml",
             ),
-            "100,000 tags in each other": ("<annotation>" + "<a>" * 100000, "nested too deep"),
-            "an encoding that runs a codec": (_xml('<?xml version="1.0" encoding="zlib_codec"?>'), "encoding"),
-            "no xml": ("#!/bin/sh", "cannot be parsed"),
+            "100,000 nested tags": ("<annotation>" + "<a>" * 100000, "nested too deep"),
+            "zlib_codec as the encoding": (_xml('<?xml version="1.0" encoding="zlib_codec"?>'), "encoding"),
+            "a shell script instead of XML": ("#!/bin/sh", "cannot be parsed"),
         },
         LEFT_OUT,
     ),
     *_all(
-        "VOC xml",
+        "VOC XML",
         named,
         {
-            "a <filename> of secrets": ("../../secret/secret.txt", ""),
-            "an absolute <filename>": ("/etc/passwd", ""),
-            "a <filename> on another machine": ("\\\\server\\share\\x.png", ""),
+            "a <filename> with the path of a secret file": ("../../secret/secret.txt", ""),
+            "a <filename> with an absolute path": ("/etc/passwd", ""),
+            "a <filename> with a network path": ("\\\\server\\share\\x.png", ""),
         },
-        "looked up among the set's own pictures",
+        "only images of the dataset itself are considered",
     ),
     *_all(
         "zip",
         unpacked,
         {
-            "../ in a name": ("../../ran", "leaves its folder"),
-            "../ in the middle": ("images/../../ran", "leaves its folder"),
-            "an absolute name": ("/etc/cron.d/ran", "absolute path"),
-            "a drive's name": ("C:/Windows/ran.exe", "absolute path"),
-            "a name on another machine": ("\\\\server\\share\\ran", "backslash"),
+            "`../` at the start of a name": ("../../ran", "leaves its folder"),
+            "`../` in the middle of a name": ("images/../../ran", "leaves its folder"),
+            "an absolute path": ("/etc/cron.d/ran", "absolute path"),
+            "a Windows drive letter": ("C:/Windows/ran.exe", "absolute path"),
+            "a network path": ("\\\\server\\share\\ran", "backslash"),
             "backslashes": ("..\\..\\ran", "backslash"),
-            "a NUL in a name": ("picture.png\0.sh", "NUL"),
+            "a NUL character in a name": ("picture.png\0.sh", "NUL"),
         },
         LEFT_OUT,
     ),
     Attack(
         "zip",
-        "a link out of its folder",
+        "a symbolic link to /etc/passwd",
         lambda folder: convert({"JPEGImages/bad.png": "/etc/passwd", "Annotations/bad.xml": _xml("").encode()}, folder),
         "symbolic link",
         LEFT_OUT,
     ),
-    Attack("zip", "a pipe", lambda folder: Archive(special(folder / "x.zip", os.mkfifo)), "not a regular file"),
+    Attack("zip", "a named pipe", lambda folder: Archive(special(folder / "x.zip", os.mkfifo)), "not a regular file"),
     Attack(
         "zip",
-        "a link to /dev/zero",
+        "a symbolic link to /dev/zero",
         lambda folder: Archive(special(folder / "x.zip", lambda p: p.symlink_to("/dev/zero"))),
         "not a regular file",
     ),
-    Attack("zip", "a bomb, 1,000 to 1", bomb, "a zip bomb"),
-    Attack("zip", "a member larger than it says", lying, "damaged in the zip"),
+    Attack("zip", "a zip bomb (compressed 1,000 to 1)", bomb, "a zip bomb"),
+    Attack("zip", "a member larger than its header says", lying, "damaged in the zip"),
     Attack(
         "zip",
-        "10 MB of another file, cut off",
+        "10 MB of zero bytes",
         lambda folder: ((folder / "x.zip").write_bytes(bytes(10**7)), Archive(folder / "x.zip")),
         "not a complete zip",
     ),
     Attack(
         "download",
-        "a name that leaves the folder",
+        "a URL whose file name is `..`",
         lambda folder: download_files("http://127.0.0.1:9/..", folder),
-        "names no file",
+        "contains no file name",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Attacks by names, of files and of classes, on what people look at: the console, csv files, pictures, the report."""
+"""Attacks through names of files and classes, aimed at all output: console, CSV files, plots, HTML report."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from utils.report.html import _text
 from utils.system.console import LOGGER
 
 NAMES = {
-    "a line end": "a\nerror: all is well",
-    "a terminal's escapes": "a\x1b[2J\x1b]0;title\x07",
-    "html": "<script>alert(1)</script>&lt;",
-    "quotes": "a'\"`$(touch ran)`",
-    "per cent": "%s%n%(message)s%d",
-    "a formula of spreadsheets": "=cmd|' -C calc'!A0",
-    "another formula": "@SUM(1+1)",
-    "letters that turn the line around": "gpj.exe\u202ecat",
-    "a formula of matplotlib": "$\\frac{a}$",
+    "a line break": "a\nerror: all is well",
+    "terminal escape sequences": "a\x1b[2J\x1b]0;title\x07",
+    "HTML": "<script>alert(1)</script>&lt;",
+    "quotes and a shell command": "a'\"`$(touch ran)`",
+    "percent format codes": "%s%n%(message)s%d",
+    "a spreadsheet formula with =": "=cmd|' -C calc'!A0",
+    "a spreadsheet formula with @": "@SUM(1+1)",
+    "a right-to-left override character": "gpj.exe\u202ecat",
+    "a matplotlib formula": "$\\frac{a}$",
 }
 
 
 def found_in(name: str, folder: Path) -> Any:
-    """Detect in a picture of this name, with every kind of result."""
+    """Run detect.py on an image of this name, with every kind of output."""
     content = weights_content(network(), 64)
     save_checkpoint(folder / "best.pt", content)
     (folder / "in").mkdir()
@@ -80,7 +80,7 @@ def reported(name: str, folder: Path) -> Any:
 
 
 def cropped(name: str, folder: Path) -> Any:
-    """A folder of crops, named after a class."""
+    """Create a folder of crops that is named after a class."""
     made = folder / safe_name(name) / "x"
     made.mkdir(parents=True)
     assert made.parent.parent == folder and made.resolve().is_relative_to(folder.resolve())
@@ -91,21 +91,21 @@ def _all(surface: str, feed: Callable, names: dict[str, str], outcome: str) -> l
 
 
 FOLDERS = {
-    "..": "..",
+    "`..`": "..",
     "an absolute path": "/etc/cron.d",
-    "../ in it": "a/../../b",
-    "300 letters": "a" * 300,
+    "`../` inside the name": "a/../../b",
+    "300 characters": "a" * 300,
     "only dots": "...",
 }
 ATTACKS = [
     *_all(
-        "name of a picture",
+        "name of an image file",
         found_in,
-        {k: v for k, v in NAMES.items() if "formula of matplotlib" not in k},
-        "shown with escapes, quoted in the csv",
+        {k: v for k, v in NAMES.items() if "matplotlib formula" not in k},
+        "printed with visible escapes, quoted in the CSV file",
     ),
-    *_all("name in a warning", logged, NAMES, "one line, escapes shown as such"),
-    *_all("name of a class in a diagram", drawn, NAMES, "drawn as it is written"),
-    *_all("name in the html report", reported, NAMES, "shown, not obeyed"),
-    *_all("name of a class as a folder", cropped, FOLDERS, "a folder of a plain name"),
+    *_all("name in a warning", logged, NAMES, "printed on one line with visible escapes"),
+    *_all("class name in a plot", drawn, NAMES, "drawn as plain text"),
+    *_all("name in the HTML report", reported, NAMES, "shown as plain text"),
+    *_all("class name as a folder name", cropped, FOLDERS, "a safe folder name is used"),
 ]

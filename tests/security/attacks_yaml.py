@@ -1,4 +1,4 @@
-"""Attacks by yaml: models, data sets, hyper-parameters."""
+"""Attacks through yaml files: models, datasets, hyperparameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ HEAD = "nc: 2\nanchors: 3\nhead:\n  - [[-1], 1, Detect, [nc, anchors]]\nbackbone
 
 
 def laughs(link: str, levels: int) -> str:
-    """A billion laughs: each line stands for nine of the line before. link: what a line holds, {} its aliases."""
+    """Return a "billion laughs" yaml, in which each line refers nine times to the line before.
+
+    link: the value of a line; {} is replaced by the aliases.
+    """
     lines = ["a0: &a0 {k: v}"]
     lines += [f"a{i}: &a{i} {link.format(','.join([f'*a{i - 1}'] * 9))}" for i in range(1, levels)]
     return "\n".join(lines) + "\n"
@@ -39,7 +42,7 @@ def data(text: str | bytes, folder: Path) -> Any:
 
 
 def missing(text: str, folder: Path) -> Any:
-    """What happens where the images are not there, which is when other programs run `download:`."""
+    """Load a dataset whose images are missing; in this case YOLOv5 runs the `download:` entry of the yaml."""
     return data(f"{SPLITS}names: [a]\n{text}", folder).existing("train")
 
 
@@ -65,23 +68,26 @@ ATTACKS = [
         "model yaml",
         model,
         {
-            "a tag that calls os.system": ("!!python/object/apply:os.system ['touch ran']", "constructor for the tag"),
-            "a tag that makes a module": ("nc: !!python/module:os", "constructor for the tag"),
-            "a tag that makes an object": ("nc: !!python/object/new:os.system [ls]", "constructor for the tag"),
-            "an activation that is code": (
+            "a YAML tag that calls os.system": (
+                "!!python/object/apply:os.system ['touch ran']",
+                "constructor for the tag",
+            ),
+            "a YAML tag that imports a module": ("nc: !!python/module:os", "constructor for the tag"),
+            "a YAML tag that creates an object": ("nc: !!python/object/new:os.system [ls]", "constructor for the tag"),
+            "Python code as the activation": (
                 f"activation: __import__('os').system('touch ran')\n{HEAD}  - [-1, 1, Conv, [8]]",
                 "unknown activation",
             ),
-            "lists in lists, 20,000 deep": ("nc: " + "[" * 20000, "values in values without end"),
+            "lists nested 20,000 deep": ("nc: " + "[" * 20000, "values are nested too deeply"),
             "10^9 classes": (
                 HEAD.replace("nc: 2", "nc: 1000000000") + "  - [-1, 1, Conv, [8]]",
                 "whole number from 1 to",
             ),
-            "a width multiple of 10^300": (
+            "a `width_multiple` of 10^300": (
                 "width_multiple: 1.0e+300\n" + HEAD + "  - [-1, 1, Conv, [8]]",
                 "width_multiple",
             ),
-            "a number of 10,000 digits": (f"nc: {'9' * 10000}", "a number of 10000 letters"),
+            "a number with 10,000 digits": (f"nc: {'9' * 10000}", "a number of 10000 characters"),
             "10^9 anchors": (
                 HEAD.replace("anchors: 3", "anchors: 1000000000") + "  - [-1, 1, Conv, [8]]",
                 "anchors must",
@@ -89,88 +95,88 @@ ATTACKS = [
         },
     ),
     *_all(
-        "model yaml, a row",
+        "model yaml, layer row",
         row,
         {
-            "code in the place of a module": (
+            "Python code as the module name": (
                 "[-1, 1, \"__import__('os').system('touch ran')\", [8]]",
                 "unknown module",
             ),
-            "a function of os": ("[-1, 1, os.system, [touch ran]]", "unknown module"),
-            "an attribute of a class": ("[-1, 1, nn.Module.__subclasses__, []]", "unknown module"),
-            "code in the place of a width": ('[-1, 1, Conv, ["exit()", 3, 2]]', "must be the output width"),
+            "os.system as the module name": ("[-1, 1, os.system, [touch ran]]", "unknown module"),
+            "an attribute of nn.Module as the module name": ("[-1, 1, nn.Module.__subclasses__, []]", "unknown module"),
+            "Python code as the number of channels": ('[-1, 1, Conv, ["exit()", 3, 2]]', "must be the output width"),
             "10^9 channels": ("[-1, 1, Conv, [1000000000, 3, 2]]", "must be the output width"),
             "10^9 repeats": ("[-1, 1000000000, Conv, [8, 3, 2]]", "repeats is"),
             "60 layers of 60,000 channels": ("[-1, 60, Conv, [60000, 3, 1]]", "it needs [0-9,]+ parameters"),
             "a kernel of 10^6 x 10^6": ("[-1, 1, Conv, [8, 1000001, 2]]", "it needs [0-9,]+ parameters"),
             "padding of 10^9": ("[-1, 1, Conv, [8, 3, 2, 1000000000]]", "layer 0"),
-            "maps enlarged 10^6 times": ("[-1, 1, nn.Upsample, [None, 1000000, nearest]]", "is too large"),
-            "a dimension that is none": ("[[-1, -1], 1, Concat, [1000000]]", "layer 0"),
-            "an input 10^9 layers before": ("[-1000000000, 1, Conv, [8, 3, 2]]", "is no earlier layer"),
-            "100,000 inputs": (f"[[{','.join(['-1'] * 100000)}], 1, Concat, [1]]", "layer 0"),
+            "upsampling by a factor of 10^6": ("[-1, 1, nn.Upsample, [None, 1000000, nearest]]", "is too large"),
+            "concatenation along dimension 10^6": ("[[-1, -1], 1, Concat, [1000000]]", "layer 0"),
+            "an input from 10^9 layers earlier": ("[-1000000000, 1, Conv, [8, 3, 2]]", "is not an earlier layer"),
+            "100,000 input layers": (f"[[{','.join(['-1'] * 100000)}], 1, Concat, [1]]", "layer 0"),
         },
     ),
     *_all(
         "data yaml",
         data,
         {
-            "a tag that calls os.system": (
+            "a YAML tag that calls os.system": (
                 "names: !!python/object/apply:os.system ['touch ran']",
                 "constructor for the tag",
             ),
-            "aliases that stand for 10^8 values": (laughs("[{}]", 10) + SPLITS, "more than 200000 values"),
-            "merge keys that stand for 10^8 values": (laughs("{{<<: [{}]}}", 10) + SPLITS, "more than 200000 values"),
+            "aliases that expand to 10^8 values": (laughs("[{}]", 10) + SPLITS, "more than 200000 values"),
+            "merge keys that expand to 10^8 values": (laughs("{{<<: [{}]}}", 10) + SPLITS, "more than 200000 values"),
             "a list that contains itself": (SPLITS + "names: &a [*a]", "contains itself"),
-            "a date that is none": (SPLITS + "names: [2001-99-99]", "cannot be read"),
+            "an impossible date (2001-99-99)": (SPLITS + "names: [2001-99-99]", "cannot be read"),
             "10^9 classes": (SPLITS + "nc: 1000000000", "whole number from 1 to 65536"),
-            "a dict for a class name": (SPLITS + "names: [{a: b}]", "must be one word"),
-            "a class name with a line end": (SPLITS + 'names: ["cat\\nerror: all is well"]', "line end or control"),
-            "a class name with a terminal's escape": (SPLITS + 'names: ["cat\\e[2J"]', "line end or control"),
-            "bytes that are no text": (b"names: [\xff\xfe\x00]", "not a text file in UTF-8"),
-            "a NUL": (b"names: [a\0b]", "not valid yaml"),
-            "another program's keys": (SPLITS + "names: [a]\ncommand: rm -rf /", "unknown key 'command'"),
+            "a dictionary as a class name": (SPLITS + "names: [{a: b}]", "must be one word"),
+            "a class name with a line break": (SPLITS + 'names: ["cat\\nerror: all is well"]', "line end or control"),
+            "a class name with a terminal escape sequence": (SPLITS + 'names: ["cat\\e[2J"]', "line end or control"),
+            "bytes that are not UTF-8 text": (b"names: [\xff\xfe\x00]", "not a text file in UTF-8"),
+            "a NUL character": (b"names: [a\0b]", "not valid yaml"),
+            "an unknown key with a shell command": (SPLITS + "names: [a]\ncommand: rm -rf /", "unknown key 'command'"),
         },
     ),
     *_all(
         "data yaml",
         images,
         {
-            "a file that is no list of images": ("path: /etc\ntrain: passwd\nnames: [a]", "no images"),
-            "a device for a list of images": ("path: /dev\ntrain: zero\nnames: [a]", "is not a regular file"),
+            "/etc/passwd as the list of images": ("path: /etc\ntrain: passwd\nnames: [a]", "no images"),
+            "/dev/zero as the list of images": ("path: /dev\ntrain: zero\nnames: [a]", "is not a regular file"),
         },
     ),
     *_all(
         "data yaml",
         defaults,
         {
-            "a file of secrets as hyper-parameters": (
+            "/etc/shadow as the hyperparameter file": (
                 "{hyp: /etc/shadow}",
                 "must lead to a file in data/hyps|does not exist",
             ),
-            "pictures of 10^6 pixels a side": ("{imgsz: 1000000}", "the largest is 16384"),
+            "an image size of 10^6 pixels": ("{imgsz: 1000000}", "the largest is 16384"),
         },
     ),
     *_all(
         "data yaml",
         missing,
         {
-            "a download: script in Python": (
+            "a Python script under `download:`": (
                 "download: |\n  import os\n  os.system('touch ran')\n",
                 "'download:' is not run",
             ),
-            "a download: command of the shell": ("download: bash -c 'touch ran'", "'download:' is not run"),
-            "a download: address": ("download: https://example.org/x.zip", "'download:' is not run"),
-            "a hint with a terminal's escape": ('hint: "\\e[2Jall is well"', "is not there"),
+            "a shell command under `download:`": ("download: bash -c 'touch ran'", "'download:' is not run"),
+            "a URL under `download:`": ("download: https://example.org/x.zip", "'download:' is not run"),
+            "a `hint:` with a terminal escape sequence": ('hint: "\\e[2Jall is well"', "does not exist"),
         },
     ),
     *_all(
-        "hyper-parameters",
+        "hyperparameters",
         hyp,
         {
-            "code for a number": ("lr0: __import__('os').system('touch ran')", "must be a number"),
-            "not a number": ("lr0: .nan", "must be a number"),
+            "Python code instead of a number": ("lr0: __import__('os').system('touch ran')", "must be a number"),
+            "NaN": ("lr0: .nan", "must be a number"),
             "infinity": ("lr0: .inf", "must be a number"),
-            "a list for a number": ("lr0: [1, 2]", "must be a number"),
+            "a list instead of a number": ("lr0: [1, 2]", "must be a number"),
         },
     ),
 ]

@@ -1,4 +1,4 @@
-"""Watches what hostile input makes the process do: run, connect, read a secret, write elsewhere, fill the memory."""
+"""Detect forbidden effects of hostile input: commands, connections, reads of a secret, stray writes, memory use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile
              "webbrowser.open")  # fmt: skip
 CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate",
            "shutil.rmtree", "shutil.move")  # fmt: skip
-OWN = re.compile(r"__pycache__|^/dev/|^/proc/self/|matplotlib|\.cache")  # what interpreter and libraries write and read
+OWN = re.compile(r"__pycache__|^/dev/|^/proc/self/|matplotlib|\.cache")  # paths that Python and the libraries may write
 
 
 class Watch:
-    """What an audit hook of the interpreter saw while it was on. A hook cannot be taken out: there is one for all."""
+    """Forbidden events seen by an audit hook of the interpreter; a hook cannot be removed, so all tests share one."""
 
     def __init__(self) -> None:
         self.folder, self.secret = Path(), Path()
@@ -35,7 +35,7 @@ class Watch:
     def note(self, event: str, args: tuple) -> None:
         if not self.on:
             return
-        self.on = False  # not what is done here
+        self.on = False  # ignore the events that this method causes
         try:
             if event in FORBIDDEN:
                 self.seen.append(f"{event} {args[:1]}")
@@ -60,7 +60,7 @@ WATCH = Watch()
 
 @contextmanager
 def guarded(folder: Path, secret: Path) -> Iterator[Watch]:
-    """Run hostile input. Raises AssertionError if it acted, took for ever, or filled the memory."""
+    """Watch the body of the with statement. Raises AssertionError for forbidden events, a hang or high memory use."""
     WATCH.folder, WATCH.secret, WATCH.seen = folder.resolve(), secret.resolve(), []
     before, start = _memory(reset=True), time.monotonic()
     with _alarm():
@@ -71,7 +71,7 @@ def guarded(folder: Path, secret: Path) -> Iterator[Watch]:
             WATCH.on = False
     seconds, memory = time.monotonic() - start, _memory() - before
     if WATCH.seen or memory > MEBIBYTES:
-        raise AssertionError(f"it did {WATCH.seen}, in {seconds:.0f} s, with {memory:.0f} MiB more")
+        raise AssertionError(f"forbidden events: {WATCH.seen}; took {seconds:.0f} s and {memory:.0f} MiB of memory")
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def _alarm() -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(SECONDS)
-    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # where a thread is waited for, no signal helps
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # a signal does not interrupt a wait for a thread
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def _alarm() -> Iterator[None]:
 
 
 def _memory(reset: bool = False) -> float:
-    """The most MiB this process has taken since it was last reset, where Linux tells it."""
+    """Return the peak memory of this process in MiB since the last reset; 0 where /proc is not available."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""The zoo as the table of docs/reliability.md: python tests/security/table.py"""
+"""Print all attacks as the table of docs/reliability.md: python tests/security/table.py"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ATTACKS: Sequence[Attack] = [
 
 
 def table() -> str:
-    """A row for each surface and outcome: what is tried there, and what comes of it."""
+    """Return a Markdown table with one row for each surface and outcome."""
     rows: dict[tuple[str, str], list[str]] = {}
     for attack in ATTACKS:
         rows.setdefault((attack.surface, attack.outcome), []).append(attack.what)

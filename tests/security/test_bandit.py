@@ -1,4 +1,4 @@
-"""bandit finds nothing in the program but what pyproject.toml excepts, with reasons."""
+"""bandit reports nothing, apart from the exceptions that pyproject.toml lists with reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No code from data: every attack of the zoo is answered in one line, and nothing is run, read or written by it."""
+"""No code from data: every attack gets the expected answer, and none runs code, reads a secret or writes elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_attack(attack: Attack, tmp_path: Path, capfd: pytest.CaptureFixture) ->
         except UserError as e:
             error = str(e)
     told = capfd.readouterr()
-    assert bool(error) == (attack.outcome == REFUSED), error or f"accepted; it said {told.out}"
+    assert bool(error) == (attack.outcome == REFUSED), error or f"accepted; output: {told.out}"
     assert len(error) < 800 and "\n" not in error
     assert re.search(attack.answer, error or told.out), error or told.out
     assert "\x1b" not in told.out + told.err and "\nerror: all is well" not in told.out + told.err

@@ -1,4 +1,4 @@
-"""The zoo bites: with a protection taken out, attacks on it come through. A test that cannot fail shows nothing."""
+"""With a protection removed, the attacks against it succeed. This shows that the attacks can fail the tests."""
 
 from __future__ import annotations
 
@@ -31,48 +31,48 @@ def torch_load(path: Path) -> object:
 
 
 class PlainParser(plain_xml.XMLParser):
-    """Expat as Python has it, entities and all."""
+    """Python's own expat parser, which expands entities."""
 
     def __init__(self, target: object, encoding: str | None) -> None:
         super().__init__(target=target, encoding=encoding)
 
 
-# protection: how to take it out, and the beginnings of attacks that then come through
+# protection: how to remove it, and the attacks that then succeed
 WITHOUT: dict[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {
-    "the reader of checkpoints": (
+    "the restricted checkpoint reader": (
         lambda p: p.setattr(models.weights.checkpoint, "read_torch_zip", torch_load),
-        ("checkpoint: a pickle that calls os.system", "checkpoint: a pickle that calls eval",
-         "checkpoint: a pickle that calls open"),
+        ("checkpoint: a pickle that calls `os.system`", "checkpoint: a pickle that calls `eval`",
+         "checkpoint: a pickle that calls `open`"),
     ),
-    "yaml as data": (
+    "the safe yaml loader": (
         lambda p: p.setattr(utils.settings.config, "parse_yaml", yaml.unsafe_load),
-        ("model yaml: a tag that calls os.system", "model yaml: a tag that makes an object",
-         "data yaml: a tag that calls os.system", "data yaml: a date that is none"),
+        ("model yaml: a YAML tag that calls os.system", "model yaml: a YAML tag that creates an object",
+         "data yaml: a YAML tag that calls os.system", "data yaml: an impossible date (2001-99-99)"),
     ),
     "defusedxml": (
         lambda p: p.setattr(utils.voc.annotation, "DefusedXMLParser", PlainParser),
-        ("VOC xml: a parameter entity",),
+        ("VOC XML: a parameter entity",),
     ),
-    "what a zip may name": (
+    "the check of member names in a zip": (
         lambda p: p.setattr(utils.archive, "unsafe", lambda info: ""),
-        ("zip: ../ in a name", "zip: an absolute name", "zip: backslashes"),
+        ("zip: `../` at the start of a name", "zip: an absolute path", "zip: backslashes"),
     ),
-    "how well a zip may pack": (
+    "the limit on the compression ratio of a zip": (
         lambda p: p.setattr(utils.archive, "MAX_RATIO", 10**9),
-        ("zip: a bomb, 1,000 to 1",),
+        ("zip: a zip bomb (compressed 1,000 to 1)",),
     ),
-    "the check of caches": (
+    "the check of label caches": (
         lambda p: p.setattr(utils.data.labels, "_is_sound", lambda *args: True),
-        ("label cache: the path of another file", "label cache: a class that is none",
-         "label cache: labels outside the image"),
+        ("label cache: /etc/shadow as the path of every image", "label cache: all label values set to 10^6",
+         "label cache: labels with negative coordinates"),
     ),
-    "what may be downloaded": (
+    "the check of URL schemes": (
         lambda p: p.setattr(utils.system.download, "_check_scheme", lambda url: None),
-        ("--source: a file: address",),
+        ("--source: a `file:` URL",),
     ),
     "the check of labels": (
         lambda p: p.setattr(utils.data.labels, "_checked_row", lambda values, nc, number: tuple(values)),
-        ("label: a box outside the image", "label: not a number", "label: infinity", "label: a class of 10^9"),
+        ("label: a box outside the image", "label: NaN", "label: infinity", "label: a class index of 10^9"),
     ),
 }  # fmt: skip
 CASES = [(protection, attack) for protection, (_, attacks) in WITHOUT.items() for attack in attacks]
@@ -86,7 +86,7 @@ def test_without(
     WITHOUT[protection][0](monkeypatch)
     folder = tmp_path / "folder"
     folder.mkdir()
-    monkeypatch.chdir(folder)  # where the commands of the attacks leave their file
+    monkeypatch.chdir(folder)  # the commands of the attacks create their file here
     came_through = ""
     try:
         with guarded(folder, tmp_path / "secret/secret.txt"):

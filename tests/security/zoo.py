@@ -1,4 +1,4 @@
-"""The register of attacks. Each says what it feeds to which part of the program, and what the program answers."""
+"""The type of an attack: what it feeds to which part of the program, and the result that is expected."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REFUSED, LEFT_OUT, MADE_ANEW = "refused in one line", "left out, and named", "made anew"
+REFUSED, LEFT_OUT, MADE_ANEW = "refused with a one-line error", "skipped and reported", "ignored and rebuilt"
 
 
 @dataclass(frozen=True)
 class Attack:
-    """surface: what is fed; what: with which trick; run: does it in an empty folder; answer: what is told (regex)."""
+    """One attack.
+
+    surface: the kind of input, such as "model yaml"
+    what: the trick; unique within its surface
+    run: performs the attack in the given empty folder
+    answer: regular expression that the error message or the output must match
+    outcome: what the program must do with the input
+    """
 
     surface: str
     what: str

@@ -31,7 +31,7 @@ def place_labels(points: np.ndarray, sizes: np.ndarray, frame: np.ndarray, obsta
 
 
 def _places(point: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return the candidate positions of a label, nearest first, as corners (p, 4); each touches a circle round `point`."""
+    """Return the candidate positions of a label as corners (p, 4), nearest first; each touches a circle at `point`."""
     directions = np.stack((np.cos(TURNS), np.sin(TURNS)), 1)
     half = size / 2
     boxes = []

@@ -1,4 +1,4 @@
-"""yaml files read as data and checked: data sets, hyper-parameters, model configs."""
+"""Read and check yaml files: datasets, hyper-parameters, model configs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from utils.system.console import LOGGER, has_control
 
 # key: (default, lowest, highest). The defaults are those of YOLOv5's hyp.scratch-low.
 HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
-    "lr0": (0.01, 1e-8, 10.0),  # first learning rate (SGD 1e-2, Adam 1e-3)
-    "lrf": (0.01, 0.0, 1.0),  # last learning rate is lr0 * lrf
-    "momentum": (0.937, 0.0, 0.9999),  # of SGD; beta1 of Adam
+    "lr0": (0.01, 1e-8, 10.0),  # initial learning rate (SGD 1e-2, Adam 1e-3)
+    "lrf": (0.01, 0.0, 1.0),  # final learning rate is lr0 * lrf
+    "momentum": (0.937, 0.0, 0.9999),  # momentum of SGD, beta1 of Adam
     "weight_decay": (0.0005, 0.0, 1.0),
     "warmup_epochs": (3.0, 0.0, 1000.0),
     "warmup_momentum": (0.8, 0.0, 0.9999),
@@ -30,9 +30,9 @@ HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
     "cls_pw": (1.0, 1e-6, 1e3),  # weight of positives in the class loss
     "obj": (1.0, 0.0, 1e3),
     "obj_pw": (1.0, 1e-6, 1e3),
-    "iou_t": (0.2, 0.0, 1.0),  # kept for old files; not used by the loss
-    "anchor_t": (4.0, 1.0, 100.0),  # a label fits an anchor up to this ratio of sides
-    "anchors": (0, 0, 100),  # anchors per output map; 0: those of the model yaml
+    "iou_t": (0.2, 0.0, 1.0),  # accepted for old files; not used by the loss
+    "anchor_t": (4.0, 1.0, 100.0),  # a label fits an anchor below this ratio of sides
+    "anchors": (0, 0, 100),  # anchors per output map; 0: use those of the model yaml
     "fl_gamma": (0.0, 0.0, 10.0),  # focal loss (1.5 in RetinaNet), 0: off
     "label_smoothing": (0.0, 0.0, 1.0),
     "hsv_h": (0.015, 0.0, 1.0),  # fractions of hue, saturation, value
@@ -47,19 +47,19 @@ HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
     "fliplr": (0.5, 0.0, 1.0),
     "mosaic": (1.0, 0.0, 1.0),
     "mixup": (0.0, 0.0, 1.0),
-    "copy_paste": (0.0, 0.0, 1.0),  # kept for old files; needs polygons, does nothing for boxes
+    "copy_paste": (0.0, 0.0, 1.0),  # accepted for old files; needs polygons, no effect on boxes
 }
 MODEL_KEYS = (
     "nc names depth_multiple width_multiple channel_multiple activation anchors backbone head ch inplace yaml_file"
 ).split()
 LARGEST_YAML = 2**22  # bytes
 MOST_CLASSES = 65536
-LARGEST_IMAGE = 16384  # pixels of a side, for a network
+LARGEST_IMAGE = 16384  # side in pixels of a network's input
 DATA_KEYS = "path train val test nc names download hint defaults roboflow".split()
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a yaml file that holds a mapping. Raises UserError with file and line if it does not."""
+    """Read a yaml file that contains a mapping. Raises UserError, with file and line, if it is not valid."""
     path = Path(path)
     try:
         content = parse_yaml(read_file(path, LARGEST_YAML).decode("utf-8"))
@@ -70,12 +70,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except YamlError as e:
         raise UserError(f"{path}{f':{e.line}' if e.line else ''}: not valid yaml ({e})") from e
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no 'key: value' lines")
+        raise UserError(f"{path}: contains no 'key: value' lines")
     return content
 
 
 def save_yaml(path: str | Path, content: dict[str, Any]) -> None:
-    """Write plain values as yaml, whole or not at all, in the order given."""
+    """Write plain values as yaml, atomically, in the given order."""
     with atomic_write(path, "w") as f:
         yaml.safe_dump(content, f, sort_keys=False, allow_unicode=True)
 
@@ -100,9 +100,9 @@ def is_whole(value: Any) -> bool:
 
 
 def load_hyp(name: str | Path) -> dict[str, float]:
-    """Read a hyper-parameter yaml; keys it leaves out take YOLOv5's defaults.
+    """Read a hyper-parameter yaml; missing keys get YOLOv5's defaults.
 
-    Raises UserError for unknown keys and for values that are no number or out of range.
+    Raises UserError for unknown keys and for values that are not numbers or out of range.
     """
     path = find_file(name, ("data/hyps", "data"), "--hyp")
     content = load_yaml(path)
@@ -114,14 +114,14 @@ def load_hyp(name: str | Path) -> dict[str, float]:
             raise UserError(f"{path}: {key} is {value!r}, it must be a number from {low:g} to {high:g}")
         hyp[key] = value
     if hyp["copy_paste"]:
-        LOGGER.warning(f"{path}: copy_paste needs polygon labels, boxes have none: it does nothing")
+        LOGGER.warning(f"{path}: copy_paste has no effect: it needs polygon labels, not boxes")
     return hyp
 
 
 def load_model_cfg(name: str | Path) -> dict[str, Any]:
-    """Read a model yaml, looked for in models/, models/hub/ and models/zoo/ too; `yaml_file` in the result is its name.
+    """Read a model yaml, also searched for in models/, models/hub/ and models/zoo/; add its file name as `yaml_file`.
 
-    Raises UserError for unknown or missing keys. The rows themselves are checked when the model is built.
+    Raises UserError for unknown or missing keys. The rows are checked later, when the model is built.
     """
     path = find_file(name, MODEL_FOLDERS, "--cfg")
     cfg = load_yaml(path)
@@ -130,7 +130,7 @@ def load_model_cfg(name: str | Path) -> dict[str, Any]:
 
 
 def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
-    """Raise UserError if a model config lacks a key, has an unknown one, or a value of a wrong kind."""
+    """Raise UserError if a model config has a missing key, an unknown key or an invalid value."""
     check_keys(cfg, MODEL_KEYS, where)
     for key in ("nc", "anchors", "backbone", "head"):
         if key not in cfg:
@@ -138,20 +138,21 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
     if not is_whole(cfg["nc"]) or not 1 <= cfg["nc"] <= MOST_CLASSES:
         raise UserError(f"{where}: nc is {str(cfg['nc'])[:40]}, it must be a whole number from 1 to {MOST_CLASSES}")
     if not is_whole(cfg.get("ch", 3)) or not 1 <= cfg.get("ch", 3) <= 1024:
-        raise UserError(f"{where}: ch is {cfg['ch']!r}, it must be a whole number from 1")
+        raise UserError(f"{where}: ch is {cfg['ch']!r}, it must be a whole number from 1 to 1024")
     for key in ("depth_multiple", "width_multiple"):
         if not is_number(cfg.get(key, 1.0)) or not 0 < cfg.get(key, 1.0) <= 100:
-            raise UserError(f"{where}: {key} is {cfg[key]!r}, it must be a number above 0")
+            raise UserError(f"{where}: {key} is {cfg[key]!r}, it must be a number above 0, at most 100")
     multiple = cfg.get("channel_multiple", 8)
     if not is_whole(multiple) or not 1 <= multiple <= 1024:
-        raise UserError(f"{where}: channel_multiple is {multiple!r}, it must be a whole number from 1")
+        raise UserError(f"{where}: channel_multiple is {multiple!r}, it must be a whole number from 1 to 1024")
     anchors = cfg["anchors"]
     pairs = isinstance(anchors, list) and anchors and all(
         isinstance(row, list) and row and len(row) % 2 == 0 and len(row) == len(anchors[0])
         and all(is_number(v) and v > 0 for v in row) for row in anchors
     )  # fmt: skip
     if not pairs and not (isinstance(anchors, int) and 1 <= anchors <= 100):
-        raise UserError(f"{where}: anchors must be rows of width, height pairs in pixels (equally many), or a count")
+        raise UserError(f"{where}: anchors must be rows of width, height pairs in pixels, all of the same length, "
+                        "or the number of anchors per map")  # fmt: skip
     for key in ("backbone", "head"):
         if not isinstance(cfg[key], list) or not cfg[key]:
             raise UserError(f"{where}: {key} must be a list of rows [from, repeats, module, args]")
@@ -159,7 +160,7 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A data set as its yaml describes it; `train`, `val`, `test` are folders or list files, absolute."""
+    """A dataset as described by its yaml; `train`, `val`, `test` are absolute paths of folders or list files."""
 
     yaml_file: Path
     names: dict[int, str]
@@ -172,24 +173,26 @@ class DataConfig:
 
     @property
     def nc(self) -> int:
+        """Number of classes."""
         return len(self.names)
 
     def existing(self, split: str) -> tuple[Path, ...]:
-        """The parts of a split that are there. Raises UserError, with the yaml's hint, if none is."""
+        """Return the existing paths of a split. Raises UserError, with the yaml's hint, if none exists."""
         parts: tuple[Path, ...] = getattr(self, split)
         if not parts:
             raise UserError(f"{self.yaml_file}: there is no '{split}:' in it")
         found = tuple(p for p in parts if p.exists())
         if not found:
             hint = self.hint or "correct 'path:' or the split in the yaml, or put the images there"
-            raise UserError(f"{self.yaml_file}: '{split}' is not there ({parts[0]}). {hint}")
+            raise UserError(f"{self.yaml_file}: '{split}' does not exist ({parts[0]}). {hint}")
         return found
 
 
 def load_data(name: str | Path) -> DataConfig:
-    """Read a data yaml (looked for in data/ too). Relative paths start at `path:`, and that at the project's root.
+    """Read a dataset yaml, which is also searched for in data/.
 
-    Raises UserError for unknown keys, names that do not fit nc, or a missing split.
+    Splits are relative to `path:`, and `path:` to the project's root or else to the yaml's folder. Raises UserError for
+    unknown keys, names that do not match nc, or if there is no split at all.
     """
     file = find_file(name, ("data",), "--data")
     content = load_yaml(file)
@@ -203,12 +206,12 @@ def load_data(name: str | Path) -> DataConfig:
         raise UserError(f"{file}: defaults must be 'flag: value' lines")
     hint = " ".join(str(content.get("hint", "")).split())
     if content.get("download") and not hint:
-        hint = "Its 'download:' is not run here: put the images there, or correct 'path:' or the split in the yaml"
+        hint = "Its 'download:' is not run: put the images there, or correct 'path:' or the split in the yaml"
     return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, **splits)
 
 
 def warn_of_names(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:
-    """Warn if a model calls its classes otherwise than the data."""
+    """Warn if the class names of a model and a dataset differ."""
     if list(names.values()) != list(data.names.values()):
         LOGGER.warning(f"the class names of {weights} and {data.yaml_file} differ: {list(names.values())[:5]} "
                        f"and {list(data.names.values())[:5]}")  # fmt: skip
@@ -221,7 +224,7 @@ def _base_folder(value: Any, file: Path) -> Path:
         raise UserError(f"{file}: path is {value!r}, it must be a folder")
     if Path(value).is_absolute() or (ROOT / value).exists():
         return (ROOT / value).resolve()
-    beside = (file.parent / value).resolve()  # a yaml lying with its images, as most tools write it
+    beside = (file.parent / value).resolve()  # most tools write the yaml into the folder of its images
     return beside if beside.exists() else (ROOT / value).resolve()
 
 
@@ -244,10 +247,10 @@ def _class_names(content: dict[str, Any], file: Path) -> dict[int, str]:
     if not isinstance(names, dict) or not 0 < len(names) <= MOST_CLASSES:
         raise UserError(f"{file}: 'names' must list the class names, {MOST_CLASSES} at most")
     if any(isinstance(name, (dict, list)) for name in names.values()):
-        raise UserError(f"{file}: a class name in 'names' must be one word or line")
+        raise UserError(f"{file}: a class name in 'names' must be one word or one line of text")
     names = {i: str(name).strip() for i, name in names.items()}
     if odd := [n for n in names.values() if has_control(n)]:
-        raise UserError(f"{file}: the class name {odd[0][:40]!r} in 'names' holds a line end or control character")
+        raise UserError(f"{file}: the class name {odd[0][:40]!r} in 'names' contains a line end or control character")
     if sorted(names, key=str) != sorted(range(len(names)), key=str):
         raise UserError(f"{file}: the keys of 'names' must be 0 to {len(names) - 1}, each once")
     if "nc" in content and content["nc"] != len(names):

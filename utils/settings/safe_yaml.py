@@ -1,4 +1,4 @@
-"""yaml as data: plain values out of a text, whose size in memory is bounded by the text's own."""
+"""Safe parsing of yaml: plain values only, with limits on size and nesting, against malicious files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import yaml
 
-MOST_VALUES = 200_000  # of a document, a value counted each time that an alias names it
-MOST_LEVELS = 50  # of values in values
-LONGEST_NUMBER = 100  # letters
+MOST_VALUES = 200_000  # per document; a value counts again for each alias that refers to it
+MOST_LEVELS = 50  # nested values
+LONGEST_NUMBER = 100  # characters
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class YamlError(ValueError):
-    """A text that is no yaml, or asks for more than a data file may; `line` counts from 1, 0 if unknown."""
+    """The text is not valid yaml or exceeds a limit; `line` counts from 1 and is 0 if unknown."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         super().__init__(message)
@@ -21,9 +21,10 @@ class YamlError(ValueError):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what a yaml document holds: dicts, lists, strings, numbers, None. No tag makes anything else.
+    """Return the content of a yaml document: dicts, lists and plain values. Tags cannot create other objects.
 
-    Raises YamlError. Aliases are followed, but not without end: a few lines of them could stand for billions of values.
+    Raises YamlError. Values referred to by aliases count against the limit on values, because a few lines of aliases
+    could stand for billions of values.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -37,22 +38,22 @@ def parse_yaml(text: str) -> Any:
         message = getattr(e, "problem", None) or str(e)
         raise YamlError(" ".join(message.split()), mark.line + 1 if mark else 0) from e
     except RecursionError as e:
-        raise YamlError("values in values without end") from e
-    except (ValueError, OverflowError, AttributeError, TypeError) as e:  # a date or number that cannot be
+        raise YamlError("values are nested too deeply") from e
+    except (ValueError, OverflowError, AttributeError, TypeError) as e:  # an impossible date or number
         if isinstance(e, YamlError):
             raise
         raise YamlError(f"a value cannot be read: {' '.join(str(e).split())[:100]}") from e
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Raise YamlError for a document that contains itself, is nested too deep or stands for too many values."""
-    sizes: dict[int, int] = {}  # of nodes that are done
+    """Raise YamlError for a document that contains itself, is nested too deeply or has too many values."""
+    sizes: dict[int, int] = {}  # of finished nodes
     parents: set[int] = set()
     stack = [(root, False)]
     while stack:
         node, done = stack.pop()
         if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
-            raise YamlError(f"a number of {len(node.value)} letters", node.start_mark.line + 1)
+            raise YamlError(f"a number of {len(node.value)} characters", node.start_mark.line + 1)
         children = _children(node)
         if done:
             parents.remove(id(node))
@@ -64,7 +65,7 @@ def _check_size(root: yaml.Node) -> None:
         elif id(node) not in sizes:
             parents.add(id(node))
             if len(parents) > MOST_LEVELS:
-                raise YamlError(f"more than {MOST_LEVELS} values in each other", node.start_mark.line + 1)
+                raise YamlError(f"more than {MOST_LEVELS} nested levels", node.start_mark.line + 1)
             stack.append((node, True))
             stack += [(child, False) for child in children]
 

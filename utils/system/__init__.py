@@ -1,3 +1,4 @@
-"""The machine and the process: device, precision, several processes, console, signals, downloads. Knows nothing of
-detection.
+"""Machine and process: device, precision, distributed training, console, signals, downloads.
+
+Nothing here depends on object detection.
 """

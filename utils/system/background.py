@@ -1,4 +1,4 @@
-"""Work beside the main thread: several calls at a time, reading ahead, finishing what has been started; in order."""
+"""Background threads: parallel calls, prefetching and queued writes, all of which keep their order."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def side_by_side(
     call: Callable[[T], R], items: Iterable[T], count: int, total: int | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[R]:  # fmt: skip
-    """What `call` makes of each item, in their order; `count` calls run at a time, on a share of torch's threads each.
+    """Yield `call(item)` for each item, in order; `count` calls run in parallel, each on a share of torch's threads.
 
-    On a CPU that is faster than one call on all threads, which wait for each other at the end of each small operation.
-    Items are asked for in this thread, one more than are worked on. What a call raises, or making an item, is raised
-    here, in its place.
-    total: how many items there are, if that is known: those left over at the end then have all threads one by one.
-    stop: is set when no more results are wanted; long calls should look at it, as they are waited for.
+    On a CPU this is faster than one call on all threads, which wait for each other at the end of each small operation.
+    Items are taken from `items` in the calling thread, at most one more than are being processed. An exception raised
+    by `call` or by `items` is raised here, in place of the result.
+    total: number of items, if known; the last `total % count` items are then processed one by one on all threads.
+    stop: set when no more results are wanted; long calls should check it, because running calls are waited for.
     """
     if count < 2:
         yield from map(call, items)
@@ -36,7 +36,7 @@ def side_by_side(
     shares = [threads // count + (k < threads % count) for k in range(count)]
 
     def begin() -> None:
-        torch.get_num_threads()  # a thread's first call takes over the number set last, in whatever thread
+        torch.get_num_threads()  # the first call in a new thread adopts the number set last by any thread
         torch.set_num_threads(max(shares.pop(), 1))
 
     pool = ThreadPoolExecutor(count, "side-by-side", begin)
@@ -56,11 +56,11 @@ def side_by_side(
         if stop:
             stop.set()
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # threads that start later take the number set last, in whatever thread
+        torch.set_num_threads(threads)  # threads started later adopt the number set last by any thread
 
 
 def _until_error(items: Iterable[T], waiting: deque[Future]) -> Iterator[T]:
-    """The items; if making one raises, that is put behind what is waited for."""
+    """Yield the items; an exception raised by `items` is appended to `waiting` as a failed future."""
     try:
         yield from items
     except Exception as e:
@@ -70,18 +70,18 @@ def _until_error(items: Iterable[T], waiting: deque[Future]) -> Iterator[T]:
 
 
 def share_of(threads: int) -> float:
-    """Which part of so many threads this thread's calls of torch have: 1, or less in calls that run side by side."""
+    """Return this thread's share of `threads` torch threads: 1, or less inside a call run by `side_by_side`."""
     return min(torch.get_num_threads() / threads, 1)
 
 
 def calls_at_a_time(device: torch.device) -> int:
-    """How many calls of a network to run side by side; each takes memory of its own, so they are few."""
+    """Return how many forward passes to run in parallel; there are few, because each needs its own memory."""
     return min(torch.get_num_threads(), MOST_AT_A_TIME) if device.type == "cpu" else 1
 
 
 @contextlib.contextmanager
 def opencv_on_one_thread() -> Iterator[None]:
-    """Keep OpenCV from starting threads of its own inside, where all cores have something to do already."""
+    """Limit OpenCV to one thread inside the context, for code that already keeps all cores busy."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -91,9 +91,9 @@ def opencv_on_one_thread() -> Iterator[None]:
 
 
 def read_ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
-    """The same items, up to `count` of which are made in a thread before they are asked for.
+    """Yield the same items, up to `count` of which are prefetched in a background thread.
 
-    What making them raises is raised here, in its place.
+    An exception raised by `items` is raised here, in place of the item.
     """
     source, end = iter(items), object()
     pool = ThreadPoolExecutor(1, "read-ahead")
@@ -107,9 +107,10 @@ def read_ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
 
 
 class InOrder:
-    """Runs calls one after the other in a thread, of which up to `count` wait; as a context, waits for all at its end.
+    """Runs queued calls in order in one background thread; on leaving the context, waits for all of them.
 
-    What a call raises is raised by one of the next `add`, or at the end.
+    count: length of the queue. An exception raised by a call is raised again by a later `add`, or on leaving the
+    context.
     """
 
     def __init__(self, count: int = 8) -> None:
@@ -118,7 +119,7 @@ class InOrder:
         self._waiting: deque[Future] = deque()
 
     def add(self, call: Callable[..., object], *args: object) -> None:
-        """Have `call(*args)` run; waits first if too many wait already."""
+        """Queue `call(*args)`; blocks while the queue is full."""
         while self._waiting and (len(self._waiting) >= self.count or self._waiting[0].done()):
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(call, *args))
@@ -131,5 +132,5 @@ class InOrder:
             while self._waiting and kind is None:
                 self._waiting.popleft().result()
         finally:
-            # after an error what has been found so far is still written
+            # after an error the queued calls still run, so that the results so far are written
             self._pool.shutdown(cancel_futures=False)

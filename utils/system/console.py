@@ -1,4 +1,4 @@
-"""What the user sees in a terminal: the logger, colours, progress bars, and how a script ends."""
+"""Terminal output: the logger, colours, progress bars, and the exit codes of scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.system.processes import is_connected, is_main, rank
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-PATIENCE = 30.0  # seconds in which the first process has told an error that all have met
+PATIENCE = 30.0  # seconds within which the main process has logged an error that all processes have
 
 LOGGER = logging.getLogger("yolov5")
 
@@ -33,12 +33,12 @@ _COLOURS = {
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes through tqdm, so that a message does not tear a progress bar apart; looks stdout up at each line."""
+    """Writes through tqdm, so that messages do not break progress bars; reads sys.stdout anew for each line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        keep = "\t" if record.levelno >= logging.WARNING else "\n\t"  # a warning's line end is one in a file's name
+        keep = "\t" if record.levelno >= logging.WARNING else "\n\t"  # a line break in a warning comes from a file name
         text = printable(record.getMessage(), keep).encode(encoding, "backslashreplace").decode(encoding)
         if record.levelno >= logging.ERROR:
             text = colorstr("red", "error: ") + text
@@ -48,11 +48,11 @@ class _ConsoleHandler(logging.Handler):
 
 
 def set_logging(name: str | None = None, verbose: bool = True) -> None:
-    """Let the program speak, or with `verbose` False tell errors only.
+    """Set the log level to INFO, or with `verbose` False to ERROR.
 
-    name is taken for the sake of YOLOv5's scripts and has no effect.
+    name is accepted for compatibility with YOLOv5's scripts and has no effect.
     """
-    LOGGER.setLevel(logging.INFO if verbose and is_main() else logging.ERROR)  # of several processes one speaks
+    LOGGER.setLevel(logging.INFO if verbose and is_main() else logging.ERROR)  # the others log errors only
 
 
 if not LOGGER.handlers:
@@ -61,19 +61,19 @@ if not LOGGER.handlers:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with everything a terminal might obey, except the characters of `keep`, written as an escape."""
+    """Return `text` with non-printable characters, except those in `keep`, replaced by escape sequences."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def has_control(text: str) -> bool:
-    """Whether a name holds what ends a line or moves a terminal's cursor."""
+    """Whether a name contains a line break or a control character."""
     return re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text) is not None
 
 
 def colorstr(*words: object) -> str:
-    """Wrap the last word in the ANSI colours the others name, or in bold blue if it is alone.
+    """Return the last argument in the ANSI colours named by the others, or in bold blue if it is the only one.
 
-    Only where the terminal shows it: not into files, not with NO_COLOR set.
+    Without colours if stdout is not a terminal or NO_COLOR is set.
     """
     *colours, text = words if len(words) > 1 else ("blue", "bold", *words)
     if "NO_COLOR" in os.environ or not sys.stdout.isatty():
@@ -88,26 +88,26 @@ def print_args(args: Mapping[str, Any], show_file: bool = True) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as the user would type it from the project's folder."""
+    """Return a path relative to the current folder if it lies below it, else unchanged, with forward slashes."""
     return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
 
 
 def quoted(word: str) -> str:
-    """A word of a command that every shell takes, Windows' too."""
+    """Return a command-line argument, in double quotes if it contains a space; valid in Windows' shells too."""
     return f'"{word}"' if " " in word else word
 
 
 def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) -> tqdm:
-    """A progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
+    """Return a progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
     kwargs.setdefault("bar_format", "{l_bar}{bar:10}{r_bar}{bar:-10b}")
     return tqdm(iterable, desc=desc, disable=not is_main(), **kwargs)
 
 
 def fail(message: str) -> NoReturn:
-    """Tell an error and end the process, with exit code 1.
+    """Log an error and end the process with exit code 1.
 
-    Of several processes that are not connected yet, all stumble over the same, and the first one tells it. The others
-    wait, since torchrun ends all of them as soon as one has gone.
+    Before the processes of a distributed training are connected, all of them meet the same error and only the main one
+    logs it. The others wait first, because torchrun stops all processes as soon as one has exited.
     """
     if not is_main() and not is_connected():
         time.sleep(PATIENCE)
@@ -116,12 +116,12 @@ def fail(message: str) -> NoReturn:
 
 
 def run_script(main: Callable[[Any], Any], opt: Any) -> None:
-    """Run `main(opt)`; a `UserError` becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    """Run `main(opt)`; a `UserError` is printed as one line on stderr with exit code 1, Ctrl-C gives exit code 130."""
     try:
         main(opt)
     except UserError as e:
         fail(str(e))
-    except BrokenPipeError:  # what reads our output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as e:
@@ -137,13 +137,13 @@ def run_script(main: Callable[[Any], Any], opt: Any) -> None:
         fail(told)
     except KeyboardInterrupt as e:
         if is_main():
-            sys.stderr.write(f"{str(e) or 'interrupted'}\n")  # as asked for: no error
+            sys.stderr.write(f"{str(e) or 'interrupted'}\n")  # the user asked for it: not logged as an error
         sys.exit(130)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what is logged of each thing that is timed."""
+    """Log only warnings and errors inside the context."""
     level = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The machine a run uses: which device, how much memory, which seed, which packages and windows it has."""
+"""The machine of a run: device, free memory, random seeds, installed packages, display."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
 def select_device(
     device: str | int | torch.device | None = "", batch_size: int = 0, newline: bool = True
 ) -> torch.device:
-    """Return the device `--device` names: '' or None for the best there is, 'cpu', 'mps', or a GPU's number.
+    """Return the device for a `--device` value: 'cpu', 'mps', the index of a CUDA GPU, or '' or None for automatic.
 
-    batch_size and newline are taken for the sake of YOLOv5's scripts and have no effect.
-    Raises UserError if the device is not there.
+    Automatic is the first CUDA GPU, or the CPU if there is none. batch_size and newline are accepted for compatibility
+    with YOLOv5's scripts and have no effect. Raises UserError if the device is not available.
     """
     name = str("" if device is None else device).strip().lower().removeprefix("cuda:")
     if name == "cuda":
@@ -44,7 +44,7 @@ def select_device(
             raise UserError("--device mps: this machine has no Apple GPU that torch can use")
         return torch.device("mps")
     if "," in name:
-        raise UserError(f"--device {device}: one process takes one GPU; for several start train.py with torchrun "
+        raise UserError(f"--device {device}: one process takes one GPU; for several GPUs, start train.py with torchrun "
                         f"--standalone --nproc_per_node {name.count(',') + 1}")  # fmt: skip
     if not name.isdigit():
         raise UserError(f"--device {device}: give 'cpu', 'mps' or the number of one GPU, such as 0")
@@ -55,7 +55,7 @@ def select_device(
 
 
 def describe_device(device: torch.device) -> str:
-    """One line: Python, torch, and the device's name."""
+    """Return one line with the versions of Python and torch, and the name of the device."""
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         what = f"{device} ({p.name}, {p.total_memory / 2**30:.0f} GiB)"
@@ -68,7 +68,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def cpu_info() -> dict[str, str]:
-    """What Linux tells of the first processor, such as `model name` and `flags`; nothing on other systems."""
+    """Return Linux's entries for the first processor, such as `model name` and `flags`; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -78,13 +78,13 @@ def cpu_info() -> dict[str, str]:
 
 
 def seed_everything(seed: int = 0, deterministic: bool = False) -> None:
-    """Seed every random generator a run may touch.
+    """Seed the random generators of Python, NumPy and torch.
 
-    deterministic: let torch take algorithms that give the same bits each time, and warn where it has none.
-    Raises UserError for a seed that torch cannot take.
+    deterministic: use torch's deterministic algorithms, with a warning where an operation has none.
+    Raises UserError for a seed outside torch's range.
     """
     if not 0 <= seed < 2**63:
-        raise UserError(f"--seed {seed}: it can be 0 to 2^63 - 1")
+        raise UserError(f"--seed {seed}: it must be from 0 to 2^63 - 1")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -93,7 +93,7 @@ def seed_everything(seed: int = 0, deterministic: bool = False) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all random generators a run may touch, as plain values and tensors."""
+    """Return the states of the random generators of Python, NumPy and torch, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state()
     version, state, gauss = random.getstate()
     return {
@@ -105,7 +105,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(states: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore the states returned by `random_state`."""
     version, state, gauss = states["python"]
     random.setstate((version, tuple(state), gauss))
     kind, keys, *rest = states["numpy"]
@@ -116,7 +116,7 @@ def set_random_state(states: dict[str, Any]) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that are free to use, or None where the system does not tell."""
+    """Return the bytes of main memory that are available, or None if the system does not report them."""
     try:
         with open("/proc/meminfo", encoding="ascii") as f:
             for line in f:
@@ -128,10 +128,10 @@ def available_memory() -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees for what it needs next, where the C library is glibc.
+    """Make glibc keep freed memory for later allocations instead of returning it to the system.
 
-    By default large blocks go back to the system at once, and each step of a training on a CPU spends several per cent
-    of its time on getting them again, page by page.
+    By default glibc returns large blocks at once, and each training step on a CPU spends several per cent of its time
+    on getting them back, page by page. Has no effect with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -143,10 +143,10 @@ def check_requirements(
     requirements: str | Path | Iterable[str] = ROOT / "requirements.txt", exclude: Iterable[str] = (),
     install: bool = False,
 ) -> bool:  # fmt: skip
-    """Return whether all packages of a requirements file, or of a list, are there; name those missing in a warning.
+    """Return whether all packages of a requirements file, or of a list, are installed; warn of missing ones.
 
-    Versions are not compared, and nothing is ever installed, whatever `install` says. Raises UserError if the file
-    cannot be read.
+    Versions are not compared. Nothing is ever installed: `install` has no effect. Raises UserError if the file cannot
+    be read.
     """
     if isinstance(requirements, Path) or str(requirements).endswith(".txt"):
         try:
@@ -155,17 +155,17 @@ def check_requirements(
             raise UserError(f"{requirements}: cannot be read ({e.strerror})") from e
     else:
         lines = [requirements] if isinstance(requirements, str) else list(requirements)
-    # a line with an address has no name to look for, one with a condition may not be meant for this machine
+    # skip lines with a URL, which have no package name, and with a condition, which may not apply to this machine
     plain = [line.split("#")[0].strip() for line in lines if "://" not in line and ";" not in line]
     names = [m[0] for line in plain if (m := re.match(r"\w[\w.-]*", line))]
     missing = [name for name in names if name not in set(exclude) and not _is_installed(name)]
     if missing:
-        LOGGER.warning(f"missing: {', '.join(missing)}; nothing is installed unasked: pip install {' '.join(missing)}")
+        LOGGER.warning(f"packages missing: {', '.join(missing)}; to install them: pip install {' '.join(missing)}")
     return not missing
 
 
 def _is_installed(package: str) -> bool:
-    # OpenCV comes in several packages of which one is enough
+    # any one of the OpenCV packages is enough
     same = [f"opencv{kind}-python{size}" for kind in ("", "-contrib") for size in ("", "-headless")]
     for name in same if package in same else [package]:
         try:
@@ -177,14 +177,14 @@ def _is_installed(package: str) -> bool:
 
 
 def has_display() -> bool:
-    """Whether there is a screen to show pictures on; without one OpenCV does not raise, it ends the process."""
+    """Whether there is a display; without one, OpenCV does not raise an exception but ends the process."""
     return not sys.platform.startswith("linux") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def check_imshow(warn: bool = False) -> bool:
-    """Return whether pictures can be shown in windows: a display is there and this OpenCV can draw on it.
+    """Return whether images can be shown: there is a display, and OpenCV was built with window support.
 
-    warn: say so if not.
+    warn: log a warning if not.
     """
     possible = has_display()
     if possible:
@@ -195,5 +195,5 @@ def check_imshow(warn: bool = False) -> bool:
         except cv2.error:
             possible = False
     if warn and not possible:
-        LOGGER.warning("pictures cannot be shown here: there is no display, or OpenCV was built without windows")
+        LOGGER.warning("images cannot be shown: there is no display, or OpenCV was built without window support")
     return possible

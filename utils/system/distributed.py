@@ -1,6 +1,6 @@
-"""Several processes that train one model, as torchrun starts them: who is who, and what they tell each other.
+"""Communication between the processes of a distributed training, which torchrun starts.
 
-Every function also works in a program of one process, where it does nothing or answers for that one.
+Every function also works in a single process, where it does nothing or returns the result for that process.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-TIMEOUT = timedelta(minutes=30)  # for one exchange; the slowest process may be validating or writing meanwhile
+TIMEOUT = timedelta(minutes=30)  # of one collective operation; the slowest process may be validating or writing files
 
 
 def connect(device: torch.device) -> None:
-    """Join the other processes. Everything slow that only one of them does (a label scan) belongs before this."""
+    """Join the process group. Slow work that only one process does, such as a label scan, belongs before this."""
     if world_size() > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
 
 
 def disconnect() -> None:
-    """Leave the group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the plain values that all processes pass in, in the order of their ranks, on every process."""
+    """Return, on every process, the list of the values passed by all processes, in order of rank."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -59,7 +59,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def highest(value: int, device: torch.device) -> int:
-    """Return the highest of the whole numbers that all processes pass in."""
+    """Return the largest of the integers passed by all processes."""
     if not dist.is_initialized():
         return value
     shared = torch.tensor(value, device=device)
@@ -68,7 +68,7 @@ def highest(value: int, device: torch.device) -> int:
 
 
 def spread(tensors: list[Tensor]) -> None:
-    """Overwrite tensors, in place, with those of the main process."""
+    """Broadcast tensors, in place, from the main process to all others."""
     if dist.is_initialized():
         for t in tensors:
             dist.broadcast(t, 0)
@@ -76,7 +76,7 @@ def spread(tensors: list[Tensor]) -> None:
 
 @contextmanager
 def lost_process_is_told(advice: Callable[[], str] = str) -> Iterator[None]:
-    """Turn the error that another process's end causes into a UserError that ends with what `advice` says."""
+    """Turn the error raised after another process has ended into a UserError; its text ends with `advice()`."""
     try:
         yield
     except RuntimeError as e:
@@ -86,9 +86,9 @@ def lost_process_is_told(advice: Callable[[], str] = str) -> Iterator[None]:
         told = [str(c) for c in chain if _is_broken_exchange(str(c))]
         if not is_connected() or isinstance(e, torch.OutOfMemoryError) or not told:
             raise
-        # without the C++ file it comes from, and the advice to developers
+        # drop the C++ source location and the advice to developers
         reason = re.sub(r"^\[[^]]*\]\s*", "", told[0].splitlines()[0]).split(". ")[0][:80]
-        raise UserError(f"another process of this training is gone ({reason}); {advice()}".rstrip("; ")) from e
+        raise UserError(f"another process of this training has ended ({reason}); {advice()}".rstrip("; ")) from e
 
 
 def _is_broken_exchange(message: str) -> bool:
@@ -98,9 +98,9 @@ def _is_broken_exchange(message: str) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work on a folder; the lock goes with the process that holds it.
+    """Hold an exclusive lock on a folder; the system releases it if the process ends.
 
-    Where the system has no such lock, or the folder is not there, nothing waits.
+    Does not lock if the system or its file system has no such locks, or if the folder does not exist.
     """
     handle = None
     try:

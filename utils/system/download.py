@@ -1,4 +1,4 @@
-"""Download files over http(s): progress, resume of an interrupted one, size check. Never called unasked."""
+"""Download files over http(s), with a progress bar, resuming and a size check; only at the user's request."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from utils.files import MODEL_FOLDERS, ROOT, check_suffix, find_file
 from utils.system.console import LOGGER, progress
 
 _CHUNK = 1 << 18
-_MAX_MEMBER = 1 << 30  # bytes of one unpacked file of a zip
+_MAX_MEMBER = 1 << 30  # largest size in bytes of a file unpacked from a zip
 _DROPPED = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError, urllib.error.URLError)
 
 
 def download(url: str, path: str | Path, timeout: float = 30.0, attempts: int = 5, wait: float = 2.0) -> Path:
-    """Fetch `url` to `path` and return it; a file that is there already is not fetched again.
+    """Download `url` to `path` and return `path`; an existing file is not downloaded again.
 
-    The bytes go to `<path>.part`, which is renamed when its size is the one the server told; what is left of an
-    interrupted download is resumed, if the server's file is still the same one. A dropped connection is tried again
-    `attempts` times in all, `wait` seconds apart. Raises UserError for anything that ends the download.
+    The data is written to `<path>.part`, which is renamed once it has the size reported by the server. An interrupted
+    download is resumed if the server's file has not changed. After a dropped connection the download is retried, with
+    at most `attempts` attempts in all, `wait` seconds apart. Raises UserError if the download fails.
     """
     path = Path(path)
     if path.is_file():
@@ -47,7 +47,7 @@ def download(url: str, path: str | Path, timeout: float = 30.0, attempts: int = 
             reason = "the connection ended early"
         except urllib.error.HTTPError as e:
             e.close()
-            reason = f"the server answered {e.code} {e.reason}"
+            reason = f"the server returned {e.code} {e.reason}"
             if e.code < 500 and e.code not in (408, 416, 429):
                 raise UserError(f"cannot download {url}: {reason}") from None
         except _DROPPED as e:
@@ -57,19 +57,19 @@ def download(url: str, path: str | Path, timeout: float = 30.0, attempts: int = 
         if attempt < attempts:
             LOGGER.warning(f"{path.name}: {reason}; trying again")
             time.sleep(wait)
-    have = f"; the {part.stat().st_size} bytes so far are kept, run it again to go on" if part.is_file() else ""
-    raise UserError(f"cannot download {url}: {reason}{have}, or fetch it by other means to {path}")
+    have = f"; the {part.stat().st_size} bytes so far are kept; run it again to resume" if part.is_file() else ""
+    raise UserError(f"cannot download {url}: {reason}{have}, or download it by other means to {path}")
 
 
 def download_files(
     url: str | Path | Iterable[str | Path], dir: str | Path = ".", unzip: bool = True, delete: bool = True,
     curl: bool = False, threads: int = 1, retry: int = 3,
 ) -> None:  # fmt: skip
-    """`download` as YOLOv5's scripts call it: fetch one or several addresses into the folder `dir`.
+    """Download one or several URLs into the folder `dir`, with the signature used by YOLOv5's scripts.
 
-    unzip: unpack the zips among them there, and with `delete` remove those zips. threads: files at a time. retry:
-    attempts after the first. curl is taken for the sake of those scripts and has no effect.
-    Raises UserError for the first file that cannot be had.
+    unzip: unpack zip files into the same folder, and with `delete` remove them afterwards. threads: number of parallel
+    downloads. retry: attempts after the first. curl is accepted for compatibility and has no effect.
+    Raises UserError for the first file that cannot be downloaded.
     """
     urls = [str(u) for u in ([url] if isinstance(url, (str, Path)) else url)]
 
@@ -87,25 +87,25 @@ def download_files(
 def _file_name(url: str) -> str:
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     if name in ("", ".."):
-        raise UserError(f"{url}: names no file")
+        raise UserError(f"{url}: the address contains no file name")
     return name
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """Write the safe members of a zip into a folder; the others are named in a warning."""
+    """Extract the safe members of a zip into a folder; log a warning for each of the others."""
     with Archive(file) as archive:
         for name, reason in archive.refused:
-            LOGGER.warning(f"{file}: {name} is left out: {reason}")
+            LOGGER.warning(f"{file}: {name} is skipped: {reason}")
         for name in progress(archive.members, f"unpacking {file.name}"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(archive.read(name, _MAX_MEMBER))
 
 
 def check_file(file: str | Path, suffix: str | Sequence[str] = "") -> str:
-    """Return the path of a file: as given, below the project, or for a yaml below data or models.
+    """Return the path of a file: as given, relative to the project's root, or, for a yaml, below data/ or models/.
 
-    An http(s) address is fetched into the current folder. suffix: those it may have. Raises UserError if there is no
-    such file.
+    An http(s) URL is downloaded into the current folder. suffix: allowed suffixes. Raises UserError if the file does
+    not exist.
     """
     remote = urllib.parse.urlsplit(str(file)).scheme in ("http", "https")
     name = _file_name(str(file)) if remote else file
@@ -122,12 +122,12 @@ def check_file(file: str | Path, suffix: str | Sequence[str] = "") -> str:
 
 
 def check_yaml(file: str | Path, suffix: str | Sequence[str] = (".yaml", ".yml")) -> str:
-    """`check_file` for a yaml."""
+    """Return the path of a yaml file; see `check_file`."""
     return check_file(file, suffix)
 
 
 def is_url(url: str | Path, check: bool = True) -> bool:
-    """Whether `url` is an http(s) address; with `check`, whether the server also answers it without an error."""
+    """Whether `url` is an http(s) URL; with `check`, also whether a request to it succeeds."""
     if urllib.parse.urlsplit(str(url)).scheme not in ("http", "https"):
         return False
     try:
@@ -141,9 +141,9 @@ def is_url(url: str | Path, check: bool = True) -> bool:
 def safe_download(
     file: str | Path, url: str, url2: str | None = None, min_bytes: float = 1, error_msg: str = ""
 ) -> None:
-    """`download` as YOLOv5's scripts call it: `url` to `file`, from `url2` if the first fails.
+    """Download `url`, or `url2` if that fails, to `file`, with the signature used by YOLOv5's scripts.
 
-    Raises UserError, with `error_msg`, if neither gives at least `min_bytes`.
+    Raises UserError, ending with `error_msg`, if neither gives a file of at least `min_bytes`.
     """
     for address in filter(None, (url, url2)):
         try:
@@ -157,23 +157,24 @@ def safe_download(
 
 
 def attempt_download(file: str | Path, repo: str = "", release: str = "") -> str:
-    """The path of a weights file: as given, or fetched if it is an http(s) address.
+    """Return the path of a weights file, which is downloaded if `file` is an http(s) URL.
 
-    A bare name is not looked up in a release, whatever repo and release say. Raises UserError if the file is not there.
+    File names are not looked up in a GitHub release: `repo` and `release` have no effect. Raises UserError if the file
+    does not exist.
     """
     if not is_url(file, check=False) and not Path(file).is_file():
-        raise UserError(f"{file}: no such file; weights are not downloaded by name, fetch the file or give its address")
+        raise UserError(f"{file}: no such file; weights are not downloaded by name; download the file or give its URL")
     return check_file(file)
 
 
 def _fetch(url: str, part: Path, name: str, timeout: float) -> bool:
-    """One request; return whether `part` is whole now. HTTPError 416 leaves no `part` behind."""
+    """Make one request; return whether `part` is complete. After HTTPError 416, `part` has been removed."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "voc2yolo"})
     validator = _read_validator(part)
     if have and validator:
         request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", validator)  # another file by now: the server sends it from its start
+        request.add_header("If-Range", validator)  # if the file has changed, the server sends it from the start
     try:
         response = _opener().open(request, timeout=timeout)
     except urllib.error.HTTPError as e:
@@ -191,21 +192,21 @@ def _fetch(url: str, part: Path, name: str, timeout: float) -> bool:
         start = have if resumed else 0
         total = _total(response.headers) if resumed else _length(response.headers)
         if total is not None and total - start > shutil.disk_usage(part.parent).free:
-            raise UserError(f"not enough room for {name} in {part.parent}: {(total - start) / 1e6:.0f} MB are needed")
+            raise UserError(f"not enough space for {name} in {part.parent}: {(total - start) / 1e6:.0f} MB are needed")
         if not resumed:
             _keep_validator(part, response.headers)
         got = _copy(response, part, name, start, total)
     if total is None:
-        LOGGER.warning(f"{name}: the server did not tell the size, it could not be checked")
+        LOGGER.warning(f"{name}: the server did not report the size, so it could not be checked")
         return True
     if got > total:
         part.unlink()
-        raise UserError(f"{url}: {got} bytes came, the server told {total}; try again")
+        raise UserError(f"{url}: {got} bytes were received, but the server reported {total}; try again")
     return got == total
 
 
 def _copy(response: http.client.HTTPResponse, part: Path, name: str, start: int, total: int | None) -> int:
-    """Append the response to `part` (or begin it anew at 0); return the size it then has."""
+    """Append the response to `part`, or overwrite it if `start` is 0; return its new size."""
     got = start
     bar = progress(desc=name, total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024)
     with bar, open(part, "ab" if start else "wb") as f:
@@ -240,7 +241,7 @@ def _read_validator(part: Path) -> str:
 
 
 def _keep_validator(part: Path, headers: http.client.HTTPMessage) -> None:
-    """Keep what tells this version of the server's file from another, so that two are never glued together."""
+    """Save the ETag or date of the server's file, so that parts of two different versions are never joined."""
     etag = headers.get("ETag") or ""
     value = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
     _validator_file(part).write_text(value, encoding="latin-1")
@@ -248,16 +249,17 @@ def _keep_validator(part: Path, headers: http.client.HTTPMessage) -> None:
 
 def _check_scheme(url: str) -> None:
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"only http and https addresses are downloaded, not {url}")
+        raise UserError(f"only http and https URLs can be downloaded, not {url}")
 
 
 class _HttpRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http(s) only, and never from https back to http."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """Return the request for `newurl`; raises UserError if the redirect is not allowed."""
         _check_scheme(newurl)
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise UserError(f"{req.full_url} sends on to the unprotected {newurl}: not followed")
+            raise UserError(f"{req.full_url} redirects to {newurl}, which is not encrypted; it is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

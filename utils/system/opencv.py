@@ -1,4 +1,4 @@
-"""OpenCV, loaded in one place: with a limit on the size of images, and an error that names the package to install.
+"""OpenCV, imported in one place: with a limit on image size, and an error that names the package to install.
 
     from utils.system.opencv import cv2
 """
@@ -6,7 +6,7 @@
 import os
 import sys
 
-# OpenCV reads this when it is loaded. It limits the pixels of an image for the formats whose headers
+# OpenCV reads this variable when it is imported. It limits the number of pixels per image, for formats whose headers
 # `utils.data.images` does not read itself.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
 

@@ -1,4 +1,4 @@
-"""Mixed precision: which number format forward passes use, and why."""
+"""Mixed precision: the number format of forward passes, and the reason for its choice."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from utils.errors import UserError, did_you_mean
 from utils.system.device import cpu_info
 
-FORMATS = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by --amp, besides auto
+FORMATS = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # values of --amp other than auto
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The format of forward passes in training; weights, loss and optimizer stay in float32.
+    """The number format of forward passes; in training, weights, loss and optimizer stay in float32.
 
-    dtype: float32, float16 (gradients are then scaled) or bfloat16. reason: a phrase for the user.
+    dtype: float32, float16 (gradients are then scaled) or bfloat16. reason: why it was chosen, a phrase to print.
     """
 
     dtype: torch.dtype
@@ -26,20 +26,20 @@ class Precision:
 
     @property
     def amp(self) -> str:
-        """The `--amp` that chooses this format."""
+        """The value of `--amp` that selects this format."""
         return next(amp for amp, dtype in FORMATS.items() if dtype == self.dtype)
 
     def autocast(self) -> AbstractContextManager:
-        """The context to run a forward pass in."""
+        """Return the context manager for a forward pass."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """A gradient scaler, which does something for float16 only."""
+        """Return a gradient scaler, enabled for float16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def choose_precision(amp: str, device: torch.device) -> Precision:
-    """What `--amp` means on a device. Raises UserError for a format the device cannot train in."""
+    """Return the training precision for a value of `--amp`. Raises UserError if the device does not support it."""
     if amp not in (known := ("auto", *FORMATS)):
         raise UserError(f"--amp {amp}{did_you_mean(amp, known)}: one of {', '.join(known)}")
     if amp == "off":
@@ -56,9 +56,9 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
 
 
 def inference_precision(amp: str, device: torch.device) -> Precision:
-    """What `--amp` means where nothing is trained: auto is bfloat16 on CPUs that multiply it, else float32.
+    """Return the precision for inference: 'auto' is bfloat16 on CPUs with bfloat16 units, else float32.
 
-    Raises UserError for a format the device does not have.
+    Raises UserError for a format that the device does not support.
     """
     if amp == "auto" and device.type != "cpu":
         return Precision(torch.float32, device, "float32 (--half for float16)")
@@ -82,7 +82,7 @@ def _automatic_cuda(device: torch.device) -> Precision:
     major, _ = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
     if major >= 8:
-        return Precision(torch.bfloat16, device, f"bfloat16, as {name} has it (--amp off for float32)")
+        return Precision(torch.bfloat16, device, f"bfloat16, as {name} supports it (--amp off for float32)")
     # the GTX 16 series gives NaN in half precision convolutions (yolov5 issue 7908)
     if major == 7 and "GTX 16" not in name:
         return Precision(torch.float16, device, f"float16 with scaled gradients, as {name} has no bfloat16")
@@ -90,7 +90,7 @@ def _automatic_cuda(device: torch.device) -> Precision:
 
 
 def cpu_bf16_units() -> str:
-    """The instructions of this CPU that multiply bfloat16 and that torch's oneDNN uses, or an empty string."""
+    """Return the bfloat16 instruction sets of this CPU that torch's oneDNN uses, or an empty string."""
     if not torch.backends.mkldnn.is_available():
         return ""
     flags = cpu_info().get("flags", "").split()

@@ -1,4 +1,4 @@
-"""Which of several training processes this one is, from the environment that torchrun sets. Loads without torch."""
+"""Rank and world size of this process, from the environment set by torchrun. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import sys
 
 
 def rank() -> int:
-    """The number of this process, 0 for the main one."""
+    """Return the rank of this process, 0 for the main process."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """The number of this process on its machine."""
+    """Return the rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_world_size() -> int:
-    """How many of them share this machine."""
+    """Return the number of training processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Whether this is the main process, which prints and writes files."""
     return rank() == 0
 
 

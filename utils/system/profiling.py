@@ -1,4 +1,4 @@
-"""What a network costs: the seconds its steps take, its parameters and its operations."""
+"""The cost of a network: run times, parameters and floating-point operations."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils.system.console import LOGGER
 
-REST = 0.03  # seconds after which an engine's threads have stopped looking for work
+REST = 0.03  # seconds after which the idle threads of an inference engine have stopped spinning
 
 
 def time_sync() -> float:
-    """The time in seconds since 1970, once the GPU has done what it was given."""
+    """Return the time in seconds since 1970, after waiting for pending GPU work."""
     _wait_for_gpu()
     return time.time()
 
 
 def seconds() -> float:
-    """The clock to measure with, in seconds, once the GPU has done what it was given."""
+    """Return a monotonic time in seconds for measuring durations, after waiting for pending GPU work."""
     _wait_for_gpu()
     return time.perf_counter()
 
@@ -39,9 +39,9 @@ def _wait_for_gpu(device: torch.device | None = None) -> None:
 
 
 class Profile(ContextDecorator):
-    """Adds up the seconds spent in its `with` blocks, GPU work included: `t` in all, `dt` in the last one.
+    """Measures the seconds spent in its `with` blocks, GPU work included: `t` in total, `dt` in the last block.
 
-    t: seconds to start from. device: the GPU to wait for, the current one if None.
+    t: initial total in seconds. device: the GPU to wait for; None is the current GPU.
     """
 
     def __init__(self, t: float = 0.0, device: torch.device | None = None) -> None:
@@ -63,13 +63,13 @@ def time_in_turns(
     calls: Sequence[Callable[[], object]], rounds: int = 50, budget: float = 60.0, least: int = 5,
     each: Callable[[range], Iterable[int]] = iter, before: int = 2, rest: float = 0.0,
 ) -> np.ndarray:  # fmt: skip
-    """Time several things so that a busy machine cannot favour one: they take turns, each round in another order.
+    """Time several calls in turns, in a new random order each round, so that a busy machine favours none of them.
 
-    `before` rounds go first, to warm up. It ends after `rounds` rounds, or sooner when `budget` seconds have passed,
-    but not before `least` rounds. each: wraps the range of rounds, to show progress. rest: seconds to wait before each
-    call, until the threads of the one before have stopped looking for work; then a first call, of which only the second
-    is timed, finds caches and processor as in a row of them.
-    Returns seconds (rounds done, calls).
+    `before` untimed rounds warm up. Timing ends after `rounds` rounds, or when `budget` seconds have passed and at
+    least `least` rounds are done. each: wraps the range of rounds, to show progress. rest: seconds to sleep before each
+    call, so that the threads of the previous one stop spinning; an extra untimed call then warms up caches and
+    processor, as in a loop of the same call.
+    Returns the seconds, shape (rounds done, calls).
     """
     rng, start = np.random.default_rng(0), None
     times: list[list[float]] = []
@@ -91,9 +91,9 @@ def time_in_turns(
 
 
 def model_info(model: nn.Module, verbose: bool = False, imgsz: int | Sequence[int] = 640) -> None:
-    """Log a network's modules, parameters, gradients, and the operations of one pass over an image of imgsz pixels.
+    """Log the number of modules, parameters and gradients of a network, and the GFLOPs of one forward pass.
 
-    verbose: a line for each parameter tensor before. imgsz: a side, or height and width.
+    verbose: first log one line per parameter tensor. imgsz: image size in pixels, a side or (height, width).
     """
     parameters = dict(model.named_parameters())
     if verbose:
@@ -109,7 +109,7 @@ def model_info(model: nn.Module, verbose: bool = False, imgsz: int | Sequence[in
 
 
 class _WithoutBatchNorms(TorchFunctionMode):
-    """Leaves batch norms out: they are not counted, and on the meta device take about as long as all else."""
+    """Skips batch norms: their FLOPs are not counted, and on the meta device they take as long as all other layers."""
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -118,9 +118,9 @@ class _WithoutBatchNorms(TorchFunctionMode):
 
 
 def count_gflops(model: nn.Module, imgsz: int | Sequence[int] = 640) -> float:
-    """Return 1e9 floating point operations (2 per multiply-add) of one eval pass over one image.
+    """Return the GFLOPs (1e9 operations, 2 per multiply-add) of one forward pass over one image in eval mode.
 
-    imgsz: pixels, a side, or height and width.
+    imgsz: image size in pixels, a side or (height, width).
     """
     size = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
     twin = copy.deepcopy(model).float().eval().to("meta")

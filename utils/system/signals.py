@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: what runs is brought to a point from which it can go on later."""
+"""Handle Ctrl-C as a request to stop at the next point from which the run can be resumed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NOTICE = b"\nstopping after this batch; press Ctrl-C again to stop at once, with
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM set `requested`; a second Ctrl-C interrupts at once.
+    """A context in which Ctrl-C and SIGTERM set `requested`; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    Does nothing outside the main thread, where Python takes no signals.
+    Has no effect outside the main thread, because Python handles signals there only.
     """
 
     def __init__(self) -> None:
@@ -36,5 +36,5 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.requested and number == signal.SIGINT and is_main():
-            os.write(2, NOTICE)  # a handler must not use what it may have interrupted: the logger, the streams
+            os.write(2, NOTICE)  # not the logger or a stream: the signal may have interrupted them
         self.requested = True

@@ -1,1 +1,1 @@
-"""The parts of training: losses, optimizer, anchors, evolution, logs. The training loop itself is in train.py."""
+"""Components of training: loss, optimizer, anchors, evolution, logs. The training loop itself is in train.py."""

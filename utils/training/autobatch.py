@@ -1,4 +1,4 @@
-"""`--batch-size -1`: the batch size that the memory of the machine allows, from what a few images are seen to take."""
+"""Automatic batch size (`--batch-size -1`): measure the memory of a few images and compute how many fit."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from utils.system.device import available_memory
 from utils.system.processes import local_world_size
 
 FALLBACK = 16
-STEP = 8  # larger batches are multiples of it: GPU kernels work in such tiles; powers of two would waste up to a half
-# batches to measure; batch norm cannot take a single image where a map is 1 x 1. What autograd keeps is counted, not
-# observed, and lies on a straight line; what a GPU takes varies with the kernels chosen, so more points are needed
+STEP = 8  # larger batches are multiples of 8, the tile of GPU kernels; powers of two would waste up to half the memory
+# batch sizes to measure, from 2, as batch norm fails for a single image if a map is 1 x 1. On a CPU the bytes saved by
+# autograd are counted and grow linearly; on a GPU memory also depends on the kernels chosen, which needs more points
 PROBES_CUDA, PROBES_CPU = (2, 4, 8, 16), (2, 3)
-SHARE_CUDA, SHARE_CPU = 0.8, 0.6  # of the free memory; the rest is for the loss, other programs, loader processes
-MOST_CUDA, MOST_CPU = 1024, 64  # where memory alone would allow any number; nbs, the nominal batch size, is 64
-# what a step on a CPU takes, with the gradients of the maps and copies in the kernels' own layouts, against what
-# autograd keeps: measured 1.33 to 1.49 in float32, 1.8 in bfloat16, where casts add to it
+SHARE_CUDA, SHARE_CPU = 0.8, 0.6  # of the free memory; the rest is for the loss, other programs and loader processes
+MOST_CUDA, MOST_CPU = 1024, 64  # limits if memory allows more; nbs, the nominal batch size, is 64
+# memory of a training step on a CPU, including gradients of the maps and copies in the kernels' own layouts, divided by
+# the bytes saved by autograd: measured 1.33 to 1.49 in float32, and 1.8 in bfloat16 because of casts
 CPU_FACTOR = 1.5
-STATE = 3  # copies of the weights that come with training: smoothed weights and up to two moments
+STATE = 3  # copies of the weights kept in training: the EMA weights and up to two moments of the optimizer
 
 
 def choose_batch(per_image: float, fixed: float, budget: float, most: int) -> int:
-    """The largest batch with `fixed + batch * per_image <= budget` bytes, at least 1 and at most `most` images.
+    """Return the largest batch with `fixed + batch * per_image <= budget` bytes, from 1 to `most` images.
 
-    From STEP images on it is a multiple of STEP. Raises ValueError if `per_image` is not above 0.
+    From STEP images on, the batch is a multiple of STEP. Raises ValueError if `per_image` is not above 0.
     """
     if not per_image > 0:
         raise ValueError(f"an image takes {per_image} bytes")
@@ -40,14 +40,14 @@ def choose_batch(per_image: float, fixed: float, budget: float, most: int) -> in
 
 
 def memory_line(batches: Sequence[int], peaks: Sequence[int]) -> tuple[float, float]:
-    """Bytes per image and bytes beside, the straight line through peaks measured at some batch sizes (least squares).
+    """Return the bytes per image and the fixed bytes: a least-squares line through peaks measured at `batches`.
 
     Raises ValueError for fewer than two points or a line that does not rise.
     """
     if len(batches) < 2:
-        raise ValueError("fewer than two batch sizes fitted into the memory")
+        raise ValueError("fewer than two batch sizes fit into memory")
     per_image, fixed = np.polyfit(batches, peaks, 1)
-    if not per_image > 1e-9 * abs(fixed):  # a level line rises by what rounding leaves
+    if not per_image > 1e-9 * abs(fixed):  # rounding gives a level line a tiny slope
         raise ValueError("the memory did not grow with the batch")
     return float(per_image), float(fixed)
 
@@ -56,10 +56,11 @@ def check_train_batch_size(
     model: nn.Module, imgsz: int, device: torch.device, images: int,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> int:  # fmt: skip
-    """Return a batch size for training `model` on squares of `imgsz` pixels; says in one line what was measured.
+    """Return a batch size for training `model` on square images of `imgsz` pixels; log the measurement in one line.
 
-    images: in the training set; the batch is no larger. autocast: the context that forward passes run in. The model,
-    its batch norm statistics and the random generators are left as they are. 16 if measuring fails, with a warning.
+    images: size of the training set, an upper limit. autocast: returns the context for forward passes. The model, its
+    batch norm statistics and the random generators are not changed. If measuring fails, logs a warning and returns 16
+    (or `images`, if smaller).
     """
     try:
         if device.type == "cuda":
@@ -69,7 +70,7 @@ def check_train_batch_size(
     except (RuntimeError, ValueError, AssertionError) as e:  # AssertionError: a torch built without CUDA
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         chosen = max(min(FALLBACK, images), 1)
-        LOGGER.warning(f"--batch-size -1: the memory could not be measured ({reason}); {chosen} is used")
+        LOGGER.warning(f"--batch-size -1: the memory could not be measured ({reason}); using {chosen}")
         return chosen
     LOGGER.info(f"batch size {chosen} (--batch-size -1): {measured}")
     return chosen
@@ -81,10 +82,10 @@ def _for_cuda(
     batches, peaks = measure_cuda(model, imgsz, device, autocast)
     per_image, fixed = memory_line(batches, peaks)
     fixed = max(fixed, 0.0) + STATE * _bytes(model.parameters())
-    torch.cuda.empty_cache()  # what torch holds back for itself counts as free
+    torch.cuda.empty_cache()  # memory cached by torch counts as free
     free = torch.cuda.mem_get_info(device)[0]
     chosen = choose_batch(per_image, fixed, SHARE_CUDA * free, min(MOST_CUDA, images))
-    return chosen, _line(per_image, imgsz, fixed, SHARE_CUDA, free, f"{device}, {len(batches)} batches measured")
+    return chosen, _line(per_image, imgsz, fixed, SHARE_CUDA, free, f"{device}, {len(batches)} batch sizes measured")
 
 
 def _for_cpu(
@@ -92,24 +93,24 @@ def _for_cpu(
 ) -> tuple[int, str]:
     free = available_memory()
     if free is None:
-        raise ValueError("the system does not tell how much is free")
-    free //= local_world_size()  # the processes that train together share it
+        raise ValueError("the system does not report its free memory")
+    free //= local_world_size()  # shared by the training processes on this machine
     per_image, fixed = memory_line(*measure_cpu(model, imgsz, device, autocast))
     per_image *= CPU_FACTOR
-    fixed += (STATE + 1) * _bytes(model.parameters())  # and the gradients
+    fixed += (STATE + 1) * _bytes(model.parameters())  # + 1: the gradients
     chosen = choose_batch(per_image, fixed, SHARE_CPU * free, min(MOST_CPU, images))
     return chosen, _line(per_image, imgsz, fixed, SHARE_CPU, free, f"at most {MOST_CPU} on a CPU")
 
 
 def _line(per_image: float, imgsz: int, fixed: float, share: float, free: float, note: str) -> str:
-    return (f"{per_image / 2**20:.1f} MiB per image at {imgsz} px and {fixed / 2**20:.0f} MiB beside, of {share:.0%} "
-            f"of {free / 2**30:.1f} GiB free ({note})")  # fmt: skip
+    return (f"{per_image / 2**20:.1f} MiB per image at {imgsz} px and {fixed / 2**20:.0f} MiB fixed, within "
+            f"{share:.0%} of {free / 2**30:.1f} GiB free ({note})")  # fmt: skip
 
 
 def measure_cuda(
     model: nn.Module, imgsz: int, device: torch.device, autocast: Callable[[], AbstractContextManager] = nullcontext
 ) -> tuple[list[int], list[int]]:
-    """Batch sizes of PROBES_CUDA that fitted, and the most bytes that a forward and backward pass of each took."""
+    """Return the batch sizes of PROBES_CUDA that fit, and the peak bytes of a forward and backward pass of each."""
     twin = _twin(model, device)
     batches: list[int] = []
     peaks: list[int] = []
@@ -126,7 +127,7 @@ def measure_cuda(
                 del output
                 batches.append(batch)
                 peaks.append(torch.cuda.max_memory_allocated(device) - before)
-        except torch.cuda.OutOfMemoryError:  # the sizes before this one are enough for a line
+        except torch.cuda.OutOfMemoryError:  # the smaller batch sizes may be enough for a line
             pass
     return batches, peaks
 
@@ -134,7 +135,7 @@ def measure_cuda(
 def measure_cpu(
     model: nn.Module, imgsz: int, device: torch.device, autocast: Callable[[], AbstractContextManager] = nullcontext
 ) -> tuple[list[int], list[int]]:
-    """The batch sizes of PROBES_CPU, and the bytes that autograd keeps for the backward pass of each."""
+    """Return the batch sizes of PROBES_CPU, and the bytes that autograd saves for the backward pass of each."""
     twin = _twin(model, device)
     with torch.random.fork_rng(devices=[]):
         kept = [_kept_bytes(twin, _images(batch, imgsz, device), autocast) for batch in PROBES_CPU]
@@ -142,7 +143,7 @@ def measure_cpu(
 
 
 def _kept_bytes(model: nn.Module, images: Tensor, autocast: Callable[[], AbstractContextManager]) -> int:
-    """Bytes that a forward pass leaves for the backward pass, each storage once, weights and buffers not counted."""
+    """Return the bytes saved for the backward pass; each storage counts once, weights and buffers do not count."""
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
@@ -150,7 +151,7 @@ def _kept_bytes(model: nn.Module, images: Tensor, autocast: Callable[[], Abstrac
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor  # the graph holds it, so that its address is not used twice
+        return tensor  # held by the graph, so that its address is not reused
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast():
         output = model(images)
@@ -160,7 +161,7 @@ def _kept_bytes(model: nn.Module, images: Tensor, autocast: Callable[[], Abstrac
 
 
 def _twin(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to measure with: a pass in training mode changes a model's batch norm statistics."""
+    """Return a copy to measure with, because a forward pass in training mode changes batch norm statistics."""
     return copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
 
 
@@ -169,7 +170,7 @@ def _images(batch: int, imgsz: int, device: torch.device) -> Tensor:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors in what a model returns, which may be one, or lists of them."""
+    """Return the tensors in a model's output, a tensor or nested lists of tensors."""
     return [output] if isinstance(output, Tensor) else [t for part in output for t in _tensors(part)]
 
 

@@ -1,8 +1,8 @@
-"""Evolution of hyper-parameters by mutation: each generation is a training, its child the mutated best of those before.
+"""Evolution of hyper-parameters: each generation is one training run, with a mutation of one of the best earlier ones.
 
-`evolve.csv` holds a row per generation, from generation 0, the hyper-parameters given; `hyp_evolve.yaml` the best so
-far, to be used as `--hyp`. Which generation gets which values depends on the rows and the seed alone, so that an
-evolution that was cut off goes on as if it had not been.
+`evolve.csv` has one row per generation; generation 0 uses the given hyper-parameters. `hyp_evolve.yaml` holds the best
+ones so far, for use as `--hyp`. The values of a generation depend only on the earlier rows and the seed, so that an
+interrupted evolution can be resumed with the same results.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from utils.system.processes import world_size
 from utils.training.logs import COLUMNS
 
 RESULTS = COLUMNS[4:11]  # P, R, mAP50, mAP50-95 and the three losses on the val split
-PARENTS = 5  # a parent is one of this many best rows
+PARENTS = 5  # number of best rows from which a parent is chosen
 CHANGE = 0.8  # probability that a value changes
-SIGMA = 0.2  # standard deviation of the factor it changes by, times the parameter's own gain
+SIGMA = 0.2  # standard deviation of the random factor; it is multiplied by the parameter's own gain
 FACTORS = (0.3, 3.0)
 DIGITS = 5
 TRIES = 100
-# flags of the evolution that the run advised at its end takes over, where they were given
+# flags of the evolution, if given, that are repeated in the train.py command suggested at its end
 SAME_FLAGS = ("data", "cfg", "weights", "backbone_weights", "imgsz", "batch_size", "optimizer")
 
-# key: (gain, lowest, highest). The gain scales SIGMA: small for what is only ever good in a narrow band. The limits
-# are those between which training works at all; a value of 0 switches a thing off and stays 0.
+# key: (gain, lowest, highest). The gain scales SIGMA; it is small for parameters that only work in a narrow range.
+# Training works between the two limits. A value of 0 switches a feature off and stays 0.
 EVOLVED: dict[str, tuple[float, float, float]] = {
     "lr0": (1.0, 1e-5, 0.1),
     "lrf": (1.0, 0.001, 1.0),
@@ -62,7 +62,7 @@ EVOLVED: dict[str, tuple[float, float, float]] = {
     "scale": (1.0, 0.01, 0.95),
     "shear": (1.0, 0.05, 10.0),
     "perspective": (1.0, 1e-6, 0.001),
-    "flipud": (1.0, 0.01, 0.5),  # probabilities; above one half the mirror image is the usual one
+    "flipud": (1.0, 0.01, 0.5),  # flip probabilities; above 0.5 most images would be flipped
     "fliplr": (1.0, 0.01, 0.5),
     "mosaic": (1.0, 0.05, 1.0),
     "mixup": (1.0, 0.01, 1.0),
@@ -71,22 +71,22 @@ EVOLVED: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One generation: its figures in the order of RESULTS, and the hyper-parameters it was trained with."""
+    """One generation: its results in the order of RESULTS, and the hyper-parameters it was trained with."""
 
     results: tuple[float, ...]
     hyp: dict[str, float]
 
     @property
     def fitness(self) -> float:
-        """What generations are compared by (`utils.evaluation.metrics.fitness`); 0 for a training that failed."""
+        """The score by which generations are compared (`utils.evaluation.metrics.fitness`); 0 for a failed training."""
         value = float(metrics.fitness(np.array(self.results)))
         return value if math.isfinite(value) else 0.0
 
 
 def read_rows(csv_file: Path) -> list[Row]:
-    """Read evolve.csv, generation 0 first; a file that is not there yet has no rows.
+    """Read evolve.csv, generation 0 first; return an empty list if the file does not exist.
 
-    Raises UserError with file and line if it is damaged.
+    Raises UserError with file and line if the file is damaged.
     """
     try:
         with open(csv_file, encoding="utf-8", newline="") as f:
@@ -97,16 +97,16 @@ def read_rows(csv_file: Path) -> list[Row]:
     except OSError as e:
         raise UserError(f"{csv_file}: cannot be read ({e.strerror})") from e
     except (UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{csv_file}:1: is no text file with commas; remove it to start the evolution anew") from e
+        raise UserError(f"{csv_file}:1: is not a CSV text file; remove it to restart the evolution") from e
     header = lines[0][1] if lines else []
     if tuple(header[: len(RESULTS)]) != RESULTS:
-        raise UserError(f"{csv_file}:1: the columns must begin with {','.join(RESULTS)}; remove the file to start anew")
+        raise UserError(f"{csv_file}:1: the columns must begin with {','.join(RESULTS)}; remove the file to restart")
     keys = header[len(RESULTS) :]
     for key in keys:
         if key not in HYPERPARAMETERS:
             raise UserError(f"{csv_file}:1: unknown hyper-parameter '{key}'{did_you_mean(key, HYPERPARAMETERS)}")
     if len(set(keys)) < len(keys):
-        raise UserError(f"{csv_file}:1: a hyper-parameter has two columns; leave one of them")
+        raise UserError(f"{csv_file}:1: a hyper-parameter has two columns; remove one of them")
     return [_parse(cells, header, f"{csv_file}:{number}") for number, cells in lines[1:] if cells]
 
 
@@ -126,19 +126,20 @@ def _number(cell: str, name: str, where: str) -> float:
     try:
         return int(cell) if cell.lstrip("-").isdecimal() else float(cell)
     except ValueError:
-        raise UserError(f"{where}: {name} is '{cell}', which is no number; delete the line to train it again") from None
+        raise UserError(f"{where}: {name} is '{cell}', not a number; delete the line to train it again") from None
 
 
 def best_row(rows: Sequence[Row]) -> int:
-    """Number of the fittest row; the first of equal ones."""
+    """Return the index of the row with the highest fitness, the first one in a tie."""
     return max(range(len(rows)), key=lambda i: rows[i].fitness)
 
 
 def next_hyp(rows: Sequence[Row], base: Mapping[str, float], rng: np.random.Generator) -> dict[str, float]:
-    """Return the hyper-parameters of the next generation: those of `base` for the first, then a mutated parent's.
+    """Return the hyper-parameters of the next generation: `base` for the first one, later those of a mutated parent.
 
-    The parent is one of the best PARENTS rows, chosen with their fitness as weight. Only what is in EVOLVED and not 0
-    changes; all else is as in `base`. Changed values lie between their limits and have DIGITS significant digits.
+    The parent is one of the best PARENTS rows, chosen at random with their fitness as weight. Only values that are in
+    EVOLVED and not 0 change; all others are as in `base`. Changed values are clipped to their limits and rounded to
+    DIGITS significant digits.
     """
     if not rows:
         return dict(base)
@@ -151,13 +152,13 @@ def next_hyp(rows: Sequence[Row], base: Mapping[str, float], rng: np.random.Gene
         child = _mutate(hyp, rng)
         if child != hyp:
             return child
-    return hyp  # nothing in it can change
+    return hyp  # no value can change
 
 
 def _mutate(hyp: Mapping[str, float], rng: np.random.Generator) -> dict[str, float]:
     child = dict(hyp)
     for key, (gain, low, high) in EVOLVED.items():
-        # drawn for every key, so that one that is off does not move the draws of the others
+        # drawn for every key, so that a value of 0 does not shift the random numbers of the others
         changes, factor = rng.random() < CHANGE, 1 + SIGMA * gain * rng.standard_normal()
         if changes and child.get(key):
             value = child[key] * min(max(factor, FACTORS[0]), FACTORS[1])
@@ -166,9 +167,9 @@ def _mutate(hyp: Mapping[str, float], rng: np.random.Generator) -> dict[str, flo
 
 
 def add_row(folder: Path, row: Row) -> list[Row]:
-    """Add a generation to the folder's evolve.csv, write hyp_evolve.yaml, and return all rows, as they can be read.
+    """Add a generation to the folder's evolve.csv, write hyp_evolve.yaml, and return all rows, rounded as in the file.
 
-    Raises UserError if evolve.csv is damaged or has other columns, or if the disk does not take the files.
+    Raises UserError if evolve.csv is damaged or has other columns, or if a file cannot be written.
     """
     file = folder / "evolve.csv"
     rows = [*read_rows(file), Row(tuple(float(f"{v:.{DIGITS}g}") for v in row.results), dict(row.hyp))]
@@ -202,27 +203,27 @@ def evolve(
     folder: Path, generations: int, base: Mapping[str, float], seed: int,
     train_once: Callable[[dict[str, float], int], Sequence[float]],
 ) -> Path:  # fmt: skip
-    """Train until there are `generations` rows in the folder's evolve.csv, those already there included.
+    """Train until the folder's evolve.csv has `generations` rows, old ones included; return hyp_evolve.yaml's path.
 
-    `train_once(hyp, generation)` trains with these values and returns the figures of RESULTS. If it raises UserError,
-    the generation counts with fitness 0; generation 0 alone must not fail, since an error there is in what the user
-    gave, not in a mutation. If it raises KeyboardInterrupt, the generation is trained anew by the next call. Draws
-    evolve.png; returns the path of hyp_evolve.yaml. Raises UserError for fewer than one generation, a folder that
-    cannot be used, or rows that were begun with other values than `base`.
+    `train_once(hyp, generation)` trains with these hyper-parameters and returns the values of RESULTS. If it raises
+    UserError, the generation gets fitness 0, except in generation 0, where the error is raised, because it comes from
+    the user's input and not from a mutation. After KeyboardInterrupt, the next call repeats the generation. Also draws
+    evolve.png. Raises UserError for fewer than one generation, for a folder that cannot be used, or if evolve.csv was
+    begun with values other than `base`.
     """
     if generations < 1:
-        raise UserError(f"--evolve {generations}: give the number of generations, from 1")
+        raise UserError(f"--evolve {generations}: give the number of generations, at least 1")
     increment_path(folder, exist_ok=True)
     rows = read_rows(folder / "evolve.csv")
     _check_same_start(rows, base, folder / "evolve.csv")
     if rows:
-        LOGGER.info(f"{folder / 'evolve.csv'} has {len(rows)} generations of {generations}")
-        _write_best(folder / "hyp_evolve.yaml", rows)  # it is older if the run was cut off between the two files
+        LOGGER.info(f"{folder / 'evolve.csv'} has {len(rows)} of {generations} generations")
+        _write_best(folder / "hyp_evolve.yaml", rows)  # outdated if interrupted between writing the two files
     for generation in range(len(rows), generations):
         hyp = next_hyp(rows, base, np.random.default_rng([seed, generation]))
         rows = add_row(folder, Row(_train(train_once, hyp, generation), hyp))
         at = best_row(rows)
-        LOGGER.info(f"generation {generation} (to {generations - 1}): fitness {rows[-1].fitness:.5g}; "
+        LOGGER.info(f"generation {generation} (last: {generations - 1}): fitness {rows[-1].fitness:.5g}; "
                     f"best {rows[at].fitness:.5g}, generation {at}")  # fmt: skip
     keys = [key for key in EVOLVED if rows[0].hyp.get(key)]
     values = np.array([[row.hyp[key] for key in keys] for row in rows], dtype=float)
@@ -238,15 +239,15 @@ def _train(
     except UserError as e:
         if generation == 0:
             raise
-        LOGGER.warning(f"generation {generation} failed and counts with fitness 0: {e}")
+        LOGGER.warning(f"generation {generation} failed and gets fitness 0: {e}")
         return (0.0,) * len(RESULTS)
     if len(results) != len(RESULTS):
-        raise ValueError(f"train_once must return {len(RESULTS)} figures, it returned {len(results)}")
+        raise ValueError(f"train_once must return {len(RESULTS)} values, it returned {len(results)}")
     return results
 
 
 def _check_same_start(rows: Sequence[Row], base: Mapping[str, float], file: Path) -> None:
-    """Raise UserError if generation 0 was not `base`: what has been tried would say nothing about what is asked for."""
+    """Raise UserError if generation 0 was not trained with `base`, as its rows would not apply to this evolution."""
     if not rows or rows[0].hyp == dict(base):
         return
     key = next(k for k in (*base, *rows[0].hyp) if rows[0].hyp.get(k) != base.get(k))
@@ -258,17 +259,17 @@ def run_evolution(
     opt: TrainOptions, prepare: Callable[[TrainOptions], DataConfig],
     train: Callable[[TrainOptions, dict[str, float], DataConfig], Sequence[float]],
 ) -> None:  # fmt: skip
-    """Train again and again with mutated hyper-parameters; what has been found is in runs/evolve/<name>.
+    """Run `--evolve`: train repeatedly with mutated hyper-parameters; the results are in runs/evolve/<name>.
 
-    prepare(options) readies the data set; train(options, hyp, data) returns the figures of RESULTS. Raises UserError
-    for what cannot be, and KeyboardInterrupt that says how to go on.
+    prepare(options) loads the dataset config; train(options, hyp, data) returns the values of RESULTS. Raises UserError
+    for options that cannot be used, and KeyboardInterrupt with the command that resumes the evolution.
     """
     if world_size() > 1:
-        raise UserError("--evolve runs in one process; start one per GPU with a --name each")
+        raise UserError("--evolve runs in one process; with several GPUs, start one per GPU, each with its own --name")
     opt, folder = open_evolution(opt) if opt.resume_evolve else (opt, None)
     data, base = prepare(opt), effective_hyp(opt)
     if not data.val:
-        raise UserError(f"--evolve goes by the results on the val split, and {data.yaml_file} has none")
+        raise UserError(f"--evolve compares results on the val split, and {data.yaml_file} has none")
     if folder is None:
         project = ROOT / "runs/evolve" if "project" not in opt.given else Path(opt.project)
         folder = increment_path(project / opt.name, opt.exist_ok)
@@ -281,17 +282,17 @@ def run_evolution(
                                 f"{quoted(shown(folder))}") from None  # fmt: skip
     same = {flag: getattr(opt, flag) for flag in SAME_FLAGS}
     words = " ".join(f"--{flag.replace('_', '-')} {quoted(str(value))}" for flag, value in same.items() if value)
-    LOGGER.info(f"\nbest      {shown(best)}\npicture   {shown(folder / 'evolve.png')}\n"
+    LOGGER.info(f"\nbest      {shown(best)}\nplot      {shown(folder / 'evolve.png')}\n"
                 f"next      python train.py {words} --hyp {quoted(shown(best))}")  # fmt: skip
 
 
 def open_evolution(flags: TrainOptions) -> tuple[TrainOptions, Path]:
-    """Options and folder of the evolution to go on with; of the flags given now only --evolve counts."""
+    """Return options and folder of the evolution to resume; of the flags given now, only --evolve is used."""
     newest_csv = newest("evolve/*/evolve.csv")
     folder = Path(flags.resume_evolve) if isinstance(flags.resume_evolve, str) else newest_csv and newest_csv.parent
     if folder is None or not (folder / "opt.yaml").is_file():
         raise UserError("--resume-evolve: give the folder of an evolution, such as runs/evolve/exp")
     for part in folder.rglob(".*.part"):
-        part.unlink(missing_ok=True)  # what a killed process was writing
+        part.unlink(missing_ok=True)  # unfinished files of a killed process
     kept = {k: v for k, v in load_yaml(folder / "opt.yaml").items() if k != "evolve"}
     return TrainOptions.from_flags({**kept, "evolve": flags.evolve}), folder

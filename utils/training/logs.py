@@ -1,4 +1,4 @@
-"""A run's results table on disk: `results.csv`, with YOLOv5's columns and the seconds an epoch took."""
+"""The results table of a run, `results.csv`: YOLOv5's columns, and the seconds spent in each epoch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ COLUMNS = (
     "val/box_loss", "val/obj_loss", "val/cls_loss", "x/lr0", "x/lr1", "x/lr2",
     "time/data", "time/step", "time/val",
 )  # fmt: skip
-TIMES = 3  # the last columns, which alone differ between two runs of one seed
+TIMES = 3  # number of last columns, the only ones that differ between two runs with the same seed
 
 
 def results_row(epoch: int, values: Sequence[float]) -> list[float]:
-    """One epoch's row, in the order of COLUMNS, with five significant digits."""
+    """Return the row of an epoch, in the order of COLUMNS, rounded to five significant digits."""
     return [epoch, *(float(f"{v:.5g}") for v in values)]
 
 
 def write_results(path: Path, rows: Sequence[Sequence[float]]) -> None:
-    """Write results.csv, whole or not at all. Raises UserError if the disk does not take it."""
+    """Write results.csv atomically. Raises UserError if the file cannot be written."""
     try:
         with atomic_write(path, "w", newline="") as f:
             writer = csv.writer(f)

@@ -1,4 +1,4 @@
-"""YOLOv5's loss: complete IoU of matched boxes, objectness everywhere, class scores of matched boxes."""
+"""YOLOv5's loss: CIoU of matched boxes, objectness of all cells, class scores of matched boxes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch.nn import functional as F
 from utils.boxes import bbox_ciou
 
 LevelTargets = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-# objectness weights per map, finest first (YOLOv5)
+# objectness weight of each map, finest first (YOLOv5)
 BALANCE = {3: (4.0, 1.0, 0.4)}
 BALANCE_OTHER = (4.0, 1.0, 0.25, 0.06, 0.02)
-# besides the cell a centre lies in, the nearest neighbour in x and the nearest in y are responsible for it
+# a label is assigned to the cell of its centre and to the nearest neighbouring cells in x and in y
 NEIGHBOURS = torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float32) * 0.5
 
 
 def focal_weights(pred: Tensor, true: Tensor, gamma: float, alpha: float = 0.25) -> Tensor:
-    """Weights (same shape) that turn binary cross-entropy into focal loss (Lin et al., 2017)."""
+    """Return weights (same shape) that turn binary cross-entropy into focal loss (Lin et al., 2017)."""
     p = pred.sigmoid()
     p_true = true * p + (1 - true) * (1 - p)
     return (true * alpha + (1 - true) * (1 - alpha)) * (1 - p_true) ** gamma
 
 
 def scaled_gains(hyp: Mapping[str, float], head: nn.Module, imgsz: int) -> dict[str, float]:
-    """Loss gains for this head and image size: the hyp files give them for 3 maps, 80 classes and 640 px."""
+    """Return the loss gains scaled to this head and image size; hyp files give them for 3 maps, 80 classes, 640 px."""
     return {
         **hyp,
         "box": hyp["box"] * 3 / head.nl,
@@ -38,12 +38,12 @@ def scaled_gains(hyp: Mapping[str, float], head: nn.Module, imgsz: int) -> dict[
 class ComputeLoss:
     """Loss of a detector; `model` needs a head as its last layer (`na nc nl anchors stride`) and `hyp`.
 
-    Call with the raw maps (b, na, h, w, 5 + nc) and targets (n, 6): image, class, cx, cy, w, h normalised, best on
-    the CPU, so that a GPU need not be waited for. Returns the loss, shape (1,), weighted and times the batch size; and
-    its parts (box, obj, cls), shape (3,), detached.
+    Called with the raw output maps (b, na, h, w, 5 + nc) and targets (n, 6): image, class, cx, cy, w, h (normalised),
+    preferably on the CPU, which avoids waiting for the GPU. Returns the weighted loss times the batch size, shape (1,),
+    and its parts (box, obj, cls), shape (3,), detached.
 
-    total: where several processes have a share of the batch each, the function that sums a tensor over them. The
-    means are then over the whole batch: loss and parts of the processes add up to those of one with all of it.
+    total: sums a tensor over all processes, if each has a share of the batch. Means are then taken over the whole
+    batch, so that loss and parts, summed over the processes, equal those of a single process with the whole batch.
     """
 
     def __init__(self, model: nn.Module, total: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -51,7 +51,7 @@ class ComputeLoss:
         head = model.model[-1]
         self.hyp: dict[str, float] = model.hyp
         self.nc, self.na, self.nl = head.nc, head.na, head.nl
-        self.anchors: Tensor = head.anchors.cpu()  # targets are assigned there: how many match is asked for at once
+        self.anchors: Tensor = head.anchors.cpu()  # targets are assigned on the CPU, to avoid GPU synchronisation
         device = head.anchors.device
         self.cls_weight = torch.tensor([self.hyp["cls_pw"]], device=device)
         self.obj_weight = torch.tensor([self.hyp["obj_pw"]], device=device)
@@ -59,7 +59,7 @@ class ComputeLoss:
         self.positive, self.negative = 1.0 - 0.5 * smoothing, 0.5 * smoothing
         self.balance = BALANCE.get(self.nl, BALANCE_OTHER)
         if self.nl > len(self.balance):
-            raise ValueError(f"the loss is made for up to {len(self.balance)} maps, the head has {self.nl}")
+            raise ValueError(f"the loss supports up to {len(self.balance)} output maps, but the head has {self.nl}")
 
     def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
         box = obj = cls = torch.zeros(1, device=preds[0].device)
@@ -86,14 +86,14 @@ class ComputeLoss:
         return parts.sum(0, keepdim=True) * images, parts.detach()
 
     def _counts(self, preds: list[Tensor], levels: list[LevelTargets]) -> tuple[int, list[int]]:
-        """Images and matches per map, over all processes."""
+        """Return the number of images, and of matches per map, summed over all processes."""
         counts = [preds[0].shape[0], *(len(level[0]) for level in levels)]
         if self.total is not None:
             counts = self.total(torch.tensor(counts, device=preds[0].device)).tolist()
         return counts[0], counts[1:]
 
     def _bce(self, pred: Tensor, true: Tensor, positive_weight: Tensor) -> Tensor:
-        """Binary cross-entropy, summed."""
+        """Return the sum of the binary cross-entropy, or of the focal loss if `fl_gamma` is not 0."""
         gamma = self.hyp.get("fl_gamma", 0.0)
         if not gamma:
             return F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive_weight, reduction="sum")
@@ -103,9 +103,9 @@ class ComputeLoss:
     def build_targets(self, preds: list[Tensor], targets: Tensor) -> list[LevelTargets]:
         """Assign labels to anchors and cells.
 
-        Per map: image, anchor, row, column (m,), the true box (m, 4) as offset from the cell and size in cells, the
-        anchor's size (m, 2), the class (m,). A label goes to each anchor whose sides are within `anchor_t` times its
-        own, in its cell and in two neighbours.
+        Returns for each map: image, anchor, row, column (m,), the true box (m, 4) as offset from the cell and size in
+        cells, the anchor's size (m, 2), the class (m,). A label is assigned to each anchor whose sides differ from its
+        own by less than a factor of `anchor_t`, in the cell of its centre and in up to two neighbours.
         """
         targets, device = targets.cpu(), preds[0].device
         levels = [self._level_targets(preds[i].shape, self.anchors[i], targets) for i in range(self.nl)]
@@ -122,7 +122,7 @@ class ComputeLoss:
         xy, inverse = boxes[:, :2], size[:2] - boxes[:, :2]
         left, up = ((xy % 1 < 0.5) & (xy > 1)).T
         right, down = ((inverse % 1 < 0.5) & (inverse > 1)).T
-        # row k says for which labels the k-th neighbour is responsible too
+        # row k marks the labels that are also assigned to the k-th neighbour
         offset, pick = torch.stack((torch.ones_like(left), left, up, right, down)).nonzero(as_tuple=True)
         boxes, anchor, label = boxes[pick], anchor[pick], label[pick]
         cell = (boxes[:, :2] - NEIGHBOURS[offset]).long()

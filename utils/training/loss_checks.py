@@ -1,4 +1,4 @@
-"""Whether losses are numbers, asked without waiting for a GPU."""
+"""Check that losses are finite, without waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class BadLoss(NamedTuple):
-    """A loss that is no finite number, and what was kept of its batch."""
+    """A loss that is not finite, and the data kept of its batch."""
 
     value: float
     batch: tuple[Any, ...]
 
 
 class LossChecks:
-    """Tells of a loss that is no finite number: at once, or one batch late on a GPU, to spare a wait.
+    """Finds losses that are not finite: at once on a CPU, one batch later on a GPU, to avoid waiting for it.
 
-    late: whether losses come from a GPU.
+    late: whether losses are on a GPU.
     """
 
     def __init__(self, late: bool) -> None:
@@ -26,7 +26,7 @@ class LossChecks:
         self._waiting: tuple[Tensor, torch.cuda.Event, tuple[Any, ...]] | None = None
 
     def add(self, loss: Tensor, batch: tuple[Any, ...]) -> BadLoss | None:
-        """Take a loss, shape (1,), and what to keep of its batch; returns the bad one that is known by now."""
+        """Check a loss, shape (1,), with data to keep of its batch; return this or the previous loss if it is bad."""
         if not self.late:
             return _bad(loss.detach(), batch)
         known = self.last()
@@ -37,7 +37,7 @@ class LossChecks:
         return known
 
     def last(self) -> BadLoss | None:
-        """The loss taken last, if it is bad and has not been told of."""
+        """Return the loss added last if it is bad and has not been returned yet."""
         if self._waiting is None:
             return None
         (copy, event, batch), self._waiting = self._waiting, None

@@ -1,4 +1,4 @@
-"""How weights are updated: parameter groups, learning-rate schedule, warm-up, smoothed weights, early stopping."""
+"""Optimization: parameter groups, learning rate schedule, warm-up, EMA of the weights, early stopping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 
 def create_optimizer(model: nn.Module, name: str, lr: float, momentum: float, decay: float) -> Optimizer:
-    """An optimizer with three groups, in YOLOv5's order: biases, weights (these alone decay), batch norm weights."""
+    """Return an optimizer with YOLOv5's three groups: biases, weights (only these with decay), batch norm weights."""
     norms = tuple(v for k, v in nn.__dict__.items() if isinstance(v, type) and "Norm" in k)
     biases, weights, scales = [], [], []
     for module in model.modules():
@@ -30,7 +30,7 @@ def create_optimizer(model: nn.Module, name: str, lr: float, momentum: float, de
         {"params": scales, "weight_decay": 0.0, "kind": "norm"},
     ]
     groups = [g for g in groups if g["params"]]
-    # one kernel for all tensors: a light model has hundreds of small ones
+    # one kernel for all tensors, as a light model has hundreds of small ones
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     if name == "SGD":
         return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
@@ -38,24 +38,24 @@ def create_optimizer(model: nn.Module, name: str, lr: float, momentum: float, de
 
 
 def lr_factor(epochs: int, lrf: float, cosine: bool) -> Callable[[float], float]:
-    """The schedule: epoch -> factor on the first learning rate, from 1 down to lrf, straight or along a cosine."""
+    """Return a function from epoch to learning rate factor, which falls from 1 to lrf, linearly or as a cosine."""
     if cosine:
         return lambda epoch: (1 - math.cos(epoch * math.pi / epochs)) / 2 * (lrf - 1) + 1
     return lambda epoch: (1 - epoch / epochs) * (1 - lrf) + lrf
 
 
 def warmup_steps(warmup_epochs: float, batches: int, epochs: int) -> int:
-    """Batches of warm-up: at least 100 as in YOLOv5, but at most a quarter of a run too short for that."""
+    """Return the number of warm-up batches: at least 100 as in YOLOv5, or a quarter of the run if that is less."""
     if not warmup_epochs:
         return 0
     return max(round(warmup_epochs * batches), min(100, epochs * batches // 4))
 
 
 def set_rates(optimizer: Optimizer, part: float, lr: float, hyp: Mapping[str, float]) -> None:
-    """Set learning rate and momentum for a batch.
+    """Set the learning rates and the momentum for a batch.
 
-    part: how much of the warm-up is over, 0 to 1. lr: what the schedule says for this epoch; during warm-up rates rise
-    to it from 0 (biases: fall from `warmup_bias_lr`), and momentum rises from `warmup_momentum`.
+    part: completed fraction of the warm-up, 0 to 1. lr: the scheduled rate of this epoch; during warm-up, rates rise to
+    it from 0 (those of biases fall to it from `warmup_bias_lr`), and momentum rises from `warmup_momentum`.
     """
     for group in optimizer.param_groups:
         start = hyp["warmup_bias_lr"] if group["kind"] == "bias" else 0.0
@@ -66,10 +66,10 @@ def set_rates(optimizer: Optimizer, part: float, lr: float, hyp: Mapping[str, fl
 
 
 class ModelEMA:
-    """An exponential moving average of a model's weights and buffers; `ema` is the smoothed model.
+    """Exponential moving average of a model's weights and buffers; `ema` is the averaged model.
 
-    The decay rises to `decay` over about `tau` updates, so that the first weights are soon forgotten; `updates` are
-    those an earlier run has made.
+    The decay rises towards `decay` over about `tau` updates, so that the initial weights soon lose their influence.
+    updates: number of updates already made, when training is resumed.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
@@ -79,7 +79,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model."""
+        """Update the average with the current weights; integer buffers are copied."""
         self.updates += 1
         share = 1 - self.decay * (1 - math.exp(-self.updates / self.tau))
         old, new = _tensors(self.ema), _tensors(model)
@@ -95,7 +95,7 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
 
 
 class EarlyStopping:
-    """Says when `patience` epochs have passed without a better fitness; patience 0 never stops."""
+    """Returns True once `patience` epochs have passed without a better fitness; with patience 0, never."""
 
     def __init__(self, patience: int = 30, best_fitness: float = 0.0, best_epoch: int = 0) -> None:
         self.patience, self.best_fitness, self.best_epoch = patience, best_fitness, best_epoch
@@ -106,13 +106,11 @@ class EarlyStopping:
         return bool(self.patience) and epoch - self.best_epoch >= self.patience
 
     def state(self) -> dict[str, Any]:
+        """Return the best fitness and its epoch, for a checkpoint."""
         return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
 
 
 def strip_optimizer(f: str | Path = "best.pt", s: str | Path = "") -> None:
-    """Refuse: a checkpoint without its optimizer is another file here, never the same one made smaller.
-
-    Raises UserError that says which file to take.
-    """
-    raise UserError(f"{f}: is left as it is; a run's best.pt never holds an optimizer, and "
-                    "my_tools/convert_weights.py writes a last.pt as weights alone")  # fmt: skip
+    """Always raise UserError, with the file to use instead: checkpoints are never overwritten by a stripped version."""
+    raise UserError(f"{f}: is left as it is; best.pt never contains an optimizer, and "
+                    "my_tools/convert_weights.py saves the weights of a last.pt without it")  # fmt: skip

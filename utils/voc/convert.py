@@ -25,7 +25,7 @@ COMMAND = "python my_tools/voc2yolo.py"
 REPORT = "voc2yolo_report.txt"
 SHOWN = 3  # files listed in the terminal for each kind of problem; the report lists all of them
 ROWS = 40  # classes listed in the table
-_ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)  # errors caused by a file's name, not by the disk
+_ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)  # errors due to a file's name
 
 Problems = list[tuple[str, str]]  # (file, reason); the reason's text before its first colon is the kind of problem
 
@@ -53,7 +53,7 @@ class Summary:
 def convert(opt: Options) -> Summary:
     """Find the datasets, read their annotations, write all files that are missing or differ, and log a summary.
 
-    Raises UserError if nothing can be converted or written.
+    Raises UserError if there is nothing to convert or if writing fails.
     """
     official_out = DATASETS / "VOC"
     places, sets, problems = find_sources(opt, official_out)
@@ -214,7 +214,7 @@ def write_split(split: str, records: Sequence[Record], summary: Summary, opt: Op
     for name in sorted(os.listdir(images)):
         if name not in kept and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
             where = f"images/{split}/{name}"
-            summary.problems.append((where, "not of this conversion: delete it, or it will be used too"))
+            summary.problems.append((where, "not of this conversion: left by an earlier one? it will be used too"))
 
 
 def _write_yaml(summary: Summary, name: str, opt: Options, to_default: bool) -> None:
@@ -292,11 +292,7 @@ def _log_summary(summary: Summary, custom: bool) -> None:
     if not any(summary.images.values()):
         return
     if not any(summary.objects.values()):
-        hint = (
-            ""
-            if custom
-            else f"; a dataset with classes other than VOC's {len(VOC_NAMES)} needs --name or --names"
-        )
+        hint = "" if custom else f"; a dataset with classes other than VOC's {len(VOC_NAMES)} needs --name or --names"
         LOGGER.warning(f"the dataset has no labels{hint}")
     LOGGER.info(f"{'written to' if summary.changed else 'nothing changed, everything is already in'} {summary.out}")
     if summary.data_yaml:

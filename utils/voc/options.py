@@ -42,7 +42,7 @@ class Options:
             raise UserError(f"--name {self.name!r}: use only letters, digits, '.', '_' and '-'")
         for option, value, known in (("box", self.box, ("exact", "legacy")), ("link", self.link, LINKS)):
             if value not in known:
-                raise UserError(f"--{option} {value!r}{did_you_mean(value, known)}: choose one of {', '.join(known)}")
+                raise UserError(f"--{option} {value!r}{did_you_mean(value, known)}: one of {', '.join(known)}")
         if unknown := sorted(set(self.years) - set(ZIPS)):
             raise UserError(f"--years {unknown[0]}: choose from {' and '.join(map(str, ZIPS))}")
         fair = len(self.split) in (2, 3) and all(math.isfinite(p) and p >= 0 for p in self.split) and self.split[0] > 0

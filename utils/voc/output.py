@@ -191,7 +191,7 @@ def _put(target: str, write: Callable[[str], None]) -> None:
                 os.unlink(temporary)
             write(temporary)
             os.replace(temporary, target)
-            if os.path.lexists(temporary):  # renaming does nothing if another conversion has already linked `target` to the same file
+            if os.path.lexists(temporary):  # os.replace does nothing if both are links to one file
                 os.unlink(temporary)
             return
         except FileNotFoundError:  # another conversion, started meanwhile, deleted the temporary file

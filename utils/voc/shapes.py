@@ -327,7 +327,7 @@ def make_set(out: Path, images: int = IMAGES, size: int = SIZE, seed: int = 0) -
     if _is_drawn(out, wanted):
         LOGGER.info(f"{out} already exists")
         return
-    folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")  # unique, so that two runs do not use the same folder
+    folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")  # unique name for each run
     try:
         _draw_set(folder, wanted)
         if out.exists():

@@ -84,7 +84,7 @@ class FolderFiles:
         self._is_link(name)
         size = self.size(name)
         if size > limit:
-            raise UserError(f"too large: {size} bytes, the limit is {limit}")
+            raise UserError(f"too large: {size} bytes, at most {limit} are read")
         try:
             return read_file(f"{self.where}/{name}", limit)
         except OSError as e:
@@ -192,7 +192,7 @@ class VocSet:
         if size == 0:
             raise UserError("image is an empty file")
         if size > MAX_IMAGE:
-            raise UserError(f"image too large: {size} bytes, the limit is {MAX_IMAGE}")
+            raise UserError(f"image too large: {size} bytes, at most {MAX_IMAGE} are read")
         return name
 
     def splits(self) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
@@ -220,7 +220,7 @@ class VocSet:
         return found, problems
 
     def _stem(self, line: str) -> str:
-        """Return the stem given by a line of a list: the line itself, or without its flag, its folder and its suffix."""
+        """Return the stem given by a line of a list: the line itself, or without its flag, folder and suffix."""
         line = _key(line.strip())
         if line in self.annotations:
             return line

@@ -395,7 +395,7 @@ def test_wrong_layers(text: str, message: str) -> None:
         ("slimconv", ["Conv", [32, 1, 1]], "a 1x1 convolution has nothing to separate"),
         ("slimneck", ["C3", [34]], "its hidden width 17 is odd"),
         ("slimconv", ["C3", [32, True, 2]], "already has groups"),
-        ("slimconv", ["SPPF", [32, 5]], "SPPF has no light form; Conv and C3 have"),
+        ("slimconv", ["SPPF", [32, 5]], "SPPF has no light form; only Conv and C3 have"),
         ("slimneck", ["GSConv", [32, 3, 1]], "GSConv has no light form"),
     ],
 )

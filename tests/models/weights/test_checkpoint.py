@@ -59,17 +59,17 @@ class Attack:
     ("make", "message"),
     [
         (lambda p: torch.save({"model": Attack(p.with_suffix(".ran"))}, p), "asks for '__builtin__.getattr'"),
-        (lambda p: p.write_bytes(pickle.dumps(Attack(p.with_suffix(".ran")))), "is no checkpoint|damaged"),
-        (lambda p: p.write_text("<!doctype html><html>not found</html>"), "is no checkpoint|damaged"),
+        (lambda p: p.write_bytes(pickle.dumps(Attack(p.with_suffix(".ran")))), "is not a checkpoint|damaged"),
+        (lambda p: p.write_text("<!doctype html><html>not found</html>"), "is not a checkpoint|damaged"),
         (lambda p: p.write_bytes(b""), "damaged"),
         (lambda p: p.mkdir(), "is a folder"),
         (lambda p: None, "no such file"),
-        (lambda p: torch.save([1, 2], p), "no checkpoint of this program"),
-        (lambda p: torch.save({"model": {}}, p), "no checkpoint of this program"),
+        (lambda p: torch.save([1, 2], p), "not a checkpoint of this program"),
+        (lambda p: torch.save({"model": {}}, p), "not a checkpoint of this program"),
         (lambda p: torch.save({"format": "yolov5-light", "version": 99}, p), "newer version"),
         (lambda p: torch.save({"format": "yolov5-light", "version": "x"}, p), "another version of the format"),
-        (lambda p: torch.save({"format": "yolov5-light", "version": 1}, p), "it lacks 'model'"),
-        (lambda p: p.write_bytes(b"\x80\x02\x2e"), "damaged|is no checkpoint"),
+        (lambda p: torch.save({"format": "yolov5-light", "version": 1}, p), "'model' is missing"),
+        (lambda p: p.write_bytes(b"\x80\x02\x2e"), "damaged|is not a checkpoint"),
     ],
 )
 def test_anything_else_is_one_line(tmp_path: Path, make, message: str) -> None:
@@ -85,21 +85,21 @@ def test_anything_else_is_one_line(tmp_path: Path, make, message: str) -> None:
     ("changes", "message"),
     [
         ({"model": [1]}, "its 'model' is a list"),
-        ({"model": {"a": 1}}, "other things than tensors"),
-        ({"model": {1: torch.ones(1)}}, "other things than tensors"),
-        ({"model": {"a": torch.ones(1, dtype=torch.int8)}}, "'a' is of torch.int8"),
-        ({"model": {"a": torch.tensor([float("nan")])}}, "numbers of 'a' are not finite"),
+        ({"model": {"a": 1}}, "something other than named tensors"),
+        ({"model": {1: torch.ones(1)}}, "something other than named tensors"),
+        ({"model": {"a": torch.ones(1, dtype=torch.int8)}}, "'a' has the dtype torch.int8"),
+        ({"model": {"a": torch.tensor([float("nan")])}}, "values of 'a' are not finite"),
         ({"model": {"a": torch.ones(1)}}, None),
-        ({"yaml": None}, "it lacks 'yaml'"),
+        ({"yaml": None}, "'yaml' is missing"),
         ({"yaml": "/etc/hostname"}, "its 'yaml' is a str"),
-        ({"names": None}, "it lacks 'names'"),
+        ({"names": None}, "'names' is missing"),
         ({"names": ["a", "b"]}, "its 'names' is a list"),
         ({"names": {0: "a"}}, "class names are not numbered"),
         ({"names": {5: "a", 7: "b"}}, "class names are not numbered"),
         ({"imgsz": "abc"}, "its 'imgsz' is a str"),
         ({"imgsz": 64.5}, "its 'imgsz' is a float"),
-        ({"imgsz": 10**6}, "its imgsz is none from 32"),
-        ({"imgsz": -5}, "its imgsz is none from 32"),
+        ({"imgsz": 10**6}, "its imgsz is not between 32"),
+        ({"imgsz": -5}, "its imgsz is not between 32"),
         ({"kind": 3}, "its 'kind' is an int"),
         ({"stride": "abc"}, "its 'stride' is a str"),
     ],
@@ -107,7 +107,7 @@ def test_anything_else_is_one_line(tmp_path: Path, make, message: str) -> None:
 def test_a_damaged_part_is_named(tmp_path: Path, changes: dict, message: str | None) -> None:
     torch.save({**weights_content(small_model(), 64), **changes}, tmp_path / "x.pt")
     if message is None:  # the tensors are compared with the config when the model is built
-        with pytest.raises(UserError, match="x.pt: its weights do not fit .*('a' is too much|is missing)"):
+        with pytest.raises(UserError, match="x.pt: its weights do not fit .*('a' is unexpected|is missing)"):
             model_from_checkpoint(load_checkpoint(tmp_path / "x.pt"), "x.pt")
         return
     with pytest.raises(UserError, match=message) as e:
@@ -148,7 +148,7 @@ def test_cut_off_file(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", weights_content(small_model(), 640))
     content = (tmp_path / "a.pt").read_bytes()
     (tmp_path / "a.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="damaged or cut off|is no checkpoint"):
+    with pytest.raises(UserError, match="damaged or truncated|is not a checkpoint"):
         load_checkpoint(tmp_path / "a.pt")
 
 
@@ -176,7 +176,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_only_a_training_checkpoint_can_be_resumed(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best.pt", weights_content(small_model(), 640))
-    with pytest.raises(UserError, match="--resume takes last.pt"):
+    with pytest.raises(UserError, match="--resume needs last.pt"):
         load_checkpoint(tmp_path / "best.pt", training=True)
 
 

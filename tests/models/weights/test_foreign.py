@@ -158,23 +158,23 @@ for _ in range(60):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ([1], "holds a list"),
-        ({}, "holds nothing"),
-        ({"model": {"a": torch.ones(1)}}, "holds a dict"),
+        ([1], "contains a list"),
+        ({}, "contains nothing"),
+        ({"model": {"a": torch.ones(1)}}, "contains a dict"),
         ({"model": Inert("models.yolo.Model")}, "object of class models.yolo.Model"),
-        ({"model": stand_in(yaml={"nc": 3})}, "makes no sense"),
+        ({"model": stand_in(yaml={"nc": 3})}, "is invalid"),
         ({"model": stand_in(yaml=ROWS, names=["a", "b"])}, "2 class names for nc 1"),
-        ({"model": stand_in(yaml={**ROWS, "head": [5]})}, "makes no sense"),
-        ({"model": stand_in(yaml=ROWS, _parameters={"weight": "text"})}, "weight is no tensor"),
-        ({"model": stand_in(yaml=ROWS, _modules=None)}, "makes no sense"),
-        ({"model": stand_in(yaml={**ROWS, "nc": 10**18})}, "no number of classes"),
-        ({"model": stand_in(yaml={**ROWS, "nc": "3"})}, "no number of classes"),
-        ({"model": stand_in(yaml={**ROWS, "head": DEEP})}, "a config larger than any"),
-        ({"model": stand_in(yaml=ROWS, names=["a" * 2_000_000])}, "a config larger than any"),
-        ({"model": stand_in(yaml={**ROWS, "nc": 10**400})}, "an int in the place"),
-        ({"model": stand_in(yaml=ROWS, _parameters={"a\nerror: b": torch.ones(1)})}, "no proper name"),
-        ({"model": stand_in(yaml=ROWS, _modules={"a.b": stand_in()})}, "no proper name"),
-        ({"model": stand_in(yaml=ROWS, _parameters={"a": BOTH[:2], "b": BOTH[2:]})}, "shares its numbers"),
+        ({"model": stand_in(yaml={**ROWS, "head": [5]})}, "is invalid"),
+        ({"model": stand_in(yaml=ROWS, _parameters={"weight": "text"})}, "weight is not a tensor"),
+        ({"model": stand_in(yaml=ROWS, _modules=None)}, "is invalid"),
+        ({"model": stand_in(yaml={**ROWS, "nc": 10**18})}, "not a valid number of classes"),
+        ({"model": stand_in(yaml={**ROWS, "nc": "3"})}, "not a valid number of classes"),
+        ({"model": stand_in(yaml={**ROWS, "head": DEEP})}, "its config is too large"),
+        ({"model": stand_in(yaml=ROWS, names=["a" * 2_000_000])}, "its config is too large"),
+        ({"model": stand_in(yaml={**ROWS, "nc": 10**400})}, "an int where a plain value is expected"),
+        ({"model": stand_in(yaml=ROWS, _parameters={"a\nerror: b": torch.ones(1)})}, "invalid name"),
+        ({"model": stand_in(yaml=ROWS, _modules={"a.b": stand_in()})}, "invalid name"),
+        ({"model": stand_in(yaml=ROWS, _parameters={"a": BOTH[:2], "b": BOTH[2:]})}, "shares its storage"),
     ],
 )
 def test_a_tree_that_is_no_network(tree, message: str) -> None:
@@ -189,7 +189,7 @@ def test_blocks_inside_blocks_without_end() -> None:
         child = stand_in()
         innermost.state["_modules"] = {"a": child}
         innermost = child
-    with pytest.raises(UserError, match="without end"):
+    with pytest.raises(UserError, match="nested too deeply"):
         foreign_content({"model": model}, "x.pt")
 
 
@@ -208,9 +208,9 @@ def another_upsampling(model: Model) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (mixed_activations, "model.9.cv1.act is ReLU there and SiLU here"),
-        (another_kernel, "padding of model.2.m.0.cv2.conv is another than here"),
-        (another_upsampling, "mode of model.11 is another"),
+        (mixed_activations, "model.9.cv1.act is ReLU in the file and SiLU in this program"),
+        (another_kernel, "padding of model.2.m.0.cv2.conv differs from that in this program"),
+        (another_upsampling, "mode of model.11 differs"),
     ],
 )
 def test_a_network_that_computes_something_else_is_refused(change, message: str, tmp_path: Path) -> None:
@@ -296,10 +296,10 @@ def test_the_form_before_torch_1_6(tmp_path: Path) -> None:
 def test_tensors_of_another_program(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.ones(2)}, tmp_path / "a.pth")
     assert list(load_tensors(tmp_path / "a.pth")) == ["conv.weight"]
-    with pytest.raises(UserError, match="no checkpoint of this program or of YOLOv5"):
+    with pytest.raises(UserError, match="not a checkpoint of this program or of YOLOv5"):
         load_checkpoint(tmp_path / "a.pth")
     save_checkpoint(tmp_path / "b.pt", weights_content(randomised("yolov5_shufflenet.yaml"), 64))
-    with pytest.raises(UserError, match="no state dict"):
+    with pytest.raises(UserError, match="not a state dict"):
         load_tensors(tmp_path / "b.pt")
 
 
@@ -311,7 +311,7 @@ def test_train_starts_from_a_pickled_network(tmp_path: Path, yolo_set: Path) -> 
               project=str(tmp_path), noplots=True, device="cpu", amp="off")  # fmt: skip
     content = load_checkpoint(tmp_path / "exp/weights/best.pt")
     assert content["yaml"]["nc"] == 2 and content["names"] == {0: "red", 1: "blue"}
-    with pytest.raises(UserError, match="holds weights only"):
+    with pytest.raises(UserError, match="contains only weights"):
         train.run(resume=str(file))
 
 

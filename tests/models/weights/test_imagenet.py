@@ -107,7 +107,7 @@ def test_outputs_equal_those_of_torchvisions_stages(variant: str, caplog: pytest
         y = stage(y)
         assert found.shape == y.shape and (found - y).abs().max() <= 1e-5 * y.abs().max()
     assert all(torch.equal(ours.state_dict()[k], v) for k, v in head.items())
-    assert f"random.pth: {variant}, 16 blocks, 330 of 330 tensors of conv1 and stages taken; the rest" in caplog.text
+    assert f"random.pth: {variant}, 16 blocks, 330 of 330 tensors of conv1 and stages loaded; the other" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def changed(key: str, tensor: Tensor | None) -> Callable[[dict], dict]:
         (config(SMALL), lambda _: torchvision.models.ShuffleNetV2([4, 8, 4], [24, 32, 64, 128, 256], 2).state_dict(),
          "widths 24-32-64-128, which fits none of our configs"),
         (config(SMALL), lambda _: torchvision.models.resnet18(weights=None).state_dict(),
-         "is no state dict of torchvision's ShuffleNetV2"),
-        (config(SMALL), lambda _: {"conv1.0.weight": torch.ones(24)}, "is no state dict of torchvision's"),
-        (config(SMALL), changed("stage3.7.branch2.0.weight", None), "does not fit .* has no stage3.7.branch2.0.weight"),
-        (config(SMALL), changed("stage3.8.branch2.0.weight", torch.ones(1)), "no place for stage3.8.branch2.0.weight"),
+         "is not a state dict of torchvision's ShuffleNetV2"),
+        (config(SMALL), lambda _: {"conv1.0.weight": torch.ones(24)}, "is not a state dict of torchvision's"),
+        (config(SMALL), changed("stage3.7.branch2.0.weight", None), ": stage3.7.branch2.0.weight is missing"),
+        (config(SMALL), changed("stage3.8.branch2.0.weight", torch.ones(1)), "stage3.8.branch2.0.weight is unexpected"),
         (config(SMALL), changed("stage2.1.branch2.3.weight", torch.ones(24, 1, 5, 5)),
          "stage2.1.branch2.3.weight is 24 x 1 x 5 x 5, it should be 24 x 1 x 3 x 3"),
         (config(SMALL), changed("conv1.1.bias", torch.full((24,), torch.nan)), "conv1.1.bias are not finite"),
-        (config(SMALL), lambda _: {"model": {}}, "is no state dict"),
+        (config(SMALL), lambda _: {"model": {}}, "is not a state dict"),
         (config(SMALL), None, "no such file"),
     ],
 )  # fmt: skip
@@ -219,7 +219,7 @@ def test_only_the_flag_downloads(
 @pytest.mark.parametrize("cfg", ["", "yolov5n.yaml"])
 def test_a_config_of_other_widths_is_told_before_the_download(cfg: str, fetched: list[str]) -> None:
     opt = TrainOptions(weights="torchvision", cfg=cfg)
-    with pytest.raises(UserError, match="has no backbone of torchvision's; choose --cfg") as e:
+    with pytest.raises(UserError, match="does not have one of torchvision's backbones; choose --cfg") as e:
         build_model(opt, load_hyp("hyp.scratch-low.yaml"), NAMES, None)
     assert all(config(variant) in str(e.value) for variant in VARIANTS) and not fetched
 
@@ -262,7 +262,7 @@ def test_what_torchvision_kept_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_p
     kept = tmp_path / "hub/checkpoints" / URL.rpartition("/")[2]
     kept.parent.mkdir(parents=True)
     torch.save(Attack(tmp_path / "ran"), kept)
-    with pytest.raises(UserError, match="could not be fetched and read"):
+    with pytest.raises(UserError, match="could not be downloaded and read"):
         start_backbone(fresh(config(SMALL)))
     assert not (tmp_path / "ran").exists()
 

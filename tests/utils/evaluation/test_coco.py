@@ -55,11 +55,11 @@ def test_categories_are_known_by_number_if_the_names_were_changed(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("images"), "no list 'images'"),
-        (lambda c: c.update(annotations={}), "no list 'annotations'"),
-        (lambda c: c.update(categories=[1]), "no list 'categories'"),
+        (lambda c: c.pop("images"), "'images' is missing"),
+        (lambda c: c.update(annotations={}), "'annotations' is missing or is not a list"),
+        (lambda c: c.update(categories=[1]), "'categories' is missing or is not a list"),
         (lambda c: c["categories"][0].update(name="cow"), "category 'cow' is not one of the data yaml's names"),
-        (lambda c: c["categories"][0].update(id=3), "each of 'categories' needs an id"),
+        (lambda c: c["categories"][0].update(id=3), "every entry of 'categories' needs a unique id"),
         (lambda c: c["images"][1].update(id=7), r"images\[1\]"),
         (lambda c: c["images"][1].update(width="50"), r"images\[1\]"),
         (lambda c: c["images"][0].pop("file_name"), r"images\[0\]"),

@@ -138,11 +138,11 @@ HEADER, GOOD = ",".join((*RESULTS, "lr0", "box")), "0.5,0.5,0.4,0.3,0.1,0.1,0.1,
         (f"{HEADER}x\n{GOOD}\n", "csv:1: unknown hyper-parameter 'boxx'.*did you mean 'box'"),
         (f"{HEADER},lr0\n{GOOD},0.1\n", "csv:1: a hyper-parameter has two columns"),
         (f"{HEADER}\n{GOOD}\n0.5,0.4\n", "csv:3: 2 values for 9 columns"),
-        (f"{HEADER}\n{GOOD}\n\n{GOOD}e+\n", "csv:4: box is '0.05e\\+', which is no number"),
+        (f"{HEADER}\n{GOOD}\n\n{GOOD}e+\n", "csv:4: box is '0.05e\\+', not a number"),
         (f"{HEADER}\n{GOOD}9,\n", "csv:2: 10 values for 9 columns"),
         (f"{HEADER}\n{GOOD.replace('0.01', '-1')}\n", "csv:2: lr0 is -1, it must be a number from"),
         (f"{HEADER}\n{GOOD.replace('0.01', 'nan')}\n", "csv:2: lr0 is nan"),
-        (b"\xff\xfe\x00", "csv:1: is no text file"),
+        (b"\xff\xfe\x00", "csv:1: is not a CSV text file"),
     ],
 )
 def test_damaged_rows(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -238,5 +238,5 @@ def test_rows_of_another_kind_are_not_added(tmp_path: Path) -> None:
 
 
 def test_train_once_must_return_seven_figures(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must return 7 figures, it returned 2"):
+    with pytest.raises(ValueError, match="must return 7 values, it returned 2"):
         evolve(tmp_path, 1, BASE, 0, lambda hyp, generation: (0.1, 0.2))
