@@ -116,9 +116,9 @@ from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
 from models.yolo import DetectionModel
 from utils.data.augment import letterbox
 from utils.data.images import read_image
-from utils.data.labels import load_labels
+from utils.data.labels import index_split
 from utils.files import ROOT, size_of
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 from utils.settings.options import ValOptions
 from utils.system.console import LOGGER, quoted, run_script, shown
 from val import Split, check_classes, evaluate_at, load_split
@@ -219,7 +219,7 @@ class Judge:
         if height != self.size:
             raise UserError(f"--imgsz {height} {self.size}: --int8 is judged as val.py does, on squares; give one side")
         check_classes(file, facts.names, self.config)
-        train = load_labels(self.config.existing("train"), self.config.nc, "train: ")
+        train = index_split(self.config, "train")
         self.images = np.stack([as_input(train.file(k), facts.imgsz) for k in spread(len(train), CALIBRATED)])
         split = load_split(self.config, self.opt)
         self.split = Split(self.config, split.index.take(spread(len(split.index), JUDGED)), split.annotations)
@@ -299,7 +299,7 @@ def samples(data: str, size: tuple[int, int]) -> np.ndarray:
     chosen = sorted((ROOT / "data/images").glob("*.jpg"))[:CHECKED]
     if data:
         config = load_data(data)
-        index = load_labels(config.existing("val"), config.nc, "val: ")
+        index = index_split(config, "val")
         chosen = [Path(index.file(k)) for k in range(min(CHECKED, len(index)))]
     return np.stack([as_input(file, size) for file in chosen]).astype(np.float32) / 255
 

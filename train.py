@@ -45,7 +45,7 @@ from utils.evaluation.coco import usable_annotations
 from utils.evaluation.metrics import fitness
 from utils.evaluation.scoring import Part
 from utils.files import ROOT, atomic_write
-from utils.settings.config import DataConfig, load_data
+from utils.settings.dataset import DataConfig, load_data
 from utils.settings.options import TrainOptions, effective_hyp
 from utils.system.console import LOGGER, progress, quoted, run_script, shown
 from utils.system.distributed import disconnect, gather, highest, locked, lost_process_is_told, spread, total

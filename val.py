@@ -72,7 +72,7 @@ from models.inference.runtime import AnyRuntime, input_size, load_runtime, warm_
 from utils.boxes import xyxy2xywh
 from utils.data.dataset import Batch, DetectionDataset
 from utils.data.images import write_image
-from utils.data.labels import LabelIndex, load_labels
+from utils.data.labels import LabelIndex, index_split
 from utils.data.loader import batches_of, create_loader
 from utils.draw.boxes import draw_batch
 from utils.draw.mistakes import mistakes_picture
@@ -97,7 +97,7 @@ from utils.evaluation.scoring import (
     speed_line,
 )
 from utils.files import atomic_write, distinct, increment_path
-from utils.settings.config import DataConfig, load_data, warn_of_names
+from utils.settings.dataset import DataConfig, load_data, warn_of_names
 from utils.system.background import calls_at_a_time, share_of, side_by_side
 from utils.system.console import LOGGER, progress, run_script
 from utils.system.device import describe_device, select_device
@@ -349,7 +349,7 @@ def load_split(config: DataConfig, opt: ValOptions) -> Split:
     YOLOv5's figures do not need those files: there, a bad one is a warning.
     """
     name = opt.task if opt.task in SPLITS else "val"
-    index = load_labels(config.existing(name), config.nc, f"{name}: ")
+    index = index_split(config, name)
     annotations = usable_annotations(config, name, index, needed=opt.protocol != "yolov5")
     missing = sum(index.file(i) not in annotations for i in range(len(index)))
     if missing and opt.protocol != "yolov5":

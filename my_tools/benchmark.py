@@ -67,7 +67,7 @@ from my_tools.benchmarking.engines import RUN_AS
 from my_tools.benchmarking.files import detecting, scaling
 from utils.errors import UserError
 from utils.files import MODEL_FOLDERS, ROOT, atomic_write, find_file, increment_path
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 from utils.system.console import LOGGER, run_script, shown
 from utils.system.device import describe_device, select_device
 from utils.voc.default_set import prepare_shapes

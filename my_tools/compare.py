@@ -157,7 +157,7 @@ from utils.evaluation.scoring import protocol_line
 from utils.files import increment_path
 from utils.report.comparison import COLUMNS, Comparison, Entry, Reference, table, unlike
 from utils.report.html import write_report
-from utils.settings.config import DataConfig, load_data
+from utils.settings.dataset import DataConfig, load_data
 from utils.settings.options import ValOptions
 from utils.system.console import LOGGER, run_script, shown
 from utils.system.device import describe_device, select_device

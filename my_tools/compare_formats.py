@@ -86,7 +86,7 @@ from models.inference.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_i
 from models.weights.checkpoint import load_checkpoint, weights_size
 from models.weights.transfer import with_classes
 from utils.files import atomic_write, increment_path, size_of
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 from utils.settings.options import ValOptions
 from utils.system.console import LOGGER, progress, quiet, run_script, shown
 from utils.system.device import describe_device, select_device

@@ -117,10 +117,11 @@ from models.weights.checkpoint import (
 from models.weights.transfer import with_classes
 from models.yolo import DetectionModel
 from utils.data.dataset import DetectionDataset
-from utils.data.labels import load_labels
+from utils.data.labels import index_split
 from utils.data.loader import batches_of, close_loader, create_loader
 from utils.files import atomic_write, increment_path
-from utils.settings.config import DataConfig, load_data, save_yaml
+from utils.settings.config import save_yaml
+from utils.settings.dataset import DataConfig, load_data
 from utils.settings.options import ValOptions
 from utils.system.console import LOGGER, quoted, run_script, shown
 from utils.system.device import describe_device, seed_everything, select_device
@@ -204,7 +205,7 @@ def make_folder(path: Path) -> None:
 
 def sample(data: DataConfig, model: DetectionModel, swaps: Sequence[Swap], size: int, opt: Options) -> list[Tensor]:
     """Batches of training images (b, 3, size, size) uint8, letterboxed, in an order that the seed alone decides."""
-    index = load_labels(data.existing("train"), data.nc, "train: ")
+    index = index_split(data, "train")
     per_image = held_bytes(model, [s.index for s in swaps], size)
     wanted, most = min(opt.batches, -(-len(index) // opt.batch_size)), HELD // (per_image * opt.batch_size)
     if most < wanted:

@@ -72,7 +72,7 @@ def test_resume_of_two_processes_is_exact(tmp_path: Path) -> None:
            "train.run_script(train.main, train.parse_opt())\n"  # fmt: skip
     (tmp_path / "stop.py").write_text(stop)
     stopped = together(tmp_path / "stop.py", *flags(tmp_path, "stopped")[1:])
-    assert "and saved; to go on" in stopped[0].text
+    assert "and saved; to resume" in stopped[0].text
     state = load_checkpoint(tmp_path / "stopped/weights/last.pt")["training"]
     assert (state["epoch"], state["batch"], len(state["processes"])) == (1, 1, 2)
     assert "torchrun --standalone --nproc_per_node 2 train.py --resume" in stopped[0].text

@@ -116,7 +116,7 @@ def test_stopped_after_a_batch_and_resumed(batch: int, folder: Path, monkeypatch
     name = f"stopped{batch}"
     with monkeypatch.context() as m:
         m.setattr(train, "train_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=rf"batch \d of 5, and saved; to go on: .*{name}.weights.last.pt"):
+        with pytest.raises(KeyboardInterrupt, match=rf"batch \d of 5, and saved; to resume: .*{name}.weights.last.pt"):
             train.run(**flags(folder, name))
     state = load_checkpoint(folder / name / "weights/last.pt")["training"]
     epoch, done = divmod(batch - 1, 5)
@@ -155,7 +155,7 @@ def test_stopped_while_validating_and_after_the_last_epoch(
     monkeypatch.setattr(train, "validate", validated)
     with monkeypatch.context() as m:
         m.setattr(module, function, interrupted)
-        with pytest.raises(KeyboardInterrupt, match="and saved; to go on"):
+        with pytest.raises(KeyboardInterrupt, match="and saved; to resume"):
             train.run(**flags(folder, name))
     train.run(resume=str(folder / name))
     assert differences(folder / "whole", folder / name) == []
@@ -170,7 +170,7 @@ def test_a_second_ctrl_c_ends_at_once_and_advises_only_what_can_be_done(
         raise AssertionError("not interrupted")
 
     monkeypatch.setattr(train, "train_batch", interrupted)
-    for nosave, advice in ((False, "interrupted; to go on: python train.py --resume"), (True, "interrupted")):
+    for nosave, advice in ((False, "interrupted; to resume: python train.py --resume"), (True, "interrupted")):
         with pytest.raises(KeyboardInterrupt) as e:
             train.run(**flags(folder, f"twice{nosave}"), nosave=nosave)
         assert str(e.value).startswith(advice) and ("--resume" in str(e.value)) != nosave
@@ -209,13 +209,13 @@ def test_a_finished_run_is_not_resumed(folder: Path) -> None:
 
 def test_another_number_of_processes_is_refused(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="1 process trained this, now there are 2: start train.py with python"):
+    with pytest.raises(UserError, match="this run had 1 process, but now there are 2: start train.py with python"):
         train.run(resume=str(unfinished))
     content = load_checkpoint(unfinished)
     content["training"]["processes"] *= 3
     save_checkpoint(unfinished, content)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(UserError, match="3 processes trained this, now there is 1: .* --nproc_per_node 3"):
+    with pytest.raises(UserError, match="this run had 3 processes, but now there is 1: .* --nproc_per_node 3"):
         train.run(resume=str(unfinished))
 
 
@@ -235,7 +235,7 @@ def test_other_options_are_refused(unfinished: Path) -> None:
 
 def test_a_checkpoint_outside_a_run_folder(unfinished: Path, tmp_path: Path) -> None:
     (tmp_path / "moved.pt").write_bytes(unfinished.read_bytes())
-    with pytest.raises(UserError, match="lies in no run folder"):
+    with pytest.raises(UserError, match="is not in a run.s folder"):
         train.run(resume=str(tmp_path / "moved.pt"))
 
 
@@ -295,4 +295,4 @@ def test_ctrl_c_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
     assert process.wait(120) == 130 and "Traceback" not in rest, rest
-    assert "stopping after this batch" in rest and "and saved; to go on: python train.py --resume" in rest
+    assert "stopping after this batch" in rest and "and saved; to resume: python train.py --resume" in rest

@@ -159,7 +159,7 @@ def test_a_training_that_lacks_memory_can_be_resumed(
         return real(*args) if len(calls) < 3 else np.empty(2**60, np.uint8)
 
     monkeypatch.setattr(train, "train_batch", starved)
-    with pytest.raises(UserError, match="not enough memory.*Unable to allocate.*to go on: python train.py --resume"):
+    with pytest.raises(UserError, match="not enough memory.*Unable to allocate.*to resume: python train.py --resume"):
         train.run(data=str(write_yolo_set(tmp_path / "set", 8)), epochs=3, project=str(tmp_path / "runs"),
                   noplots=True, **QUICK)  # fmt: skip
     assert load_checkpoint(tmp_path / "runs/exp/weights/last.pt", training=True)
@@ -197,7 +197,7 @@ def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
     data = write_yolo_set(tmp_path / "set", 4)
     for file in (tmp_path / "set/labels/train").iterdir():
         file.unlink()
-    with pytest.raises(UserError, match="not one object in 4 images.*labels.train"):
+    with pytest.raises(UserError, match="no objects in 4 images.*labels.train"):
         train.run(**QUICK, data=str(data), epochs=1, project=str(tmp_path / "runs"))
 
 

@@ -305,7 +305,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(
         ({"batch_size": -2}, "--batch-size is -2"),
         ({"quad": True, "batch_size": 6}, "--quad .*multiple of 4"),
         ({"image_weights": True, "rect": True}, "--image-weights .* choose one"),
-        ({"image_weights": True, "noval": True}, "--image-weights goes by the evaluation"),
+        ({"image_weights": True, "noval": True}, "--image-weights uses the validation"),
         ({"label_smoothing": 1.0}, "--label-smoothing is 1.0"),
         ({"freeze": [-1]}, "--freeze is"),
         ({"freeze": ["a"]}, "--freeze is"),

@@ -264,7 +264,7 @@ def test_a_bad_coco_file(damage: str, loaded, flags, printed, yolo_set: Path) ->
     annotate(yolo_set, (200, 300) if damage == "size" else (96, 128))
     if damage == "{":
         (yolo_set.parent / "annotations/instances_val.json").write_text("{")
-    with pytest.raises(UserError, match="instances_val.json" if damage == "{" else "is 128x96 px, .* says 300x200"):
+    with pytest.raises(UserError, match="instances_val.json" if damage == "{" else "is 128x96 px, .* gives 300x200"):
         val.run(**flags, protocol="voc07")
     assert val.run(**flags, noplots=True).difficult is None  # YOLOv5's figures do not need it
     assert any("voc2yolo.py" in line for line in printed)

@@ -18,7 +18,9 @@ from utils.errors import UserError, did_you_mean
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_FOLDERS = ("models", "models/hub", "models/zoo")  # folders of model yamls, below ROOT
 DATASETS = ROOT.parent / "datasets"  # as in YOLOv5: beside the checkout
-IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm".split())
+IMAGE_SUFFIXES = frozenset(".avif .bmp .dng .jfif .jp2 .jpeg .jpg .mpo .png .tif .tiff .webp .pfm".split())
+UNREADABLE_SUFFIXES = frozenset(".heic .heif .jxl .cr2 .nef .arw".split())  # images that OpenCV cannot read
+HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv .webm".split())
 LARGEST_LIST = 2**28  # bytes of a text file that lists files
 # the same without the dot, as tuples, which YOLOv5's scripts concatenate and search
@@ -106,7 +108,12 @@ def of_the_system(folder: str | Path) -> bool:
     return parts[:1] == ("/",) and parts[1:2] in (("proc",), ("sys",), ("dev",)) and parts[1:3] != ("dev", "shm")
 
 
-def walk(folder: str | Path) -> Iterator[str]:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is not data: hidden, or left by a system, such as Thumbs.db."""
+    return name.startswith(".") or name in HIDDEN
+
+
+def walk(folder: str | Path, skipped: list[str] | None = None) -> Iterator[str]:
     """Yield the files below a folder, following links; each real folder is visited once, by its real path if possible.
 
     Visiting folders once is needed because a link may lead to a parent folder and so give endlessly many paths.
@@ -127,6 +134,10 @@ def walk(folder: str | Path) -> Iterator[str]:
         except OSError:  # removed meanwhile, or not readable
             continue
         for entry in entries:
+            if is_hidden(entry.name):
+                if skipped is not None:
+                    skipped.append(entry.path)
+                continue
             if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 (links if entry.is_symlink() else folders).append(entry.path)
             else:

@@ -1,5 +1,2 @@
-"""Building blocks, one file per family, and their fusion for inference.
-
-The only other modules of `models` that these files import are `models.common` and `models.registry`. No heads, no whole
-networks.
-"""
+"""Building blocks, one file per family, and their fusion for inference; no heads, no whole networks.
+Of `models` only `models.common` and `models.registry` are imported here."""

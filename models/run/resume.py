@@ -19,7 +19,7 @@ METRICS = ("precision", "recall", "mAP50", "mAP50-95")
 
 
 def save_weights(run: Run, path: Path, epoch: int) -> None:
-    """Write a "weights" checkpoint with the EMA weights in half precision; epoch: the one that was finished last."""
+    """Write a "weights" checkpoint for a finished epoch, with the EMA weights in half precision."""
     if is_main():
         save_checkpoint(path, weights_content(run.state.ema.ema, run.opt.imgsz, **_facts(run, epoch)))
 

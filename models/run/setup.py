@@ -22,12 +22,13 @@ from models.weights.imagenet import TORCHVISION, start_backbone
 from models.weights.transfer import transfer_weights
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
 from utils.data.dataset import DetectionDataset
-from utils.data.labels import LabelIndex, label_path, load_labels
+from utils.data.labels import LabelIndex, index_split, label_path
 from utils.data.loader import create_loader
 from utils.draw.plots import plot_labels
 from utils.errors import UserError
 from utils.files import find_file, git_commit, increment_path
-from utils.settings.config import DataConfig, load_yaml, save_yaml
+from utils.settings.config import load_yaml, save_yaml
+from utils.settings.dataset import DataConfig
 from utils.settings.options import TrainOptions
 from utils.system.console import LOGGER, quoted, shown
 from utils.system.device import describe_device, keep_freed_memory, seed_everything, select_device
@@ -139,7 +140,7 @@ def training_device(opt: TrainOptions) -> torch.device:
     if world_size() > 1 and name != "cpu" and torch.cuda.is_available():
         listed = name.split(",") if name else [str(i) for i in range(torch.cuda.device_count())]
         if local_world_size() > len(listed):
-            raise UserError(f"--device {name}: {len(listed)} GPUs for {local_world_size()} processes; start one per GPU")
+            raise UserError(f"--device {name}: {len(listed)} GPUs for {local_world_size()} processes; use one per GPU")
         name = listed[local_rank()]
     device = select_device(name)
     if device.type == "cuda":
@@ -149,12 +150,14 @@ def training_device(opt: TrainOptions) -> torch.device:
 
 def scan(data: DataConfig) -> tuple[LabelIndex, LabelIndex | None]:
     """Read the labels of the train and val splits. Raises UserError if the train split has no objects."""
-    train_parts, val_parts = data.existing("train"), data.existing("val") if data.val else ()
+    train_parts = data.existing("train")
+    if data.val:
+        data.existing("val")
     if missing := [str(p) for p in data.train if not p.exists()]:
         LOGGER.warning(f"{data.yaml_file.name}: {', '.join(missing)} does not exist, training without it")
     with locked(train_parts[0].parent):  # one process scans, the others then read its label cache
-        index = load_labels(train_parts, data.nc, "train: ")
-        val_index = load_labels(val_parts, data.nc, "val: ") if val_parts else None
+        index = index_split(data, "train")
+        val_index = index_split(data, "val") if data.val else None
     if not len(index.values):
         raise UserError(f"train: no objects in {len(index)} images; label files are expected in "
                         f"{label_path(index.file(0)).parent}")  # fmt: skip
@@ -216,7 +219,7 @@ def freeze(model: DetectionModel, opt: TrainOptions) -> DetectionModel:
 
 
 def automatic_batch_size(model: DetectionModel, opt: TrainOptions, precision: Precision, images: int) -> int:
-    """Return the batch size for `--batch-size -1`: the largest that fits in memory of every process, times processes."""
+    """Return the batch size for `--batch-size -1`: the largest that every process can hold, times their number."""
     share = images // world_size()
     size = min(gather(check_train_batch_size(model, opt.imgsz, precision.device, share, precision.autocast)))
     return max(size // 4 * 4, 4) * world_size() if opt.quad else size * world_size()
@@ -234,7 +237,7 @@ def check_batch_size(opt: TrainOptions, images: int) -> None:
 
 
 def new_folder(opt: TrainOptions, hyp: dict[str, float], model: DetectionModel, index: LabelIndex) -> Path:
-    """Create the run's folder with opt.yaml, hyp.yaml, model.yaml, environment.yaml and labels.jpg; returns its path."""
+    """Create the run's folder with opt.yaml, hyp.yaml, model.yaml, environment.yaml, labels.jpg; returns its path."""
     folder = Path()
     if is_main():
         folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok)
@@ -291,11 +294,10 @@ def share_gradients(model: DetectionModel, device: torch.device) -> DistributedD
 
 
 def eval_loader(run: Run, split: str, stride: int, index: LabelIndex | None = None) -> DataLoader:
-    """Return a loader for this process's share of a split, as in val.py: letterboxed, batches of similar aspect ratio."""
+    """Return a loader for this process's share of a split, as in val.py: letterboxed, similar shapes in a batch."""
     if index is None:
-        parts = run.data.existing(split)
-        with locked(parts[0].parent):
-            index = load_labels(parts, run.data.nc, f"{split}: ")
+        with locked(run.data.existing(split)[0].parent):
+            index = index_split(run.data, split)
     batch = run.opt.batch_size * 2
     dataset = DetectionDataset(index, run.opt.imgsz, batch, rect=True, pad=0.5, stride=stride, cache=run.opt.cache,
                                single_cls=run.opt.single_cls)  # fmt: skip

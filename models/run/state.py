@@ -23,10 +23,10 @@ from utils.training.optim import EarlyStopping, ModelEMA
 class TrainState:
     """The state of a training run between two batches.
 
-    epoch, batch: the epoch in progress and the number of its finished batches. losses: mean losses over these batches in
-    this process, (3,). last_step: number of the batch after which the optimizer made its last step. rows: of
-    results.csv. seconds: of the epoch in progress, by kind (`save`: of the whole run). class_maps: mAP50-95 per class
-    of the last validation. done: all epochs are finished.
+    epoch, batch: the epoch in progress and the number of its finished batches. losses: their mean losses in this
+    process, (3,). last_step: number of the batch after which the optimizer made its last step. rows: of results.csv.
+    seconds: of the epoch in progress, by kind (`save`: of the whole run). class_maps: mAP50-95 per class of the last
+    validation. done: all epochs are finished.
     """
 
     model: DetectionModel

@@ -52,10 +52,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace the batch norms of a model by ones synchronised over all processes. Returns the model.
-
-    Batch norms are replaced in place.
-    """
+    """Replace, in place, every batch norm of a model by one synchronised over all processes. Returns the model."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():

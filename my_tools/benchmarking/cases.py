@@ -27,11 +27,12 @@ from utils.boxes import xywhn2xyxy
 from utils.data.augment import augment_hsv, flip_left_right, letterbox, random_perspective
 from utils.data.dataset import DetectionDataset
 from utils.data.images import read_image
-from utils.data.labels import LabelIndex, load_labels
+from utils.data.labels import LabelIndex, index_split
 from utils.data.loader import close_loader, collate, create_loader
 from utils.data.mosaic import lay_out
 from utils.evaluation.scoring import Settings, results_of
-from utils.settings.config import DataConfig, load_hyp
+from utils.settings.config import load_hyp
+from utils.settings.dataset import DataConfig
 from utils.settings.options import TrainOptions, effective_hyp
 from utils.system.background import calls_at_a_time, side_by_side
 from utils.system.console import progress, quiet
@@ -206,7 +207,7 @@ def shares(c: Conditions, run: Run) -> list[Row]:
 def loading(c: Conditions) -> list[Row]:
     """Time the loader's batches, built in one process, against a straightforward mosaic."""
     hyp = load_hyp("hyp.scratch-low")
-    index = load_labels(c.data.existing("train"), c.data.nc, "train: ")
+    index = index_split(c.data, "train")
     dataset = DetectionDataset(index, c.imgsz, c.batch_size, hyp)
     keys = create_loader(dataset, c.batch_size, 0, shuffle=True).batch_sampler
     batches = itertools.chain.from_iterable(iter(keys) for _ in itertools.count())
@@ -251,7 +252,7 @@ def usual_mosaic(
 
 def evaluation(c: Conditions) -> list[Row]:
     """Time an evaluation at confidence 0.001 against its forward passes alone."""
-    index = load_labels(c.data.existing("val"), c.data.nc, "val: ")
+    index = index_split(c.data, "val")
     untrained = DetectionModel(c.cfgs[0], nc=c.data.nc)
     untrained.names = c.data.names
     fire_everywhere(untrained)

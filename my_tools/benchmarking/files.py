@@ -20,7 +20,7 @@ from models.yolo import DetectionModel
 from my_tools.benchmarking.cases import INFERRED, Conditions, Row, compared, quiet, turns
 from utils.boxes import scale_boxes
 from utils.data.dataset import DetectionDataset
-from utils.data.labels import load_labels
+from utils.data.labels import index_split, load_labels
 from utils.data.loader import collate, create_loader
 from utils.data.sources import LoadImages
 from utils.evaluation.nms import non_max_suppression
@@ -37,7 +37,7 @@ MOST_LINKS = 10_000  # hard links to one file; file systems have a limit
 
 def detecting(c: Conditions) -> list[Row]:
     """Time all of detect.py, from loading weights to writing the last image, against the slowest of its steps alone."""
-    index = load_labels(c.data.existing("val"), c.data.nc, "val: ")
+    index = index_split(c.data, "val")
     with tempfile.TemporaryDirectory() as folder:
         weights = c.weights
         if not weights:

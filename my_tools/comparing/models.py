@@ -22,7 +22,8 @@ from models.weights.transfer import with_classes
 from models.yolo import DetectionModel, coarse_stride_warning
 from utils.boxes import xywhn2xyxy
 from utils.data.images import ImageError, read_image
-from utils.data.labels import label_path, parse_labels
+from utils.data.label_rows import parse_labels
+from utils.data.labels import label_path
 from utils.data.sources import list_media
 from utils.errors import UserError
 from utils.evaluation.bootstrap import LEAST_IMAGES, Interval, by_class, interval_of, resample
@@ -30,7 +31,8 @@ from utils.evaluation.scoring import results_of
 from utils.files import IMAGE_SUFFIXES, distinct, size_of
 from utils.report.comparison import Difference, Entry, PictureRow, TrainingRecord
 from utils.report.pictures import draw_verdict, encode
-from utils.settings.config import DataConfig, is_whole, load_model_cfg
+from utils.settings.config import is_whole, load_model_cfg
+from utils.settings.dataset import DataConfig
 from utils.settings.options import ValOptions
 from utils.system.console import LOGGER, progress
 from utils.system.opencv import cv2

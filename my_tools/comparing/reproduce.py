@@ -19,7 +19,8 @@ from models.yolo import DetectionModel
 from utils.data.augment import make_divisible
 from utils.errors import UserError
 from utils.files import MODEL_FOLDERS, find_file
-from utils.settings.config import load_data, load_model_cfg
+from utils.settings.config import load_model_cfg
+from utils.settings.dataset import load_data
 from utils.settings.options import TrainOptions, effective_hyp
 from utils.system.console import LOGGER, shown
 

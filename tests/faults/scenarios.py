@@ -92,7 +92,7 @@ def readable(folder: Path) -> str:
 def data_set_vanishes(folder: Path) -> str:
     done = run(INJECT, "vanish", 1, *flags(folder))
     assert done.code == 1 and "is the disk that holds the dataset still there?" in done.last, done.text
-    assert "to go on: python train.py --resume" in done.last
+    assert "to resume: python train.py --resume" in done.last
     told = done.last + readable(folder / "runs/run")
     (folder / "set/images/gone").rename(folder / "set/images/train")
     return told + resumed_like_undisturbed(folder)

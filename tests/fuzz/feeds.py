@@ -18,10 +18,11 @@ import torch
 from models.weights.checkpoint import check_fit, load_checkpoint, weights_content
 from models.yolo import DetectionModel, parse_model
 from utils.data.images import ImageError, decode_image
-from utils.data.labels import parse_labels
+from utils.data.label_rows import parse_labels
 from utils.errors import UserError
 from utils.files import model_yamls
-from utils.settings.config import check_model_cfg, load_data, load_yaml
+from utils.settings.config import check_model_cfg, load_yaml
+from utils.settings.dataset import load_data
 from utils.voc.annotation import VocError, pixel_box, read_voc_xml, yolo_line
 
 CLASSES = 3

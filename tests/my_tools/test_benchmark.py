@@ -19,7 +19,7 @@ from my_tools.benchmarking import cases as benchmark_cases
 from my_tools.benchmarking import engines as benchmark_engines
 from my_tools.benchmarking import files as benchmark_files
 from my_tools.benchmarking.cases import Conditions, Row, compared, fire_everywhere
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.evaluation.metrics import IOU_THRESHOLDS, process_batch
 from utils.evaluation.scoring import ImageRecord, Part, Settings, results_of
 from utils.report.comparison import COLUMNS, Entry
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 
 SMALL = {"epochs": 1, "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu", "amp": "off",
          "noplots": True}  # fmt: skip
@@ -347,7 +347,7 @@ def test_what_makes_a_comparison_unfair_is_said(runs: list[Path], data: Path, tm
     ({"weights": ["x.pt"], "source": "/no/such"}, "--source /no/such: no such file"),
     ({"reproduce": "voc", "source": "/no/such"}, "--source /no/such: no such file"),
     ({"reproduce": "voc", "labels": ["a"]}, "--labels: 1 for 3 models"),
-    ({"cfg": ["yolov5n.yaml"], "labels": ["a", "b"]}, "--labels: 2 for 1 models"),
+    ({"cfg": ["yolov5n.yaml"], "labels": ["a", "b"]}, "--labels: 2 labels for 1 models"),
     ({"cfg": ["yolov5x9.yaml"]}, "does not exist"),
     ({"wieghts": ["x.pt"]}, "did you mean 'weights'"),
 ])  # fmt: skip
@@ -387,7 +387,7 @@ def test_names_and_records_of_files(tmp_path: Path, caplog: pytest.LogCaptureFix
     (tmp_path / "exp/results.csv").write_text("epoch,time/data\n0,x\n")
     with caplog.at_level("WARNING", logger="yolov5"):
         assert training_record(best, content).seconds is None
-    assert "results.csv: cannot be read" in caplog.text
+    assert "results.csv cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize(("hits", "false", "labels", "expected"), [(2, 0, 2, 1.0), (1, 1, 2, 0.5), (0, 3, 0, 0.0),

@@ -27,7 +27,7 @@ from models.weights.checkpoint import load_checkpoint, load_tensors, model_from_
 from models.yolo import DetectionModel
 from utils.data.dataset import DetectionDataset
 from utils.data.labels import load_labels
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 from utils.settings.options import TrainOptions
 
 SMALL = {

@@ -23,7 +23,7 @@ from utils.archive import Archive
 from utils.data.images import read_image
 from utils.data.labels import list_images, load_labels
 from utils.data.sources import list_media, open_source
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 from utils.system.download import download, download_files
 from utils.voc.source import FolderFiles
 
@@ -332,7 +332,7 @@ ATTACKS = [
         "VOC XML",
         annotated,
         {
-            "entities that expand to 10^10 characters": (_xml(ENTITIES, "&j;"), "entities or external references"),
+            "entities that expand to 10^10 characters": (_xml(ENTITIES, "&j;"), "entities or outside"),
             "an external entity from a file": (
                 _xml('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>', "&e;"),
                 "entities or outside",

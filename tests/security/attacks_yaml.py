@@ -10,7 +10,8 @@ from security.zoo import Attack
 
 from models.yolo import DetectionModel
 from utils.data.labels import list_images
-from utils.settings.config import load_data, load_hyp, load_model_cfg
+from utils.settings.config import load_hyp, load_model_cfg
+from utils.settings.dataset import load_data
 from utils.settings.options import TrainOptions
 
 SPLITS = "train: images\nval: images\n"
@@ -127,14 +128,16 @@ ATTACKS = [
             "aliases that expand to 10^8 values": (laughs("[{}]", 10) + SPLITS, "more than 200000 values"),
             "merge keys that expand to 10^8 values": (laughs("{{<<: [{}]}}", 10) + SPLITS, "more than 200000 values"),
             "a list that contains itself": (SPLITS + "names: &a [*a]", "contains itself"),
-            "an impossible date (2001-99-99)": (SPLITS + "names: [2001-99-99]", "cannot be read"),
+            "an impossible date (2001-99-99)": (SPLITS + "names: [a]\nhint: 2001-99-99", "cannot be read"),
             "10^9 classes": (SPLITS + "nc: 1000000000", "whole number from 1 to 65536"),
             "a dictionary as a class name": (SPLITS + "names: [{a: b}]", "must be one word"),
             "a class name with a line break": (SPLITS + 'names: ["cat\\nerror: all is well"]', "line end or control"),
             "a class name with a terminal escape sequence": (SPLITS + 'names: ["cat\\e[2J"]', "line end or control"),
             "bytes that are not UTF-8 text": (b"names: [\xff\xfe\x00]", "not a text file in UTF-8"),
             "a NUL character": (b"names: [a\0b]", "not valid yaml"),
-            "an unknown key with a shell command": (SPLITS + "names: [a]\ncommand: rm -rf /", "unknown key 'command'"),
+            "a misspelt key with a shell command": (SPLITS + "names: [a]\ndownloads: rm -rf /", "unknown key 'downloads'"),
+            "10^6 keypoints": (SPLITS + "names: [a]\nkpt_shape: [1000000, 3]", "kpt_shape"),
+            "a device as the dataset's folder": (SPLITS + "names: [a]\npath: /dev/zero", "does not exist"),
         },
     ),
     *_all(

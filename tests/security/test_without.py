@@ -16,6 +16,7 @@ from security.table import ATTACKS
 
 import models.weights.checkpoint
 import utils.archive
+import utils.data.label_rows
 import utils.data.labels
 import utils.files
 import utils.settings.config
@@ -71,7 +72,7 @@ WITHOUT: dict[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {
         ("--source: a `file:` URL",),
     ),
     "the check of labels": (
-        lambda p: p.setattr(utils.data.labels, "_checked_row", lambda values, nc, number: tuple(values)),
+        lambda p: p.setattr(utils.data.label_rows, "_checked_row", lambda values, nc, number: tuple(values)),
         ("label: a box outside the image", "label: NaN", "label: infinity", "label: a class index of 10^9"),
     ),
 }  # fmt: skip

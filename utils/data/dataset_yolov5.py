@@ -13,7 +13,8 @@ from utils.data.dataset import Batch, DetectionDataset
 from utils.data.labels import load_labels
 from utils.data.loader import create_loader
 from utils.errors import UserError
-from utils.settings.config import MOST_CLASSES, load_data
+from utils.settings.config import MOST_CLASSES
+from utils.settings.dataset import load_data
 
 
 def check_dataset(data: str | Path, autodownload: bool = False) -> dict[str, Any]:

@@ -6,26 +6,35 @@ import contextlib
 import hashlib
 import io
 import json
-import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from utils.data.images import MOST_PIXELS, ImageError, read_image
-from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, atomic_write, no_file, read_file, walk
+from utils.data.label_rows import (
+    CLIPPED,
+    KEYPOINTS,
+    LEAST_SIDE,
+    POLYGONS,
+    QUOTE,
+    Rows,
+    parse_rows,
+    settled_kinds,
+)
+from utils.errors import UserError, shorten
+from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, UNREADABLE_SUFFIXES, atomic_write, no_file, read_file, walk
+from utils.settings.dataset import DataConfig
 from utils.system.console import LOGGER, printable, progress
 
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
-LEAST_SIDE = 1e-6  # of a box, as a fraction of the image's side
 LARGEST_LABELS = 2**24  # bytes per label file
-QUOTE = " in '"  # precedes the quoted text of a label file in an error message
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class LabelIndex:
 
     files: (n,) bytes, absolute paths; shapes: (n, 2) int32 height, width; values: (m, 5) float32 class, cx, cy, w, h
     normalised; offsets: (n + 1,) int64, the labels of image i are values[offsets[i]:offsets[i + 1]]; problems: one line
-    for each file left out, with the reason.
+    for each file left out, with the reason; notes: one line for each kind of thing that was guessed or changed.
     """
 
     files: np.ndarray
@@ -42,6 +51,7 @@ class LabelIndex:
     values: np.ndarray
     offsets: np.ndarray
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,100 +81,111 @@ def label_path(image: str | Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def list_images(sources: tuple[Path, ...]) -> list[str]:
-    """Return the sorted image files of folders (recursive) and .txt lists. Raises UserError if there are none."""
+def _beside(image: str) -> Path | None:
+    """The label file in the folder of an image, if another place is the usual one and has none."""
+    usual, beside = label_path(image), Path(image).with_suffix(".txt")
+    return beside if usual != beside and not usual.exists() and beside.is_file() else None
+
+
+def list_images(sources: tuple[Path, ...], roots: tuple[Path, ...] = ()) -> list[str]:
+    """Return the sorted image files of folders (recursive) and .txt lists. Raises UserError if there are none.
+
+    Hidden files and folders, and images in formats that cannot be read, are skipped; that is logged. roots: where else
+    than in a list's folder its relative paths may start.
+    """
     files: list[str] = []
+    skipped: list[str] = []
     for source in sources:
         if source.is_dir():
-            files += walk(source)
+            files += walk(source, skipped)
         elif source.is_file():
-            try:
-                text = read_file(source, LARGEST_LIST).decode("utf-8-sig")
-            except UnicodeDecodeError:
-                raise UserError(f"{source}: a list of images must be a text file in UTF-8") from None
-            except OSError as e:
-                raise UserError(f"{source}: {e.strerror}") from e
-            if "\0" in text:
-                raise UserError(f"{source}: a list of images must be a text file, but this one contains zero bytes")
-            files += [os.path.normpath(source.parent / line.strip()) for line in text.splitlines() if line.strip()]
+            files += _read_list(source, roots)
         else:
             raise UserError(f"{source} {no_file(source)}: correct the data yaml")
+    suffixes = Counter(os.path.splitext(f)[1].lower() for f in files)
+    if skipped:
+        LOGGER.info(f"hidden, not used: {shorten(', '.join(sorted(set(map(os.path.basename, skipped)))))}")
+    if unreadable := {s: n for s, n in suffixes.items() if s in UNREADABLE_SUFFIXES}:
+        which = ", ".join(f"{n} {s}" for s, n in sorted(unreadable.items()))
+        LOGGER.warning(f"not used: {which} images, which cannot be read here; convert them to .jpg or .png")
     images = sorted({f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES})
     if not images:
         raise UserError(f"no images ({' '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, sources))}")
     return images
 
 
-def parse_labels(text: str, nc: int) -> np.ndarray:
-    """Parse and check the content of a label file: rows of class, cx, cy, w, h normalised, or class and a polygon.
-
-    Returns (n, 5) float32, clipped to the image, without duplicate rows; a polygon becomes its bounding box. Raises
-    ValueError with the line number.
-    """
-    rows: dict[tuple[float, ...], None] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
-        if not fields:
+def _read_list(source: Path, roots: tuple[Path, ...]) -> list[str]:
+    """The paths in a .txt list of images, absolute. Raises UserError if it is not a text file."""
+    try:
+        text = read_file(source, LARGEST_LIST).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{source}: a list of images must be a text file in UTF-8") from None
+    except OSError as e:
+        raise UserError(f"{source}: {e.strerror}") from e
+    if "\0" in text:
+        raise UserError(f"{source}: a list of images must be a text file, but this one contains zero bytes")
+    # relative to the list, as in YOLOv5; or to the dataset's folder, with or without data/, as CVAT writes it
+    starts = [(base, cut) for base in dict.fromkeys((source.parent, *roots)) for cut in ("", "data/")]
+    paths = []
+    for line in text.splitlines():
+        name = line.strip().strip("'\"")
+        if not name:
             continue
-        try:
-            if "_" in line or not line.isascii():  # float() also accepts 1_0 and the digits of other alphabets
-                raise ValueError
-            values = [float(v) for v in fields]
-        except ValueError:
-            raise ValueError(f"line {number}: not a number{QUOTE}{line.strip()[:60]}'") from None
-        if len(values) > 6 and len(values) % 2 == 1:
-            xs, ys = values[1::2], values[2::2]
-            x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
-            values = [values[0], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
-        if len(values) != 5:
-            raise ValueError(f"line {number}: {len(values)} columns, 5 expected (class cx cy w h)")
-        rows[_checked_row(values, nc, number)] = None
-    return np.array(list(rows), np.float32).reshape(-1, 5)
+        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+            found = next(((k, p) for k, (base, cut) in enumerate(starts) if spelling.startswith(cut)
+                          and os.path.exists(p := os.path.normpath(base / spelling[len(cut) :]))), None)  # fmt: skip
+            if found:
+                starts.insert(0, starts.pop(found[0]))  # the others will be there too
+                break
+        paths.append(found[1] if found else os.path.normpath(source.parent / name))
+    return paths
 
 
-def _checked_row(values: list[float], nc: int, number: int) -> tuple[float, ...]:
-    cls, cx, cy, w, h = values
-    if not all(math.isfinite(v) for v in values):
-        raise ValueError(f"line {number}: a value is not finite")
-    if cls != int(cls) or not 0 <= cls < nc:
-        raise ValueError(f"line {number}: class {cls:g} is not one of 0 to {nc - 1}")
-    if not (0 <= cx <= 1 and 0 <= cy <= 1 and 0 < w <= 1 and 0 < h <= 1):
-        raise ValueError(f"line {number}: coordinates must be fractions of the image, from 0 to 1, and w, h above 0")
-    x1, x2 = max(cx - w / 2, 0.0), min(cx + w / 2, 1.0)
-    y1, y2 = max(cy - h / 2, 0.0), min(cy + h / 2, 1.0)
-    if min(x2 - x1, y2 - y1) < LEAST_SIDE:
-        raise ValueError(f"line {number}: a box without area: {w:g} x {h:g} of the image")
-    return (cls, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+@dataclass
+class _Examined:
+    """An image and its labels: shape (None if it must be left out), rows, error message, whether they lie beside it."""
+
+    shape: tuple[int, int] | None
+    rows: Rows = field(default_factory=lambda: Rows(np.zeros((0, 5), np.float32)))
+    problem: str = ""
+    beside: bool = False
 
 
-def _examine(image: str, nc: int) -> tuple[tuple[int, int] | None, np.ndarray, str]:
-    """Check one image and its labels; return its shape (None if it must be left out), labels and error message."""
-    empty = np.zeros((0, 5), np.float32)
+def _examine(image: str, nc: int, keypoints: bool) -> _Examined:
+    """Check one image and its labels."""
     try:
         shape = read_image(image).shape[:2]
     except ImageError as e:
-        return None, empty, f"{image}: {e}"
+        return _Examined(None, problem=f"{image}: {e}")
     if min(shape) < 10:
-        return None, empty, f"{image}: {shape[1]}x{shape[0]} px is too small; each side must be at least 10 px"
-    file = label_path(image)
+        size = f"{shape[1]}x{shape[0]} px is too small; each side must be at least 10 px"
+        return _Examined(None, problem=f"{image}: {size}")
+    beside = _beside(image)
+    rows, problem = _read_rows(beside or label_path(image), nc, keypoints, {})
+    return _Examined(None if problem else shape, rows, problem, beside is not None)
+
+
+def _read_rows(file: Path, nc: int, keypoints: bool, kinds: dict[int, str]) -> tuple[Rows, str]:
+    """The rows of a label file, none if there is none, and why it cannot be used."""
+    empty = Rows(np.zeros((0, 5), np.float32))
     try:
-        return shape, parse_labels(read_file(file, LARGEST_LABELS).decode("utf-8-sig"), nc), ""
+        return parse_rows(read_file(file, LARGEST_LABELS).decode("utf-8-sig"), nc, keypoints, kinds), ""
     except FileNotFoundError:
-        return shape, empty, ""
+        return empty, ""
     except UnicodeDecodeError:
-        return None, empty, f"{file}: not a text file in UTF-8"
+        return empty, f"{file}: not a text file in UTF-8"
     except OSError as e:
-        return None, empty, f"{file}: {e.strerror}"
+        return empty, f"{file}: {e.strerror}"
     except ValueError as e:
         linked = os.path.realpath(file) != os.path.abspath(file)  # do not print text from elsewhere
-        return None, empty, f"{file}: {str(e).partition(QUOTE)[0] if linked else e}"
+        return empty, f"{file}: {str(e).partition(QUOTE)[0] if linked else e}"
 
 
-def _fingerprint(images: list[str], nc: int) -> str:
+def _fingerprint(images: list[str], nc: int, keypoints: bool = False) -> str:
     """Return a hash that changes with the path, size or modification time of any image or label file."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {nc}".encode())
+    digest = hashlib.sha256(f"{CACHE_VERSION} {nc}{' keypoints' if keypoints else ''}".encode())
     for image in images:
-        for path in (image, str(label_path(image))):
+        for path in (image, str(_beside(image) or label_path(image))):
             try:
                 s = os.stat(path)
                 digest.update(f"\0{path}\0{s.st_size}\0{s.st_mtime_ns}".encode(errors="surrogateescape"))
@@ -173,20 +194,31 @@ def _fingerprint(images: list[str], nc: int) -> str:
     return digest.hexdigest()
 
 
-def load_labels(sources: tuple[Path, ...], nc: int, desc: str = "") -> LabelIndex:
+def index_split(data: DataConfig, split: str, desc: str | None = None) -> LabelIndex:
+    """`load_labels` for a split of a dataset yaml. desc: what log lines begin with, by default the split."""
+    desc = f"{split}: " if desc is None else desc
+    return load_labels(data.existing(split), data.nc, desc, data.keypoints, data.roots)
+
+
+def load_labels(
+    sources: tuple[Path, ...], nc: int, desc: str = "", keypoints: bool = False, roots: tuple[Path, ...] = ()
+) -> LabelIndex:
     """Index the images of a split with their labels, from the cache if no file has changed.
 
-    Images that are unusable or have invalid labels are left out and reported, with file and line. Raises UserError if
-    no image is left.
+    Images that are unusable or have invalid labels are left out and reported, with file and line. keypoints: see
+    `parse_labels`. roots: see `list_images`. Raises UserError if no image is left.
     """
-    images = list_images(sources)
+    images = list_images(sources, roots)
     # a list has its own cache beside it, since several lists may share one image folder
     cache = (sources[0] if sources[0].is_file() else label_path(images[0]).parent).with_suffix(".cache.npz")
-    fingerprint = _fingerprint(images, nc)
-    index = _read_cache(cache, fingerprint, images, nc)
+    fingerprint = _fingerprint(images, nc, keypoints)
+    caches = [cache, *_user_cache(fingerprint)]
+    index = next(filter(None, (_read_cache(c, fingerprint, images, nc) for c in caches)), None)
     if index is None:
-        index = _scan(images, nc, desc)
-        _write_cache(cache, fingerprint, index)
+        index = _scan(images, nc, desc, keypoints)
+        _write_cache(caches, fingerprint, index)
+    for note in index.notes:
+        LOGGER.warning(f"{desc}{note}")
     backgrounds = int((np.diff(index.offsets) == 0).sum())
     LOGGER.info(f"{desc}{len(index)} images, {len(index.values)} objects, {backgrounds} images without objects, "
                 f"{len(index.problems)} left out")  # fmt: skip
@@ -215,18 +247,39 @@ def _report(problems: tuple[str, ...], file: Path) -> None:
     LOGGER.warning(f"... and {len(problems) - SHOWN_PROBLEMS} more{where}")
 
 
-def _scan(images: list[str], nc: int, desc: str) -> LabelIndex:
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding releases the GIL
-        results = list(progress(pool.map(lambda im: _examine(im, nc), images), f"{desc}scanning", total=len(images)))
-    good = [(image, shape, labels) for image, (shape, labels, _) in zip(images, results, strict=True) if shape]
-    counts = [len(labels) for _, _, labels in good]
+def _scan(images: list[str], nc: int, desc: str, keypoints: bool = False) -> LabelIndex:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding leaves the interpreter lock
+        examined = pool.map(lambda im: _examine(im, nc, keypoints), images)
+        results = list(progress(examined, f"{desc}scanning", total=len(images)))
+    kinds = settled_kinds([r.rows for r in results])
+    for image, r in zip(images, results, strict=True):
+        if any(kinds[columns] != POLYGONS for columns in r.rows.unsure):  # what they were taken for at first
+            r.rows, r.problem = _read_rows(_beside(image) or label_path(image), nc, keypoints, kinds)
+    good = [(image, r) for image, r in zip(images, results, strict=True) if r.shape]
     return LabelIndex(
-        files=np.array([os.fsencode(image) for image, _, _ in good], dtype=np.bytes_),
-        shapes=np.array([shape for _, shape, _ in good], np.int32).reshape(-1, 2),
-        values=np.concatenate([labels for _, _, labels in good] or [np.zeros((0, 5), np.float32)]),
-        offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        problems=tuple(printable(problem) for _, _, problem in results if problem),
+        files=np.array([os.fsencode(image) for image, _ in good], dtype=np.bytes_),
+        shapes=np.array([r.shape for _, r in good], np.int32).reshape(-1, 2),
+        values=np.concatenate([r.rows.values for _, r in good] or [np.zeros((0, 5), np.float32)]),
+        offsets=np.concatenate(([0], np.cumsum([len(r.rows.values) for _, r in good]))).astype(np.int64),
+        problems=tuple(printable(r.problem) for r in results if r.problem),
+        notes=_notes([r for _, r in good]),
     )
+
+
+def _notes(good: list[_Examined]) -> tuple[str, ...]:
+    counts = sum((r.rows.counts for r in good), Counter())
+    beside = sum(r.beside for r in good)
+    return tuple(note for n, note in (
+        (beside, f"{beside} images have their label file beside them, none in labels/"),
+        (counts[KEYPOINTS], f"{counts[KEYPOINTS]} rows are a box with keypoints: only the box is used"),
+        (counts[CLIPPED], f"{counts[CLIPPED]} rows have values slightly outside 0 to 1: clipped"),
+    ) if n)  # fmt: skip
+
+
+def _user_cache(fingerprint: str) -> list[Path]:
+    """Where a cache goes that cannot be written beside the labels, as on a read-only disk; empty without a home."""
+    folder = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/.cache")
+    return [Path(folder) / "yolov5-light" / f"{fingerprint[:32]}.cache.npz"] if os.path.isabs(folder) else []
 
 
 def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> LabelIndex | None:
@@ -245,7 +298,8 @@ def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> Lab
                 return None
             arrays = {k: z[k] for k in ("files", "shapes", "values", "offsets")}
             problems = tuple(str(p) for p in json.loads(str(z["problems"])))
-        index = LabelIndex(**arrays, problems=problems)
+            notes = tuple(printable(str(n))[:200] for n in json.loads(str(z["notes"]))) if "notes" in z else ()
+        index = LabelIndex(**arrays, problems=problems, notes=notes)
         return index if _is_sound(index, images, nc) else None
     except Exception:  # an unusable cache is rebuilt
         return None
@@ -269,12 +323,19 @@ def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
     return bool(fits.all() and (box >= 0).all() and (box <= 1).all() and (box[:, 2:] >= LEAST_SIDE / 2).all())
 
 
-def _write_cache(path: Path, fingerprint: str, index: LabelIndex) -> None:
-    try:
-        buffer = io.BytesIO()  # a zip file cut short by a full disk raises again when deleted
-        np.savez(buffer, fingerprint=fingerprint, files=index.files, shapes=index.shapes, values=index.values,
-                 offsets=index.offsets, problems=json.dumps(index.problems))  # fmt: skip
-        with atomic_write(path) as f:
-            f.write(buffer.getbuffer())
-    except OSError as e:
-        LOGGER.warning(f"the label cache {path} cannot be written ({e.strerror}); the next start will scan again")
+def _write_cache(caches: list[Path], fingerprint: str, index: LabelIndex) -> None:
+    """Write the cache to the first place that can be written, and warn if there is none."""
+    buffer = io.BytesIO()  # writing the zip into the file itself would raise a second time on a full disk
+    np.savez(buffer, fingerprint=fingerprint, files=index.files, shapes=index.shapes, values=index.values,
+             offsets=index.offsets, problems=json.dumps(index.problems), notes=json.dumps(index.notes))  # fmt: skip
+    failed: OSError | None = None
+    for k, path in enumerate(caches):
+        try:
+            if k:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as f:
+                f.write(buffer.getbuffer())
+            return
+        except OSError as e:
+            failed = failed or e
+    LOGGER.warning(f"the label cache {caches[0]} cannot be written ({failed.strerror}); the next start scans again")

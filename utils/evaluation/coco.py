@@ -16,7 +16,8 @@ import numpy as np
 from utils.data.labels import LabelIndex
 from utils.errors import UserError
 from utils.evaluation.protocols import ProtocolScore, class_counts
-from utils.settings.config import DataConfig, is_number, is_whole
+from utils.settings.config import is_number, is_whole
+from utils.settings.dataset import DataConfig
 from utils.system.console import LOGGER
 
 FIGURES = "AP AP50 AP75 APsmall APmedium APlarge AR1 AR10 AR100 ARsmall ARmedium ARlarge".split()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.errors import UserError, did_you_mean
-from utils.files import MODEL_FOLDERS, ROOT, atomic_write, find_file, read_file
+from utils.errors import UserError, did_you_mean, shorten
+from utils.files import MODEL_FOLDERS, atomic_write, find_file, read_file
 from utils.settings.safe_yaml import YamlError, parse_yaml
-from utils.system.console import LOGGER, has_control
+from utils.system.console import LOGGER
 
 # key: (default, lowest, highest). The defaults are those of YOLOv5's hyp.scratch-low.
 HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
@@ -55,7 +54,6 @@ MODEL_KEYS = (
 LARGEST_YAML = 2**22  # bytes
 MOST_CLASSES = 65536
 LARGEST_IMAGE = 16384  # side in pixels of a network's input
-DATA_KEYS = "path train val test nc names download hint defaults roboflow".split()
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -80,13 +78,26 @@ def save_yaml(path: str | Path, content: dict[str, Any]) -> None:
         yaml.safe_dump(content, f, sort_keys=False, allow_unicode=True)
 
 
-def check_keys(content: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise UserError for a key that is not in `known`."""
-    known = list(known)
+def check_keys(content: Iterable[str], known: Iterable[str], where: str, allow_others: bool = False) -> list[str]:
+    """Raise UserError for a key that is not in `known`.
+
+    allow_others: raise only for a key that looks like a misspelt known one, and return the other unknown keys.
+    """
+    known, others = list(known), []
     for key in content:
         if key not in known:
             hint = did_you_mean(key, known)
-            raise UserError(f"{where}: unknown key '{key}'{hint}" + ("" if hint else f"; known: {', '.join(known)}"))
+            if hint or not allow_others:
+                more = "" if hint else f"; known: {', '.join(known)}"
+                raise UserError(f"{where}: unknown key '{shorten(key, 60)}'{hint}{more}")
+            others.append(shorten(key, 60))
+    return others
+
+
+def warn_of_ignored(keys: Iterable[str], where: str) -> None:
+    """Warn, in one line, of keys of a yaml file that have no meaning here."""
+    if keys := list(keys):
+        LOGGER.warning(f"{where}: ignored {'keys' if len(keys) > 1 else 'key'} {shorten(', '.join(keys))}")
 
 
 def is_number(value: Any) -> bool:
@@ -121,17 +132,20 @@ def load_hyp(name: str | Path) -> dict[str, float]:
 def load_model_cfg(name: str | Path) -> dict[str, Any]:
     """Read a model yaml, also searched for in models/, models/hub/ and models/zoo/; add its file name as `yaml_file`.
 
-    Raises UserError for unknown or missing keys. The rows are checked later, when the model is built.
+    Raises UserError for misspelt or missing keys. The rows are checked later, when the model is built.
     """
     path = find_file(name, MODEL_FOLDERS, "--cfg")
     cfg = load_yaml(path)
-    check_model_cfg(cfg, str(path))
+    warn_of_ignored(check_model_cfg(cfg, str(path)), str(path))
     return {**cfg, "yaml_file": path.name}
 
 
-def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
-    """Raise UserError if a model config has a missing key, an unknown key or an invalid value."""
-    check_keys(cfg, MODEL_KEYS, where)
+def check_model_cfg(cfg: dict[str, Any], where: str) -> list[str]:
+    """Raise UserError if a model config has a missing key, a misspelt key or an invalid value.
+
+    Returns the keys that have no meaning here, such as `loss` in a fork's yaml.
+    """
+    others = check_keys(cfg, MODEL_KEYS, where, allow_others=True)
     for key in ("nc", "anchors", "backbone", "head"):
         if key not in cfg:
             raise UserError(f"{where}: the key '{key}' is missing")
@@ -156,103 +170,4 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> None:
     for key in ("backbone", "head"):
         if not isinstance(cfg[key], list) or not cfg[key]:
             raise UserError(f"{where}: {key} must be a list of rows [from, repeats, module, args]")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """A dataset as described by its yaml; `train`, `val`, `test` are absolute paths of folders or list files."""
-
-    yaml_file: Path
-    names: dict[int, str]
-    path: Path
-    train: tuple[Path, ...] = ()
-    val: tuple[Path, ...] = ()
-    test: tuple[Path, ...] = ()
-    hint: str = ""
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def nc(self) -> int:
-        """Number of classes."""
-        return len(self.names)
-
-    def existing(self, split: str) -> tuple[Path, ...]:
-        """Return the existing paths of a split. Raises UserError, with the yaml's hint, if none exists."""
-        parts: tuple[Path, ...] = getattr(self, split)
-        if not parts:
-            raise UserError(f"{self.yaml_file}: there is no '{split}:' in it")
-        found = tuple(p for p in parts if p.exists())
-        if not found:
-            hint = self.hint or "correct 'path:' or the split in the yaml, or put the images there"
-            raise UserError(f"{self.yaml_file}: '{split}' does not exist ({parts[0]}). {hint}")
-        return found
-
-
-def load_data(name: str | Path) -> DataConfig:
-    """Read a dataset yaml, which is also searched for in data/.
-
-    Splits are relative to `path:`, and `path:` to the project's root or else to the yaml's folder. Raises UserError for
-    unknown keys, names that do not match nc, or if there is no split at all.
-    """
-    file = find_file(name, ("data",), "--data")
-    content = load_yaml(file)
-    check_keys(content, DATA_KEYS, str(file))
-    base = _base_folder(content.get("path"), file)
-    splits = {split: _split_paths(content.get(split), base, f"{file}: {split}") for split in ("train", "val", "test")}
-    if not splits["train"] and not splits["val"] and not splits["test"]:
-        raise UserError(f"{file}: there is no 'train:' or 'val:' in it")
-    defaults = content.get("defaults") or {}
-    if not isinstance(defaults, dict):
-        raise UserError(f"{file}: defaults must be 'flag: value' lines")
-    hint = " ".join(str(content.get("hint", "")).split())
-    if content.get("download") and not hint:
-        hint = "Its 'download:' is not run: put the images there, or correct 'path:' or the split in the yaml"
-    return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, **splits)
-
-
-def warn_of_names(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:
-    """Warn if the class names of a model and a dataset differ."""
-    if list(names.values()) != list(data.names.values()):
-        LOGGER.warning(f"the class names of {weights} and {data.yaml_file} differ: {list(names.values())[:5]} "
-                       f"and {list(data.names.values())[:5]}")  # fmt: skip
-
-
-def _base_folder(value: Any, file: Path) -> Path:
-    if value is None:
-        return ROOT
-    if not isinstance(value, str):
-        raise UserError(f"{file}: path is {value!r}, it must be a folder")
-    if Path(value).is_absolute() or (ROOT / value).exists():
-        return (ROOT / value).resolve()
-    beside = (file.parent / value).resolve()  # most tools write the yaml into the folder of its images
-    return beside if beside.exists() else (ROOT / value).resolve()
-
-
-def _split_paths(value: Any, base: Path, where: str) -> tuple[Path, ...]:
-    values = value if isinstance(value, list) else [] if value in (None, "") else [value]
-    if not all(isinstance(v, str) and "\0" not in v for v in values):
-        raise UserError(f"{where} must be a folder, a .txt list of images, or a list of these")
-    return tuple((base / v).resolve() for v in values)
-
-
-def _class_names(content: dict[str, Any], file: Path) -> dict[int, str]:
-    names = content.get("names")
-    nc = content.get("nc")
-    if "nc" in content and not (is_whole(nc) and 1 <= nc <= MOST_CLASSES):
-        raise UserError(f"{file}: nc is {str(nc)[:40]}, it must be a whole number from 1 to {MOST_CLASSES}")
-    if names is None and nc:
-        names = [f"class{i}" for i in range(nc)]
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not 0 < len(names) <= MOST_CLASSES:
-        raise UserError(f"{file}: 'names' must list the class names, {MOST_CLASSES} at most")
-    if any(isinstance(name, (dict, list)) for name in names.values()):
-        raise UserError(f"{file}: a class name in 'names' must be one word or one line of text")
-    names = {i: str(name).strip() for i, name in names.items()}
-    if odd := [n for n in names.values() if has_control(n)]:
-        raise UserError(f"{file}: the class name {odd[0][:40]!r} in 'names' contains a line end or control character")
-    if sorted(names, key=str) != sorted(range(len(names)), key=str):
-        raise UserError(f"{file}: the keys of 'names' must be 0 to {len(names) - 1}, each once")
-    if "nc" in content and content["nc"] != len(names):
-        raise UserError(f"{file}: nc is {content['nc']}, but there are {len(names)} names")
-    return {i: names[i] for i in range(len(names))}
+    return others

@@ -20,6 +20,11 @@ class YamlError(ValueError):
         self.line = line
 
 
+# what yaml takes unquoted words for
+GUESSED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "null", "int", "float", "timestamp", "merge", "value"))
+TEXTS = ("names",)  # keys whose values are class names
+
+
 def parse_yaml(text: str) -> Any:
     """Return the content of a yaml document: dicts, lists and plain values. Tags cannot create other objects.
 
@@ -32,6 +37,7 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _check_size(node)
+        _keep_texts(node)
         return loader.construct_document(node)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
@@ -68,6 +74,26 @@ def _check_size(root: yaml.Node) -> None:
                 raise YamlError(f"more than {MOST_LEVELS} nested levels", node.start_mark.line + 1)
             stack.append((node, True))
             stack += [(child, False) for child in children]
+
+
+def _keep_texts(root: yaml.Node) -> None:
+    """Let the values below `names` be texts as they are written: class names such as yes, no, ~, 12:30 or 1.0.
+
+    Raises YamlError for a number of a class that stands twice.
+    """
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value not in TEXTS:
+            continue
+        values = value.value if isinstance(value, yaml.SequenceNode) else []
+        if isinstance(value, yaml.MappingNode):
+            values, seen = [v for _, v in value.value], set()
+            for k, _ in value.value:
+                if isinstance(k, yaml.ScalarNode) and k.value in seen:
+                    raise YamlError(f"class {k.value[:20]} has two names", k.start_mark.line + 1)
+                seen.add(k.value if isinstance(k, yaml.ScalarNode) else None)
+        for v in values:
+            if isinstance(v, yaml.ScalarNode) and v.tag in GUESSED and v.value:
+                v.tag = "tag:yaml.org,2002:str"
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

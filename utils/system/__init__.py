@@ -1,4 +1,2 @@
 """Machine and process: device, precision, distributed training, console, signals, downloads.
-
-Nothing here depends on object detection.
-"""
+Nothing here depends on object detection."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.data.labels import LabelIndex, load_labels
+from utils.data.labels import LabelIndex, index_split
 from utils.errors import UserError
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 from utils.system.console import LOGGER
 
 GOOD_RECALL = 0.98  # share of labels that fit an anchor, above which the anchors are kept
@@ -107,7 +107,7 @@ def kmean_anchors(
     """
     if isinstance(dataset, (str, Path)):
         config = load_data(dataset)
-        index, where = load_labels(config.existing("train"), config.nc, "train: "), str(dataset)
+        index, where = index_split(config, "train"), str(dataset)
     else:
         index, where = dataset.index, "this dataset"
     if not len(index.values):

@@ -20,7 +20,8 @@ from utils.draw.plots import plot_evolve
 from utils.errors import UserError, did_you_mean
 from utils.evaluation import metrics
 from utils.files import ROOT, atomic_write, increment_path, newest
-from utils.settings.config import HYPERPARAMETERS, DataConfig, load_yaml, save_yaml
+from utils.settings.config import HYPERPARAMETERS, load_yaml, save_yaml
+from utils.settings.dataset import DataConfig
 from utils.settings.options import TrainOptions, effective_hyp
 from utils.system.console import LOGGER, quoted, shown
 from utils.system.processes import world_size

@@ -289,7 +289,7 @@ def test_missing_official_weights_say_where_they_are(tmp_path: Path) -> None:
 
 def test_the_form_before_torch_1_6(tmp_path: Path) -> None:
     torch.save({"model": randomised("yolov5n.yaml")}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match="before 1.6"):
+    with pytest.raises(UserError, match="before PyTorch 1.6"):
         load_checkpoint(tmp_path / "a.pt")
 
 

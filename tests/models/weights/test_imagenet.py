@@ -27,7 +27,8 @@ from models.weights.checkpoint import load_checkpoint
 from models.weights.imagenet import VARIANTS, load_backbone, start_backbone
 from models.yolo import Model
 from utils.errors import UserError
-from utils.settings.config import DataConfig, load_hyp
+from utils.settings.config import load_hyp
+from utils.settings.dataset import DataConfig
 from utils.settings.options import TrainOptions
 
 torchvision = pytest.importorskip("torchvision", reason="needs a torchvision that loads", exc_type=Exception)

@@ -9,7 +9,7 @@ from models.weights.checkpoint import weights_content
 from models.weights.transfer import merge_head, same_classes, transfer_weights
 from models.yolo import Model
 from utils.errors import UserError
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 
 HEAD = "model.21.m.0"
 

@@ -12,9 +12,10 @@ import pytest
 from helpers import write_yolo_set
 
 from utils.data import labels as module
-from utils.data.labels import label_path, list_images, load_labels, parse_labels
+from utils.data.label_rows import parse_labels
+from utils.data.labels import label_path, list_images, load_labels
 from utils.errors import UserError
-from utils.settings.config import load_data
+from utils.settings.dataset import load_data
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.evaluation.coco import read_annotations, score_coco, split_annotations
-from utils.settings.config import DataConfig
+from utils.settings.dataset import DataConfig
 
 NAMES = {0: "cat", 1: "dog"}
 CONTENT = {

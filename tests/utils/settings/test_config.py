@@ -9,7 +9,8 @@ import yaml
 from helpers import ROOT
 
 from utils.errors import UserError
-from utils.settings.config import load_data, load_hyp, load_yaml, save_yaml
+from utils.settings.config import load_hyp, load_yaml, save_yaml
+from utils.settings.dataset import load_data
 from utils.settings.options import TrainOptions
 
 

@@ -1,0 +1,146 @@
+"""The rows of a label file: boxes, polygons, and boxes followed by the keypoints of face, plate or pose datasets."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+LEAST_SIDE = 1e-6  # of a box, as a fraction of the image's side
+HAIR = 1e-3  # a coordinate this little outside 0 to 1 is clipped
+QUOTE = " in '"  # precedes the quoted text of a label file in an error message
+KEYPOINTS, POLYGONS, CLIPPED = "keypoints", "polygons", "clipped"  # what `Rows.counts` counts
+
+
+@dataclass
+class Rows:
+    """The rows of a label file.
+
+    values: (n, 5) float32 class, cx, cy, w, h normalised, clipped to the image, without duplicates. counts: rows with
+    keypoints, with polygons, and with clipped values. sure: of the long rows, by columns and kind, those whose numbers
+    can only be of that kind. unsure: columns of the rows that could be either.
+    """
+
+    values: np.ndarray
+    counts: Counter[str] = field(default_factory=Counter)
+    sure: Counter[tuple[int, str]] = field(default_factory=Counter)
+    unsure: set[int] = field(default_factory=set)
+
+
+def parse_labels(text: str, nc: int, keypoints: bool = False) -> np.ndarray:
+    """Parse and check the content of a label file: rows of class, cx, cy, w, h normalised, or class and a polygon.
+
+    keypoints: every row is a box with keypoints, as `kpt_shape` in a data yaml says. Without it, a long row whose
+    further points lie inside the box of its first columns is taken for one. Returns (n, 5) float32, clipped to the
+    image, without duplicate rows; a polygon becomes its bounding box. Raises ValueError with the line number.
+    """
+    return parse_rows(text, nc, keypoints).values
+
+
+def parse_rows(text: str, nc: int, keypoints: bool = False, kinds: dict[int, str] | None = None) -> Rows:
+    """`parse_labels`, with what is to be reported. kinds: the kind of unsure rows, by their number of columns."""
+    rows: dict[tuple[float, ...], None] = {}
+    parsed = Rows(np.zeros((0, 5), np.float32))
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            if "_" in line or not line.isascii():  # float() also accepts 1_0 and the digits of other alphabets
+                raise ValueError
+            values = [float(v) for v in fields]
+        except ValueError:
+            raise ValueError(f"line {number}: not a number{QUOTE}{line.strip()[:60]}'") from None
+        if not all(math.isfinite(v) for v in values):
+            raise ValueError(f"line {number}: a value is not finite")
+        values = _box(values, number, keypoints, kinds or {}, parsed)
+        if any(v < 0 or v > 1 for v in values[1:]) and all(-HAIR <= v <= 1 + HAIR for v in values[1:]):
+            parsed.counts[CLIPPED] += 1
+            values = [values[0], *(min(max(v, 0.0), 1.0) for v in values[1:])]
+        rows[_checked_row(values, nc, number)] = None
+    parsed.values = np.array(list(rows), np.float32).reshape(-1, 5)
+    return parsed
+
+
+def _box(values: list[float], number: int, keypoints: bool, kinds: dict[int, str], parsed: Rows) -> list[float]:
+    """The class and box of a row of any kind; what kind it is is counted in `parsed`."""
+    columns = len(values)
+    if columns == 5:
+        return values
+    if keypoints and columns > 5:
+        parsed.counts[KEYPOINTS] += 1
+        return values[:5]
+    kind, sure = _kind(values) if columns > 6 else ("", False)
+    if not kind:
+        hint = "; is the last one a confidence? remove it" if columns == 6 else ""
+        raise ValueError(f"line {number}: {columns} columns, 5 expected (class cx cy w h){hint}")
+    if sure:
+        parsed.sure[columns, kind] += 1
+    else:
+        parsed.unsure.add(columns)
+        kind = kinds.get(columns, kind)
+    parsed.counts[kind] += 1
+    if kind == KEYPOINTS:
+        return values[:5]
+    xs, ys = values[1::2], values[2::2]
+    x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
+    return [values[0], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+
+
+def _kind(values: list[float]) -> tuple[str, bool]:
+    """Whether a row of more than six columns is a box with keypoints or a polygon, and whether that is sure.
+
+    With keypoints, all points lie in the box, hidden ones aside: (-1, -1), (0, 0), or with a visibility of 0. As those
+    of a small polygon may do so too, the kind is sure only if width and height are no point near the others.
+    """
+    columns = len(values)
+    points, flagged = _points(values[5:])
+    if not points:
+        return (POLYGONS, True) if columns % 2 else ("", False)
+    cx, cy, w, h = values[1:5]
+    visible = [p for p in points if p not in ((-1.0, -1.0), (0.0, 0.0))]
+    slack_x, slack_y = 0.05 * w + HAIR, 0.05 * h + HAIR
+    inside = w > 0 and h > 0 and all(
+        abs(x - cx) <= w / 2 + slack_x and abs(y - cy) <= h / 2 + slack_y for x, y in visible
+    )  # fmt: skip
+    if not inside:
+        return (POLYGONS, True) if columns % 2 else ("", False)
+    if flagged or not visible:  # polygons have neither visibilities nor hidden points
+        return KEYPOINTS, True
+    xs, ys = [cx, *(x for x, _ in visible)], [cy, *(y for _, y in visible)]
+    near = all(min(v) - (max(v) - min(v)) <= side <= max(v) + (max(v) - min(v)) for side, v in ((w, xs), (h, ys)))
+    hidden = len(visible) < len(points) or min(values[5:]) < 0
+    return (KEYPOINTS, True) if hidden or not near else (POLYGONS, False)
+
+
+def _points(values: list[float]) -> tuple[list[tuple[float, float]], bool]:
+    """The points (x, y) after a box, and whether each has a visibility of 0, 1 or 2; none if the values are neither."""
+    if len(values) % 3 == 0 and all(v in (0.0, 1.0, 2.0) for v in values[2::3]):
+        triples = zip(values[0::3], values[1::3], values[2::3], strict=True)
+        return [(x, y) if v else (0.0, 0.0) for x, y, v in triples], True
+    return (list(zip(values[0::2], values[1::2], strict=True)) if len(values) % 2 == 0 else []), False
+
+
+def _checked_row(values: list[float], nc: int, number: int) -> tuple[float, ...]:
+    cls, cx, cy, w, h = values
+    if cls != int(cls) or not 0 <= cls < nc:
+        raise ValueError(f"line {number}: class {cls:g} is not one of 0 to {nc - 1}")
+    if not (0 <= cx <= 1 and 0 <= cy <= 1 and 0 < w <= 1 and 0 < h <= 1):
+        raise ValueError(f"line {number}: coordinates must be fractions of the image, from 0 to 1, and w, h above 0")
+    x1, x2 = max(cx - w / 2, 0.0), min(cx + w / 2, 1.0)
+    y1, y2 = max(cy - h / 2, 0.0), min(cy + h / 2, 1.0)
+    if min(x2 - x1, y2 - y1) < LEAST_SIDE:
+        raise ValueError(f"line {number}: a box without area: {w:g} x {h:g} of the image")
+    return (cls, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+
+
+def settled_kinds(files: list[Rows]) -> dict[int, str]:
+    """What the unsure rows of a dataset are, by their number of columns: as the sure ones, if those are of one kind."""
+    sure: Counter[tuple[int, str]] = sum((rows.sure for rows in files), Counter())
+    settled = {}
+    for columns in set().union(*(rows.unsure for rows in files)):
+        kinds = {kind for (n, kind), count in sure.items() if n == columns and count}
+        settled[columns] = kinds.pop() if len(kinds) == 1 else POLYGONS
+    return settled
