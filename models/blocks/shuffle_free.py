@@ -8,6 +8,7 @@ them are adjusted. Batch norms must be folded first, and the state dict no longe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -110,9 +111,17 @@ class UnshuffledStage(nn.Module):
     def _hand_out(self, made: Tensor, source: int, pieces: list[list[Tensor]]) -> None:
         """Split the output of a source and append each reader's piece to `pieces`."""
         readers = [r for r, n in enumerate(self.widths[source]) if n][::-1]
-        parts = made.split([self.widths[source][r] for r in readers], 1) if len(readers) > 1 else [made]
-        for reader, part in zip(readers, parts, strict=True):
+        for reader, part in zip(readers, _split(made, [self.widths[source][r] for r in readers]), strict=True):
             pieces[reader].append(part)
+
+
+def _split(made: Tensor, widths: Sequence[int]) -> Sequence[Tensor]:
+    """Split a map along the channels; in an ONNX graph with one Slice per part, as OpenCV needs 4.8 for uneven Splits."""
+    if len(widths) == 1:
+        return [made]
+    if torch.onnx.is_in_onnx_export():
+        return [made[:, end - width : end] for width, end in zip(widths, accumulate(widths), strict=True)]
+    return made.split(widths, 1)
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:

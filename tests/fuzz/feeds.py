@@ -38,12 +38,17 @@ def one_line(error: Exception) -> None:
 
 def labels(data: bytes) -> None:
     """A label file: each accepted label has a known class and a box with an area inside the image."""
-    try:
-        found = parse_labels(data.decode("utf-8", errors="replace"), CLASSES)
-    except ValueError as e:
-        one_line(e)
-        assert str(e).startswith("line ")
-        return
+    for keypoints in (True, False):
+        try:
+            found = parse_labels(data.decode("utf-8", errors="replace"), CLASSES, keypoints)
+        except ValueError as e:
+            one_line(e)
+            assert str(e).startswith("line ")
+            continue
+        _check_labels(found)
+
+
+def _check_labels(found: np.ndarray) -> None:
     assert found.dtype == np.float32 and found.shape[1:] == (5,) and np.isfinite(found).all()
     cls, xy, wh = found[:, 0], found[:, 1:3].astype(np.float64), found[:, 3:].astype(np.float64)
     assert np.isin(cls, range(CLASSES)).all() and (wh > 0).all()
@@ -137,7 +142,10 @@ def image(data: bytes) -> None:
 
 def label_seeds() -> list[bytes]:
     polygon = b"1 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\n"
-    return [b"0 0.5 0.5 0.2 0.3\n2 0.1 0.9 0.2 0.2\n", polygon, b"\xef\xbb\xbf0 0 0 1 1\r\n"]
+    face = b"0 0.50 0.30 0.04 0.07 0.49 0.29 -1 -1 0.505 0.30 0.495 0.31 0.51 0.31\n"
+    pose = b"0 0.64 0.55 0.10 0.06 0.60 0.52 1 0.65 0.53 1 0.68 0.55 2 0 0 0\n"
+    return [b"0 0.5 0.5 0.2 0.3\n2 0.1 0.9 0.2 0.2\n", polygon, b"\xef\xbb\xbf0 0 0 1 1\r\n", face, pose,
+            b"0 0.5 0.5 1.0005 0.2\n"]  # fmt: skip
 
 
 def xml_seeds() -> list[bytes]:
@@ -155,7 +163,9 @@ def model_seeds() -> list[bytes]:
 def data_seeds() -> list[bytes]:
     folder = Path(__file__).resolve().parents[2] / "data"
     more = b"path: x\ntrain: [a, b]\nval: &v images/val\ntest: *v\nnc: 2\nnames: {0: cat, 1: dog}\n"
-    return [*(f.read_bytes() for f in sorted(folder.glob("*.yaml"))), more]
+    other = b"train: ../train/images\nnames: [yes, no, ~, 12:30]\nkpt_shape: [5, 3]\nchannels: 3\nroboflow: {a: 1}\n"
+    texts = b"path: .\ntrain: train.txt\nnames: {'0': cat, '1': ~}\nclasses: 2\nflip_idx: [0]\n"
+    return [*(f.read_bytes() for f in sorted(folder.glob("*.yaml"))), more, other, texts]
 
 
 def checkpoint_seeds() -> list[bytes]:
@@ -171,7 +181,8 @@ def pickle_seeds() -> list[bytes]:
 
 def image_seeds() -> list[bytes]:
     picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    return [cv2.imencode(suffix, picture)[1].tobytes() for suffix in (".jpg", ".png", ".bmp", ".webp", ".tiff")]
+    deep = [cv2.imencode(suffix, picture.astype(np.uint16) << 4)[1].tobytes() for suffix in (".png", ".tiff")]
+    return [*(cv2.imencode(s, picture)[1].tobytes() for s in (".jpg", ".png", ".bmp", ".webp", ".tiff")), *deep]
 
 
 FEEDS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {

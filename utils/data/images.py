@@ -21,6 +21,7 @@ class ImageError(UserError):
 LARGEST_FILE = 2**30  # bytes
 MOST_PIXELS = 178_956_970  # per image, the limit above which Pillow raises an error; about half a GB decoded
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow warns from half of that
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes
 REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
            8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
 
@@ -28,7 +29,8 @@ REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_RED
 def decode_image(content: bytes, reduce: int = 1) -> np.ndarray:
     """Decode an image to (h, w, 3) uint8 BGR, rotated by its EXIF orientation, with its sides divided by `reduce`.
 
-    reduce: 1, 2, 4 or 8. Raises ImageError if the content is empty, cut off, too large, or not an image.
+    reduce: 1, 2, 4 or 8. Images of 16 bits per channel are scaled by `to_8_bit`. Raises ImageError if the content is
+    empty, cut off, too large, or not an image.
     """
     if not content:
         raise ImageError("the file is empty")
@@ -38,13 +40,56 @@ def decode_image(content: bytes, reduce: int = 1) -> np.ndarray:
         raise ImageError("the JPEG is cut off")
     if size[0] * size[1] > MOST_PIXELS:  # checked before decoding, as a small file can decode to gigabytes
         raise ImageError(f"its header gives more than {MOST_PIXELS:,} pixels; make the image smaller")
+    deep = is_deep(content)
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[reduce])
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[reduce] | (cv2.IMREAD_ANYDEPTH if deep else 0))
     except (cv2.error, MemoryError):
         image = None
     if image is None:
+        if _is_float(content):
+            raise ImageError("its pixels are floating-point or 32-bit numbers; convert it to 8 or 16 bits")
         raise ImageError("the file is not an image that OpenCV can read, or is too large")
-    return image
+    return image if image.dtype == np.uint8 else to_8_bit(image)
+
+
+def is_deep(content: bytes) -> bool:
+    """Whether a PNG or TIFF has more than 8 bits per channel, by its header."""
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        return content[24:25] == b"\x10"
+    return content[:4] in TIFF and 16 in _tiff_bits(content)
+
+
+def _tiff_bits(content: bytes) -> list[int]:
+    """The bits per channel in the first directory of a TIFF; empty if it is damaged or a BigTIFF."""
+    order = "little" if content[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(content[at : at + size], order)
+
+    first = number(4, 4)
+    for entry in range(first + 2, first + 2 + 12 * min(number(first, 2), 200), 12):
+        if number(entry, 2) == 258:  # BitsPerSample
+            count = min(number(entry + 4, 4), 8)
+            at = entry + 8 if count <= 2 else number(entry + 8, 4)
+            return [number(at + 2 * k, 2) for k in range(count)]
+    return []
+
+
+def to_8_bit(image: np.ndarray) -> np.ndarray:
+    """Scale an image (h, w, 3) uint16 to uint8 by the bits it uses: 8, 10, 12, 14 or 16.
+
+    Cameras store 12-bit data in 16-bit files; the usual division by 256 would make them almost black.
+    """
+    bits = next(b for b in (8, 10, 12, 14, 16) if int(image.max()) < 2**b)
+    return (image >> (bits - 8)).astype(np.uint8)
+
+
+def _is_float(content: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.mode in ("F", "I")
+    except Exception:
+        return False
 
 
 def _jpeg_header(jpeg: bytes) -> tuple[tuple[int, int], int]:
@@ -76,13 +121,17 @@ def _claimed_size(content: bytes) -> tuple[int, int]:
         return 0, 0
 
 
-def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
-    """Read an image file and decode it with `decode_image` to (h, w, 3) uint8 BGR. Raises ImageError."""
+def read_content(path: str | Path) -> bytes:
+    """Read the bytes of an image file. Raises ImageError."""
     try:
-        content = read_file(path, LARGEST_FILE)
+        return read_file(path, LARGEST_FILE)
     except OSError as e:
         raise ImageError(e.strerror or "cannot be read") from e
-    return decode_image(content, reduce)
+
+
+def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
+    """Read an image file and decode it with `decode_image` to (h, w, 3) uint8 BGR. Raises ImageError."""
+    return decode_image(read_content(path), reduce)
 
 
 def shrink(im: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -53,13 +53,8 @@ def parse_rows(text: str, nc: int, keypoints: bool = False, kinds: dict[int, str
             values = [float(v) for v in fields]
         except ValueError:
             raise ValueError(f"line {number}: not a number{QUOTE}{line.strip()[:60]}'") from None
-        if not all(math.isfinite(v) for v in values):
-            raise ValueError(f"line {number}: a value is not finite")
         values = _box(values, number, keypoints, kinds or {}, parsed)
-        if any(v < 0 or v > 1 for v in values[1:]) and all(-HAIR <= v <= 1 + HAIR for v in values[1:]):
-            parsed.counts[CLIPPED] += 1
-            values = [values[0], *(min(max(v, 0.0), 1.0) for v in values[1:])]
-        rows[_checked_row(values, nc, number)] = None
+        rows[_checked_row([values[0], *_clipped(values[1:], parsed)], nc, number)] = None
     parsed.values = np.array(list(rows), np.float32).reshape(-1, 5)
     return parsed
 
@@ -84,9 +79,18 @@ def _box(values: list[float], number: int, keypoints: bool, kinds: dict[int, str
     parsed.counts[kind] += 1
     if kind == KEYPOINTS:
         return values[:5]
-    xs, ys = values[1::2], values[2::2]
+    corners = _clipped(values[1:], parsed)
+    xs, ys = corners[0::2], corners[1::2]
     x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
     return [values[0], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+
+
+def _clipped(coordinates: list[float], parsed: Rows) -> list[float]:
+    """The coordinates, those a hair outside the image moved to its border; others are left for `_checked_row`."""
+    if all(0 <= v <= 1 for v in coordinates) or not all(-HAIR <= v <= 1 + HAIR for v in coordinates):
+        return coordinates
+    parsed.counts[CLIPPED] += 1
+    return [min(max(v, 0.0), 1.0) for v in coordinates]
 
 
 def _kind(values: list[float]) -> tuple[str, bool]:
@@ -125,6 +129,8 @@ def _points(values: list[float]) -> tuple[list[tuple[float, float]], bool]:
 
 def _checked_row(values: list[float], nc: int, number: int) -> tuple[float, ...]:
     cls, cx, cy, w, h = values
+    if not all(math.isfinite(v) for v in values):
+        raise ValueError(f"line {number}: a value is not finite")
     if cls != int(cls) or not 0 <= cls < nc:
         raise ValueError(f"line {number}: class {cls:g} is not one of 0 to {nc - 1}")
     if not (0 <= cx <= 1 and 0 <= cy <= 1 and 0 < w <= 1 and 0 < h <= 1):

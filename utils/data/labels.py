@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.images import MOST_PIXELS, ImageError, read_image
+from utils.data.images import MOST_PIXELS, ImageError, decode_image, is_deep, read_content
 from utils.data.label_rows import (
     CLIPPED,
     KEYPOINTS,
@@ -143,18 +143,23 @@ def _read_list(source: Path, roots: tuple[Path, ...]) -> list[str]:
 
 @dataclass
 class _Examined:
-    """An image and its labels: shape (None if it must be left out), rows, error message, whether they lie beside it."""
+    """An image and its labels: shape (None if it must be left out), rows and error message.
+
+    beside: the label file lies beside the image. scaled: the image has 16 bits per channel.
+    """
 
     shape: tuple[int, int] | None
     rows: Rows = field(default_factory=lambda: Rows(np.zeros((0, 5), np.float32)))
     problem: str = ""
     beside: bool = False
+    scaled: bool = False
 
 
 def _examine(image: str, nc: int, keypoints: bool) -> _Examined:
     """Check one image and its labels."""
     try:
-        shape = read_image(image).shape[:2]
+        content = read_content(image)
+        shape = decode_image(content).shape[:2]
     except ImageError as e:
         return _Examined(None, problem=f"{image}: {e}")
     if min(shape) < 10:
@@ -162,7 +167,7 @@ def _examine(image: str, nc: int, keypoints: bool) -> _Examined:
         return _Examined(None, problem=f"{image}: {size}")
     beside = _beside(image)
     rows, problem = _read_rows(beside or label_path(image), nc, keypoints, {})
-    return _Examined(None if problem else shape, rows, problem, beside is not None)
+    return _Examined(None if problem else shape, rows, problem, beside is not None, is_deep(content))
 
 
 def _read_rows(file: Path, nc: int, keypoints: bool, kinds: dict[int, str]) -> tuple[Rows, str]:
@@ -268,9 +273,10 @@ def _scan(images: list[str], nc: int, desc: str, keypoints: bool = False) -> Lab
 
 def _notes(good: list[_Examined]) -> tuple[str, ...]:
     counts = sum((r.rows.counts for r in good), Counter())
-    beside = sum(r.beside for r in good)
+    beside, scaled = sum(r.beside for r in good), sum(r.scaled for r in good)
     return tuple(note for n, note in (
         (beside, f"{beside} images have their label file beside them, none in labels/"),
+        (scaled, f"{scaled} images have 16 bits per channel: scaled to 8 by the range that each uses"),
         (counts[KEYPOINTS], f"{counts[KEYPOINTS]} rows are a box with keypoints: only the box is used"),
         (counts[CLIPPED], f"{counts[CLIPPED]} rows have values slightly outside 0 to 1: clipped"),
     ) if n)  # fmt: skip

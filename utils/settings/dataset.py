@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class DataConfig:
         parts: tuple[Path, ...] = getattr(self, split)
         if not parts:
             raise UserError(f"{self.yaml_file}: there is no '{split}:' in it")
-        found = tuple(p for p in parts if p.exists())
+        found = tuple(p for p in parts if os.path.exists(p))
         if not found:
             hint = self.hint or "correct 'path:' or the split in the yaml, or put the images there"
             tried = ", ".join(map(str, self.tried.get(split, ()) or parts[:1]))
@@ -82,7 +83,7 @@ def load_data(name: str | Path) -> DataConfig:
         hint = "Its 'download:' is not run: put the images there, or correct 'path:' or the split in the yaml"
     base = next((base for parts, base in found.values() if parts and base), bases[0])
     for split, (parts, _) in found.items():
-        if parts and parts[0].exists() and parts[0] != tried[split][0]:
+        if parts and os.path.exists(parts[0]) and parts[0] != tried[split][0]:
             LOGGER.info(f"{file.name}: '{split}' found at {parts[0]}")
     return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, roots=tuple(bases),
                       keypoints=_has_keypoints(content.get("kpt_shape"), file),
@@ -134,7 +135,7 @@ def _bases(value: Any, file: Path) -> Iterator[Path]:
         yield Path(value)
     else:
         places = [ROOT / value, file.parent / value, Path.cwd() / value]
-        yield from dict.fromkeys(p.resolve() for p in sorted(places, key=lambda p: not p.exists()))
+        yield from dict.fromkeys(p.resolve() for p in sorted(places, key=lambda p: not os.path.exists(p)))
 
 
 def _candidates(value: str, bases: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -161,7 +162,7 @@ def _split_paths(value: Any, bases: list[Path], where: str) -> tuple[tuple[Path,
     paths, found = [], None
     for v in values:
         candidates = list(_candidates(v, bases))
-        path, base = next(((p, b) for p, b in candidates if p.exists()), (candidates[0][0], None))
+        path, base = next(((p, b) for p, b in candidates if os.path.exists(p)), (candidates[0][0], None))
         paths.append(path.resolve())
         found = found or base
     return tuple(paths), found
@@ -192,7 +193,7 @@ def _class_names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
              for k, name in names.items()}  # fmt: skip
     if any(isinstance(name, (dict, list)) for name in names.values()):
         raise UserError(f"{file}: a class name in 'names' must be one word or one line of text")
-    names = {i: str(name).strip() for i, name in names.items()}
+    names = {i: "" if name is None else str(name).strip() for i, name in names.items()}
     if odd := [n for n in names.values() if has_control(n)]:
         raise UserError(f"{file}: the class name {odd[0][:40]!r} in 'names' contains a line end or control character")
     if sorted(names, key=str) != sorted(range(len(names)), key=str):

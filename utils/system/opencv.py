@@ -9,6 +9,8 @@ import sys
 # OpenCV reads this variable when it is imported. It limits the number of pixels per image, for formats whose headers
 # `utils.data.images` does not read itself.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
+# what OpenCV would print for a damaged image is reported by this program, in one line
+os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")
 
 try:
     import cv2

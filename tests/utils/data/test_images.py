@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from utils.data.images import ImageError, decode_image, read_image, shrink, write_image
+from utils.data.images import ImageError, decode_image, is_deep, read_image, shrink, write_image
+from utils.data.labels import list_images
 
 
 def test_pictures_with_odd_names_round_trip(tmp_path: Path) -> None:
@@ -73,3 +75,53 @@ def test_cut_off_jpeg_with_a_whole_thumbnail() -> None:
 def test_shrinking_gives_opencvs_pixels(size: tuple[int, int]) -> None:
     im = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
     np.testing.assert_array_equal(shrink(im, size), cv2.resize(im, size, interpolation=cv2.INTER_AREA))
+
+
+def encoded(suffix: str, values: np.ndarray) -> bytes:
+    done, content = cv2.imencode(suffix, values)
+    assert done
+    return content.tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(("largest", "brightest"), [(255, 255), (1023, 255), (4095, 255), (2047, 127), (65535, 255)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_data_of_fewer_bits_in_16_bit_files(suffix: str, largest: int, brightest: int, channels: int) -> None:
+    ramp = np.tile(np.linspace(0, largest, 96).astype(np.uint16)[None, :, None], (64, 1, channels))
+    image = decode_image(encoded(suffix, ramp))
+    assert image.dtype == np.uint8 and image.shape == (64, 96, 3) and image.max() == brightest
+    assert (np.diff(image[0, :, 0].astype(int)) >= 0).all() and image.min() == 0
+    assert is_deep(encoded(suffix, ramp)) and not is_deep(encoded(suffix, ramp.astype(np.uint8)))
+    assert decode_image(encoded(suffix, ramp), 2).shape == (32, 48, 3)
+
+
+def test_float_images_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "f.tif"
+    Image.fromarray(np.ones((20, 30), np.float32)).save(file)
+    with pytest.raises(ImageError, match="floating-point"):
+        read_image(file)
+
+
+@pytest.mark.parametrize("cut", [4, 8, 9, 20, 60])
+def test_a_cut_off_tiff_is_refused(cut: int) -> None:
+    content = encoded(".tif", np.full((20, 30), 4095, np.uint16))
+    with pytest.raises(ImageError):
+        decode_image(content[:cut])
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jp2", ".avif"])
+def test_rarer_suffixes_are_images(suffix: str, tmp_path: Path) -> None:
+    im = np.full((40, 60, 3), 90, np.uint8)
+    content = encoded(".jpg", im) if suffix == ".jfif" else b""
+    if not content:
+        try:
+            Image.fromarray(im).save(tmp_path / f"x{suffix}")
+        except (KeyError, OSError, ValueError) as e:
+            pytest.skip(f"this Pillow cannot write {suffix}: {e}")
+        content = (tmp_path / f"x{suffix}").read_bytes()
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    try:
+        assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - 90).max() < 5
+    except ImageError:
+        assert suffix != ".jfif"  # OpenCV may be built without the others
+    assert [Path(f).name for f in list_images((tmp_path,)) if Path(f).stem == "a"] == [f"a{suffix}"]

@@ -195,3 +195,71 @@ def test_folders_of_the_system_are_no_data_set() -> None:
         pytest.skip("needs /proc")
     with pytest.raises(UserError, match="no images"):
         list_images((Path("/proc/self"),))
+
+
+@pytest.mark.parametrize(
+    ("kept", "hidden"),
+    [
+        (["a.png"], [".ipynb_checkpoints/a-checkpoint.png", ".Trash-0/files/old.png"]),
+        (["a.png", "sub/b.png"], ["._a.png", "sub/._b.png", "__MACOSX/a.png", "sub/.hidden/c.png"]),
+        (["a.png"], ["@eaDir/a.png/thumb.png", ".DS_Store.png"]),
+    ],
+)
+def test_hidden_files_are_not_data(
+    kept: list[str], hidden: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [*kept, *hidden]:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    with caplog.at_level(logging.INFO, logger="yolov5"):
+        assert list_images((tmp_path / "set",)) == sorted(str(tmp_path / "set" / name) for name in kept)
+    assert len(caplog.messages) == 1 and "hidden, not used" in caplog.messages[0]
+    nested = tmp_path / ".cache"  # a set may lie below a hidden folder
+    (tmp_path / "set").rename(nested)
+    assert len(list_images((nested,))) == len(kept)
+
+
+def test_images_that_cannot_be_read_here_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.heic", "b.HEIC", "c.nef", "d.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(list_images((tmp_path,))) == 1
+    assert len(caplog.messages) == 1 and "not used: 2 .heic, 1 .nef images, which cannot be read" in caplog.messages[0]
+
+
+def test_labels_beside_the_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_yolo_set(tmp_path, 4)
+    images, labels = tmp_path / "images/train", tmp_path / "labels/train"
+    whole = load_labels((images,), 2)
+    for name in ("000.txt", "001.txt"):
+        (labels / name).rename(images / name)
+    (images / "002.txt").write_text("a caption, as labels/ has the labels")
+    index = load_labels((images,), 2)
+    assert np.array_equal(index.values, whole.values)
+    assert index.notes == ("2 images have their label file beside them, none in labels/",)
+    assert sum("beside them" in m for m in caplog.messages) == 1
+    (images / "000.txt").write_text("0 0.5 0.5 0.1 0.1\n")  # noticed
+    assert load_labels((images,), 2).labels(0).tolist() == [[0, 0.5, 0.5, np.float32(0.1), np.float32(0.1)]]
+
+
+def test_the_cache_of_a_read_only_set_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_yolo_set(tmp_path / "set", 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = module.atomic_write
+
+    def write(path: Path, *args: object):
+        if Path(path).is_relative_to(tmp_path / "set"):
+            raise OSError(30, "Read-only file system")
+        return real(path, *args)
+
+    monkeypatch.setattr(module, "atomic_write", write)
+    calls = scans(monkeypatch)
+    for _ in range(2):
+        assert len(load_labels((tmp_path / "set/images/train",), 2)) == 3
+    assert len(calls) == 1 and len(list((tmp_path / "cache/yolov5-light").glob("*.cache.npz"))) == 1
+    assert not list((tmp_path / "set").rglob("*.cache.npz"))
+    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "set"))
+    load_labels((tmp_path / "set/images/val",), 2)
+    assert any("cannot be written (Read-only file system)" in m for m in caplog.messages)
