@@ -23,7 +23,10 @@ from utils.errors import UserError
 from utils.files import model_yamls
 from utils.settings.config import check_model_cfg, load_yaml
 from utils.settings.dataset import load_data
-from utils.voc.annotation import VocError, pixel_box, read_voc_xml, yolo_line
+from utils.voc.annotation import VocError, box_edges, doubt, guess_encoding, pixel_box, read_voc_xml, yolo_line
+from utils.voc.files import MAX_IMAGE, FolderFiles
+from utils.voc.sizes import Header, find_frame, read_header
+from utils.voc.source import find_sets
 
 CLASSES = 3
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -56,22 +59,64 @@ def _check_labels(found: np.ndarray) -> None:
 
 
 def xml(data: bytes) -> None:
-    """A VOC annotation: each converted box must be accepted as a label."""
+    """A VOC annotation: each converted box must be accepted as a label, whatever the size of its image."""
     try:
-        annotation = read_voc_xml(data)
+        annotation = read_voc_xml(data, guess_encoding([data]) if doubt(data) else None)
     except VocError as e:
         one_line(e)
         return
-    for thing in annotation.objects:
+    for formula, header in (
+        ("exact", Header((500, 375))),
+        ("zero", Header((375, 500), 6)),
+        ("legacy", Header((50, 38))),
+    ):
         try:
-            corners, _ = pixel_box(thing.box, 500, 375)
-        except VocError as e:
+            frame, note = find_frame(annotation, header, [box_edges(o.box, formula) for o in annotation.objects])
+        except UserError as e:
             one_line(e)
             continue
-        try:
-            labels(yolo_line(0, corners, 500, 375).encode())
-        except ValueError as e:
-            assert "without area" in str(e)
+        assert "\n" not in note and frame.size == header.size
+        for thing in annotation.objects:
+            try:
+                corners, _ = pixel_box(thing.box, *frame.given, formula)
+            except VocError as e:
+                one_line(e)
+                continue
+            try:
+                labels(yolo_line(0, frame.place(corners), *frame.size).encode())
+            except ValueError as e:
+                assert "without area" in str(e)
+
+
+def voc_names(data: bytes) -> None:
+    """The names of the files of a dataset, one a line: each image found for an annotation is one of them."""
+    files = FolderFiles(Path(tempfile.mkdtemp(dir=FOLDER)))
+    files.where.rmdir()
+    names = [line for line in data.decode("utf-8", errors="replace").splitlines() if line.strip("/") == line != ""]
+    files.names = sorted(set(names))
+    files.size = lambda name: len(name)  # type: ignore[method-assign]
+    files.read = lambda name, limit: data  # type: ignore[method-assign]
+    for voc in find_sets(files):
+        found, problems = voc.splits()
+        assert set(found) <= {"train", "val", "test"} and all(len(problem) == 2 for problem in problems)
+        for key in list(voc.annotations)[:20]:
+            try:
+                assert voc.find_image(key, names[0])[1] in files.names
+            except UserError as e:
+                one_line(e)
+
+
+def image_header(data: bytes) -> None:
+    """An image whose size is read for a VOC annotation: it is that of the decoded image, if it can be decoded."""
+    (FOLDER / "x.img").write_bytes(data)
+    files = FolderFiles(FOLDER / "header")
+    files.where = FOLDER
+    try:
+        header = read_header(files, "x.img")
+    except UserError as e:
+        one_line(e)
+        return
+    assert len(data) <= MAX_IMAGE and 1 <= header.orientation <= 8 and min(header.size) > 0
 
 
 def model_yaml(data: bytes) -> None:
@@ -152,7 +197,14 @@ def xml_seeds() -> list[bytes]:
     box = "<bndbox><xmin>8</xmin><ymin>12.5</ymin><xmax>352</xmax><ymax>498</ymax></bndbox>"
     body = (f"<annotation><filename>x.jpg</filename><size><width>500</width><height>375</height></size><object>"
             f"<name>dog</name><difficult>1</difficult>{box}</object></annotation>")  # fmt: skip
-    return [body.encode(), f'<?xml version="1.0" encoding="GBK"?>{body}'.encode(), f"<!DOCTYPE a []>{body}".encode()]
+    return [body.encode(), f'<?xml version="1.0" encoding="GBK"?>{body}'.encode(), f"<!DOCTYPE a []>{body}".encode(),
+            body.replace("dog", "猫").encode("gbk"), body.replace("dog", "犬").encode("shift_jis")]  # fmt: skip
+
+
+def voc_name_seeds() -> list[bytes]:
+    return [b"JPEGImages/a.jpg\nAnnotations/a.xml\nImageSets/Main/train.txt\n",
+            b"train/a.jpg\ntrain/a.xml\nvalid/b.jpg\nvalid/b.xml\n.git/c.xml\n",
+            b"images/x/a.jpg\nimages/y/a.jpg\nannotations/xmls/a.xml\nannotations/test.txt\n"]  # fmt: skip
 
 
 def model_seeds() -> list[bytes]:
@@ -189,4 +241,5 @@ FEEDS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "labels": (labels, label_seeds), "xml": (xml, xml_seeds), "model_yaml": (model_yaml, model_seeds),
     "small_model": (small_model, model_seeds), "data_yaml": (data_yaml, data_seeds),
     "checkpoint": (checkpoint, checkpoint_seeds), "pickle": (pickled, pickle_seeds), "image": (image, image_seeds),
+    "voc_names": (voc_names, voc_name_seeds), "image_header": (image_header, image_seeds),
 }  # fmt: skip

@@ -374,6 +374,8 @@ def test_default_places_downloads_and_the_message_without_any(tmp_path: Path, mo
     ("kwargs", "reason"),
     [
         ({"box": "exakt"}, "did you mean 'exact'"),
+        ({"box": "zeros"}, "did you mean 'zero'"),
+        ({"encoding": "zlib"}, "--encoding 'zlib'"),
         ({"link": "move"}, "--link 'move'"),
         ({"years": [2011]}, "--years 2011"),
         ({"split": [0.8, 0.3]}, "--split"),

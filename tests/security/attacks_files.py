@@ -25,7 +25,7 @@ from utils.data.labels import list_images, load_labels
 from utils.data.sources import list_media, open_source
 from utils.settings.dataset import load_data
 from utils.system.download import download, download_files
-from utils.voc.source import FolderFiles
+from utils.voc.files import FolderFiles
 
 PICTURE = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))[1].tobytes()
 
@@ -352,6 +352,14 @@ ATTACKS = [
             "100,000 nested tags": ("<annotation>" + "<a>" * 100000, "nested too deep"),
             "zlib_codec as the encoding": (_xml('<?xml version="1.0" encoding="zlib_codec"?>'), "encoding"),
             "a shell script instead of XML": ("#!/bin/sh", "cannot be parsed"),
+            "entities in a file in Shift-JIS, which is not declared": (
+                _xml(ENTITIES, "猫&j;").encode("shift_jis"),
+                "entities or outside|cannot be parsed",
+            ),
+            "a box of 10^300 pixels in an image of another size": (
+                _xml("", tail="<size><width>999999</width><height>7</height></size>").replace(">9<", ">1e300<"),
+                "boxes lie outside",
+            ),
         },
         LEFT_OUT,
     ),
@@ -377,6 +385,27 @@ ATTACKS = [
             "backslashes": ("..\\..\\ran", "backslash"),
             "a NUL character in a name": ("picture.png\0.sh", "NUL"),
         },
+        LEFT_OUT,
+    ),
+    Attack(
+        "VOC zip",
+        "an image with a header of 60,000 x 60,000 and an annotation without a size",
+        partial(convert, {"JPEGImages/bad.png": png(60000, 60000, 1), "Annotations/bad.xml": _xml("").encode()}),
+        "more than 178,956,970 pixels",
+        LEFT_OUT,
+    ),
+    Attack(
+        "VOC zip",
+        "a split list with a path of 400,000 folders",
+        partial(convert, {"ImageSets/Main/train.txt": b"good\n" + b"a/" * 400_000}),
+        "annotation missing",
+        LEFT_OUT,
+    ),
+    Attack(
+        "VOC zip",
+        "4,000 folders with images of the same name, and as many annotations without an image",
+        partial(convert, {f"{k}/{name}": b"" for k in range(4000) for name in ("a.png", "Annotations/a.xml")}),
+        "cannot be parsed|is an empty file",
         LEFT_OUT,
     ),
     Attack(

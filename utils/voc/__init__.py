@@ -1,1 +1,1 @@
-"""Reading and converting the PASCAL VOC format, and drawing the default dataset in that format."""
+"""The PASCAL VOC format: reading, conversion, and the default dataset, which is drawn in it. No command line."""

@@ -9,19 +9,30 @@ from __future__ import annotations
 import codecs
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.system.console import has_control
 
 VOC_NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
     "sheep sofa train tvmonitor"
 ).split()
+
+# The characters in daily use in each encoding: the first level of its table, and punctuation.
+_COMMON = {
+    "gbk": re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]"),
+    "shift_jis": re.compile(rb"[\x81-\x83\x88-\x98][\x40-\xfc]"),
+    "big5": re.compile(rb"[\xa1-\xc6][\x40-\xfe]"),
+}
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_OTHER = re.compile(r"[^\x00-\x7f]+")
+_ACCENTED = re.compile(r"[\u00c0-\u024f]{1,4}")
 
 Box = tuple[float, float, float, float]
 
@@ -61,28 +72,80 @@ class VocAnnotation:
     problems: list[str] = field(default_factory=list)
 
 
-def read_voc_xml(data: bytes) -> VocAnnotation:
-    """Parse the bytes of an annotation file in its declared encoding; entities and external references are refused.
+def read_voc_xml(data: bytes, encoding: str | None = None) -> VocAnnotation:
+    """Parse the bytes of an annotation file; entities and external references are refused.
 
-    Raises VocError if the file cannot be parsed; single objects that cannot be read are listed in `problems`.
+    encoding: used instead of the declared one (UTF-8 if none is declared), except for pure ASCII and for files with a
+    byte order mark. Raises VocError if the file cannot be parsed; single objects that cannot be read are listed in
+    `problems`.
     """
     data = data.lstrip()  # an empty line before the xml declaration is a common, harmless mistake
+    if encoding and not data.isascii() and not data.startswith(_MARKS):
+        try:
+            text = data.decode(encoding)
+        except UnicodeError as e:
+            raise VocError(f"xml is not in the encoding given: {encoding}, {shorten(e, 80)}") from e
+        return _parse_text(text)
     try:
         return _parse(data)
     except DefusedXmlException as e:
         raise VocError(f"xml with entities or outside references: {type(e).__name__}") from e
     except ParseError as e:
-        raise VocError(f"xml cannot be parsed: {e}") from e
+        hint = "; if it is not in UTF-8, give its encoding, as in --encoding gbk" if doubt(data) else ""
+        raise VocError(f"xml cannot be parsed: {e}{hint}") from e
     except (LookupError, ValueError) as e:  # raised by expat for an encoding that it does not know
         text = _decode_multi_byte(data)
         if text is None:
             raise VocError(f"xml in an unknown encoding: {e}") from e
+    return _parse_text(text)
+
+
+def _parse_text(text: str) -> VocAnnotation:
     try:
-        return _parse(text.encode("utf-8"), encoding="utf-8")
+        return _parse(text.encode("utf-8", "replace"), encoding="utf-8")
     except DefusedXmlException as e:
         raise VocError(f"xml with entities or outside references: {type(e).__name__}") from e
     except ParseError as e:
         raise VocError(f"xml cannot be parsed: {e}") from e
+
+
+def doubt(data: bytes) -> str:
+    """Return `not utf-8` or `perhaps not` for an xml that may be in an encoding which it does not declare, else ``.
+
+    The bytes of a short Chinese word in GBK may be valid UTF-8 by chance: those of the word for cat are UTF-8 for "è".
+    `perhaps not`: all non-ASCII texts consist of a few accented letters without plain letters beside them.
+    """
+    data = data.lstrip()
+    if data.isascii() or data.startswith(_MARKS):
+        return ""
+    declared = _DECLARED.match(data)
+    if declared and declared[1].lower() not in (b"utf-8", b"utf8"):
+        return ""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "not utf-8"
+    if declared:
+        return ""
+    for run in _OTHER.finditer(text):
+        beside = text[max(run.start() - 1, 0) : run.start()] + text[run.end() : run.end() + 1]
+        if not _ACCENTED.fullmatch(run[0]) or any(map(str.isalpha, beside)):
+            return ""
+    return "perhaps not"
+
+
+def guess_encoding(parts: Sequence[bytes]) -> str | None:
+    """Return the multi-byte encoding in which these files contain only common characters, or None."""
+    best, found = 0.8, None
+    for name, common in _COMMON.items():
+        try:
+            characters = [c.encode(name) for data in parts for c in data.decode(name) if not c.isascii()]
+        except UnicodeError:
+            continue
+        share = sum(common.fullmatch(c) is not None for c in characters) / max(len(characters), 1)
+        if share > best:
+            best, found = share, name
+    return found
 
 
 def _parse(data: bytes, encoding: str | None = None) -> VocAnnotation:
@@ -191,19 +254,27 @@ def _side(text: str) -> int:
     return int(value) if 1 <= value <= _MAX_SIDE else 0
 
 
-def pixel_box(box: Box, width: int, height: int, formula: str = "exact") -> tuple[Box, bool]:
-    """Convert a VOC box to corners x0, y0, x1, y1 in pixels from 0, clipped to the image.
+def box_edges(box: Box, formula: str = "exact") -> Box:
+    """Convert a VOC box to corners x0, y0, x1, y1 in pixels from 0, without a check.
 
-    Returns the corners, and whether the box was clipped.
     `exact`: VOC's pixels count from 1 and both ends are included, hence x0 = xmin - 1, x1 = xmax.
+    `zero`: the corners as they are, as CVAT and LabelMe write them.
     `legacy`: as YOLOv5's VOC script, centre (xmin + xmax) / 2 - 1 and width xmax - xmin, hence x1 = xmax - 1.
-    Raises VocError if the box is reversed or has no area inside the image.
+    """
+    first, last = {"exact": (1, 0), "zero": (0, 0), "legacy": (1, 1)}[formula]
+    return box[0] - first, box[1] - first, box[2] - last, box[3] - last
+
+
+def pixel_box(box: Box, width: int, height: int, formula: str = "exact") -> tuple[Box, bool]:
+    """Convert a VOC box to corners x0, y0, x1, y1 in pixels from 0 by `box_edges`, clipped to the image.
+
+    Returns the corners, and whether the box was clipped. Raises VocError if the box is reversed or has no area inside
+    the image.
     """
     xmin, ymin, xmax, ymax = box
     if xmin > xmax or ymin > ymax:
         raise VocError("box reversed: " + " ".join(f"{v:g}" for v in box))
-    last = 0 if formula == "exact" else 1
-    x0, y0, x1, y1 = xmin - 1, ymin - 1, xmax - last, ymax - last
+    x0, y0, x1, y1 = box_edges(box, formula)
     if x1 <= x0 or y1 <= y0:
         raise VocError("box without area: " + " ".join(f"{v:g}" for v in box))
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))

@@ -15,19 +15,18 @@ from utils.errors import UserError
 from utils.files import DATASETS, IMAGE_SUFFIXES, ROOT
 from utils.system.console import LOGGER, printable, progress
 from utils.system.download import download
-from utils.voc.annotation import VOC_NAMES, read_voc_xml
+from utils.voc.annotation import VOC_NAMES
+from utils.voc.layouts import describe
 from utils.voc.options import ZIPS, Options
 from utils.voc.output import coco_json, convert_objects, data_yaml, image_writer, sweep, write_if_changed
-from utils.voc.source import MAX_IMAGE, Record, VocSet, image_size, is_custom, open_sources, seeded_split
+from utils.voc.reading import Problems, Record, list_images, read_splits
+from utils.voc.source import SHOWN, VocSet, is_custom, open_sources
 
 URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/"  # YOLOv5's mirror of the official VOC zips
 COMMAND = "python my_tools/voc2yolo.py"
 REPORT = "voc2yolo_report.txt"
-SHOWN = 3  # files listed in the terminal for each kind of problem; the report lists all of them
 ROWS = 40  # classes listed in the table
 _ONE_FILE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)  # errors due to a file's name
-
-Problems = list[tuple[str, str]]  # (file, reason); the reason's text before its first colon is the kind of problem
 
 
 @dataclass
@@ -58,12 +57,15 @@ def convert(opt: Options) -> Summary:
     official_out = DATASETS / "VOC"
     places, sets, problems = find_sources(opt, official_out)
     custom = bool(opt.name or opt.names) or is_custom(sets)
-    name = (opt.name or _plain(sets[0].name) if sets else "custom") if custom else "VOC"
+    name = (opt.name or _plain(sets[0].layout.title) if sets else "custom") if custom else "VOC"
     out = Path(os.path.abspath(opt.out or DATASETS / name))
     jobs = list_images(sets, opt, custom, problems)
     if not any(jobs.values()):
         raise UserError(_nothing(opt, places, problems))
-    records = {split: read_split(split, job, problems) for split, job in jobs.items()}
+    if not any(voc.around or voc.elsewhere for voc in sets):
+        found = "; ".join(dict.fromkeys(f"{voc.files.where}: {describe(voc.files)}" for voc in sets[:SHOWN]))
+        raise UserError(f"nothing to convert: no images: {found}; give the folder of the images as another --source")
+    records = read_splits(jobs, opt, problems)
     names = list(opt.names or ()) or (_classes(records) if custom else list(VOC_NAMES))
     summary = Summary(out, names, problems=problems, missing=[] if custom else _missing(jobs, opt, places))
     try:
@@ -112,59 +114,6 @@ def _expected(places: Sequence[Path]) -> list[Path]:
     return zips + folders
 
 
-def list_images(
-    sets: Sequence[VocSet], opt: Options, custom: bool, problems: Problems
-) -> dict[str, list[tuple[VocSet, str]]]:
-    """Return, for each output split, the dataset and the stem of every image to convert.
-
-    Irregularities are added to `problems`.
-    """
-    jobs: dict[str, dict[str, VocSet]] = {}
-    for voc in sets:
-        if not custom and voc.year not in opt.years:
-            continue
-        splits, odd = voc.splits()
-        problems += odd
-        if not splits and custom:
-            splits = seeded_split(sorted(voc.annotations), opt.split, opt.seed)
-            LOGGER.info(f"{printable(voc.name)}: no lists in ImageSets/Main: using --split and --seed {opt.seed}")
-        elif not splits:
-            problems.append((str(voc.files.where), f"no image lists: {voc.name}/ImageSets/Main"))
-        home: dict[str, str] = {}
-        for split, stems in splits.items():
-            output = split if custom else f"{split}{voc.year}"
-            if output in jobs and not custom:  # VOC's zip and the folder unpacked from it contain the same images
-                LOGGER.info(f"{output} is also in {voc.files.where}: that copy is not used")
-                continue
-            job = jobs.setdefault(output, {})
-            for stem in stems:
-                if home.setdefault(stem, split) != split:
-                    problems.append((f"{voc.name}/{stem}.xml", f"image in two splits: {home[stem]} and {split}"))
-                if job.setdefault(stem, voc) is not voc:
-                    problems.append((f"{voc.name}/{stem}.xml", f"same name in two sets: using {job[stem].name}"))
-        if custom and len(home) and (unlisted := len(set(voc.annotations) - set(home))):
-            LOGGER.info(f"{printable(voc.name)}: {unlisted} annotations are not in any list and are left out")
-    return {output: [(voc, stem) for stem, voc in job.items()] for output, job in jobs.items()}
-
-
-def read_split(split: str, job: Sequence[tuple[VocSet, str]], problems: Problems) -> list[Record]:
-    """Read the annotations of one split; unreadable ones and those without an image are added to `problems`."""
-    records = []
-    for voc, stem in progress(job, desc=f"{split}: annotations"):
-        label = f"{voc.name}/{stem}.xml"
-        try:
-            annotation = read_voc_xml(voc.read_annotation(stem))
-            image = voc.find_image(stem, annotation.filename)
-            if not (annotation.width and annotation.height):
-                annotation.width, annotation.height = image_size(voc.files.read(image, MAX_IMAGE))
-                problems.append((label, "no <size> in the xml: size read from the image"))
-        except UserError as e:
-            problems.append((label, str(e)))
-            continue
-        records.append(Record(stem, voc, image, annotation))
-    return records
-
-
 def _classes(records: dict[str, list[Record]]) -> list[str]:
     return sorted({thing.name for part in records.values() for r in part for thing in r.annotation.objects})
 
@@ -188,9 +137,9 @@ def write_split(split: str, records: Sequence[Record], summary: Summary, opt: Op
     objects, difficult = summary.objects.setdefault(split, Counter()), summary.difficult.setdefault(split, Counter())
     rows = []
     for r in progress(records, desc=f"{split}: images"):
-        done = convert_objects(r.annotation, classes, opt.box)
+        done = convert_objects(r.annotation, classes, r.frame, r.formula)
         try:
-            put = image_writer(r.voc.files, r.image, f"{images}/{r.file_name}", opt.link)
+            put = image_writer(r.files, r.image, f"{images}/{r.file_name}", opt.link)
             # write the label first: a training on an unfinished dataset must not see the image without its label
             text = "".join(f"{line}\n" for line in done.lines).encode("ascii")
             summary.changed |= write_if_changed(f"{labels}/{r.stem}.txt", text)
@@ -201,12 +150,12 @@ def write_split(split: str, records: Sequence[Record], summary: Summary, opt: Op
             if isinstance(e, OSError) and e.errno not in _ONE_FILE:
                 raise
             reason = str(e) if isinstance(e, UserError) else f"cannot be written: {getattr(e, 'strerror', e)}"
-            summary.problems.append((f"{r.voc.name}/{r.stem}.xml", reason))
+            summary.problems.append((r.label, reason))
             continue
-        summary.problems += [(f"{r.voc.name}/{r.stem}.xml", reason) for reason in done.problems]
+        summary.problems += [(r.label, reason) for reason in done.problems]
         for index, _, hard in done.objects:
             (difficult if hard else objects)[summary.names[index]] += 1
-        rows.append((r.file_name, r.annotation.width, r.annotation.height, done.objects))
+        rows.append((r.file_name, *r.frame.size, done.objects))
     summary.images[split] = len(rows)
     path = summary.out / "annotations" / f"instances_{split}.json"
     summary.changed |= write_if_changed(path, coco_json(rows, summary.names).encode("ascii"), flush=True)

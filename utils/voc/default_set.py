@@ -23,4 +23,4 @@ def prepare_shapes(data_yaml: Path) -> None:
     LOGGER.info(f"drawing the default dataset into {FOLDER} (only once, takes a few seconds)")
     shapes.make_set(shapes.OUT)
     names = list(shapes.CLASSES)
-    convert.convert(Options(source=shapes.OUT, out=FOLDER, name="shapes", names=names, yaml=None))
+    convert.convert(Options(source=shapes.OUT, out=FOLDER, name="shapes", names=names, box="exact", yaml=None))

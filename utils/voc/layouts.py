@@ -6,6 +6,7 @@ Besides VOC's own folders, xml files lie beside the images (LabelImg, Roboflow),
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import unicodedata
@@ -48,6 +49,7 @@ class Layout:
     odd: list[tuple[str, str]] = field(default_factory=list)
 
 
+@functools.lru_cache(maxsize=65_536)
 def split_of(name: str) -> str | None:
     """Return `train`, `val` or `test` for the name of a folder or list that names this split, None for any other."""
     match = _SPLIT.fullmatch(name)
@@ -64,9 +66,10 @@ def key_of(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def bare_parts(folder: str) -> list[str]:
+@functools.lru_cache(maxsize=65_536)
+def bare_parts(folder: str) -> tuple[str, ...]:
     """Return the folders of a path that name neither annotations, images nor a split, in lower case."""
-    return [p.lower() for p in folder.split("/") if p and not (_is_generic(p) or split_of(p))]
+    return tuple(p.lower() for p in folder.split("/") if p and not (_is_generic(p) or split_of(p)))
 
 
 def is_image(name: str) -> bool:
@@ -112,7 +115,7 @@ def find_layouts(files: Files) -> tuple[list[Layout], int]:
             texts.setdefault(os.path.dirname(name).lower(), []).append(name)
     for layout in found:
         own = folders.get(layout.root)
-        if own:
+        if own and named.get(layout.root) is layout:
             layout.images = own.get("JPEGImages") or [name for part in own.values() for name in part]
         layout.lists = _lists(layout, texts)
     return found, unused
@@ -123,9 +126,9 @@ def describe(files: Files) -> str:
     places: dict[str, Counter[str]] = {}
     for name in files.names:
         suffix = os.path.splitext(name)[1].lower()
-        kind = "image" if is_image(name) else f"{suffix[1:]} file" if suffix in (".xml", ".json", ".txt", ".csv") else ""
-        if kind:
-            places.setdefault(kind, Counter())[name.rpartition("/")[0]] += 1
+        if is_image(name) or suffix in (".xml", ".json", ".txt", ".csv"):
+            kind = "image" if is_image(name) else f"{suffix[1:]} file"
+            places.setdefault(kind, Counter())[os.path.dirname(name)] += 1
     texts = []
     for kind, where in sorted(places.items()):
         folder = where.most_common(1)[0][0]
@@ -136,8 +139,8 @@ def describe(files: Files) -> str:
 
 
 def is_mask(folder: str) -> bool:
-    """Return whether a folder contains masks or drawings that have the names of the dataset's images."""
-    return any(map(_MASKS.search, folder.split("/")))
+    """Return whether the name of a folder says that it contains masks or drawings of the dataset's images."""
+    return _MASKS.search(folder) is not None
 
 
 def _is_generic(name: str) -> bool:
@@ -167,7 +170,7 @@ def _image_folders(images: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     for name in images:
         parts = name.split("/")[:-1]
         for k, part in enumerate(parts):
-            if _is_images(part) and not is_mask("/".join(parts[k:])):
+            if _is_images(part):
                 found.setdefault("/".join(parts[:k]), {}).setdefault(part, []).append(name)
     return found
 
@@ -184,6 +187,8 @@ def _new_layout(files: Files, root: str, classic: bool) -> Layout:
 def _add(layout: Layout, files: Files, name: str, below: str) -> None:
     """Add an xml file to a layout; below: its folder below that of the annotations."""
     key = key_of(f"{below}/{_stem(name)}" if below else _stem(name))
+    if os.path.dirname(layout.xmls.get(key, name)) != os.path.dirname(name):  # train_annotations/, test_annotations/
+        key = key_of(os.path.splitext(name[len(layout.root) :])[0].strip("/"))
     if layout.xmls.setdefault(key, name) != name:
         layout.odd.append((f"{layout.name}/{key}.xml", f"two xml files of this name: {layout.xmls[key]} is used"))
         return
@@ -214,7 +219,7 @@ def _loose_layouts(files: Files, loose: dict[str, list[str]]) -> list[Layout]:
 def _lists(layout: Layout, texts: dict[str, list[str]]) -> list[dict[str, str]]:
     """Return the tables of split lists of a layout: of ImageSets/Main, ImageSets, and of the folders with the data."""
     prefix = f"{layout.root}/" if layout.root else ""
-    main = [name for name in texts.get(f"{prefix}imagesets/main".lower(), ()) if name.lower().startswith(prefix.lower())]
+    main = texts.get(f"{prefix}imagesets/main".lower(), [])
     exact = [name for name in main if os.path.dirname(name) == f"{prefix}ImageSets/Main"]
     beside = {os.path.dirname(name) for name in layout.xmls.values()}
     nearby = {layout.root, *beside, *map(os.path.dirname, beside)}

@@ -21,7 +21,8 @@ import yaml
 from utils.errors import did_you_mean
 from utils.files import atomic_write
 from utils.voc.annotation import Box, VocAnnotation, VocError, pixel_box, yolo_line
-from utils.voc.source import MAX_IMAGE, Files
+from utils.voc.files import MAX_IMAGE, Files
+from utils.voc.sizes import Frame
 
 _TEMPORARY = ".voc2yolo."
 
@@ -38,26 +39,32 @@ class Converted:
     problems: list[str] = field(default_factory=list)
 
 
-def convert_objects(annotation: VocAnnotation, classes: Mapping[str, int], formula: str = "exact") -> Converted:
-    """Convert an annotation with known image size to label lines and boxes; difficult objects get no label line."""
+def convert_objects(
+    annotation: VocAnnotation, classes: Mapping[str, int], frame: Frame, formula: str = "exact"
+) -> Converted:
+    """Convert an annotation to label lines and boxes; difficult objects get no label line.
+
+    frame: where the boxes are given; they are placed in the image as training reads it.
+    """
     done = Converted(problems=list(annotation.problems))
-    width, height = annotation.width, annotation.height
+    width, height = frame.given
+    exact = "zero" if formula == "zero" else "exact"
     for thing in annotation.objects:
         index = classes.get(thing.name)
         if index is None:
             done.problems.append(f"class not in the list: {thing.name[:60]!r}{did_you_mean(thing.name[:60], classes)}")
             continue
         try:
-            corners, cut = pixel_box(thing.box, width, height)
+            corners, cut = pixel_box(thing.box, width, height, exact)
             if not thing.difficult:
-                label = corners if formula == "exact" else pixel_box(thing.box, width, height, formula)[0]
-                done.lines.append(yolo_line(index, label, width, height))
+                label = corners if formula == exact else pixel_box(thing.box, width, height, formula)[0]
+                done.lines.append(yolo_line(index, frame.place(label), *frame.size))
         except VocError as e:
             done.problems.append(str(e))
             continue
         if cut:
             done.problems.append("box clipped to the image: " + " ".join(f"{v:g}" for v in thing.box))
-        done.objects.append((index, corners, thing.difficult))
+        done.objects.append((index, frame.place(corners), thing.difficult))
     return done
 
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from utils.voc.annotation import VOC_NAMES, VocError, pixel_box, read_voc_xml, yolo_line
+from my_tools.voc2yolo import run
+from utils.errors import UserError
+from utils.voc.annotation import (
+    VOC_NAMES,
+    VocError,
+    doubt,
+    guess_encoding,
+    pixel_box,
+    read_voc_xml,
+    yolo_line,
+)
 
 OBJECT = (
     "<object><name>{name}</name>{extra}<bndbox><xmin>10</xmin><ymin>20</ymin><xmax>30</xmax><ymax>60</ymax>"
@@ -114,6 +126,75 @@ def test_blank_line_and_byte_order_mark_before_the_declaration() -> None:
     assert read_voc_xml(b"\n" + text).filename == read_voc_xml(b"\xef\xbb\xbf" + text).filename == "a"
 
 
+NAMES: dict[str, tuple[dict[str, str], str | None]] = {  # names of classes by encoding, the encoding read
+    "gbk": ({"gbk": "猫 狗 汽车"}, "gbk"),
+    "gbk, valid UTF-8 by chance": ({"gbk": "猫"}, "gbk"),
+    "gbk, some valid UTF-8": ({"gbk": "猫 狗 牛"}, "gbk"),
+    "Shift-JIS": ({"shift_jis": "猫 犬 ソファ 自転車 くるま"}, "shift_jis"),
+    "Big5": ({"big5": "貓 腳踏車 飛機"}, "big5"),
+    "UTF-8": ({"utf-8": "猫 狗 汽车 くるま"}, None),
+    "UTF-8, French": ({"utf-8": "chèvre à été café"}, None),
+    "UTF-8, Italian": ({"utf-8": "è chèvre"}, None),
+    "UTF-8, Russian": ({"utf-8": "кино но машина"}, None),
+    "UTF-8, Greek": ({"utf-8": "γάτα"}, None),
+    "UTF-8 and one file in gbk": ({"utf-8": "狗 猫", "gbk": "汽车"}, "gbk"),
+    "both, and one that is valid in both": ({"utf-8": "狗 è"}, None),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_encoding_that_is_not_declared(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts, encoding = NAMES[case]
+    names = [(word, code) for code, words in texts.items() for word in words.split()]
+    for k, (word, code) in enumerate(names):
+        (tmp_path / f"set/{k}.jpg").parent.mkdir(exist_ok=True)
+        (tmp_path / f"set/{k}.jpg").write_bytes(b"x")
+        text = xml(SIZE + OBJECT.format(name=word, extra="")).decode()
+        (tmp_path / f"set/{k}.xml").write_bytes(text.encode(code))
+    done = run(source=tmp_path / "set", out=tmp_path / "out", split=[0.5, 0.5])
+    assert done.names == sorted(word for word, _ in names)
+    told = capsys.readouterr().out
+    assert ("declare no other encoding are read in" in told) == bool(encoding)
+    assert encoding is None or f"are read in {encoding} (classes" in told and "--encoding" in told
+
+
+def test_encoding_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a.jpg").write_bytes(b"x")
+    text = xml(SIZE + OBJECT.format(name="고양이", extra=""), "<?xml version='1.0' encoding='utf-8'?>").decode()
+    (tmp_path / "set/a.xml").write_bytes(text.encode("euc_kr"))
+    assert run(source=tmp_path / "set", out=tmp_path / "out", encoding="euc_kr").names == ["고양이"]
+    with pytest.raises(UserError, match="nothing was converted"):
+        run(source=tmp_path / "set", out=tmp_path / "out2", encoding="utf-8")
+
+
+@pytest.mark.parametrize("encoding", ["zlib_codec", "base64", "klingon", "utf-16", "rot13", "hex", ""])
+def test_encoding_that_is_none_of_texts(encoding: str) -> None:
+    with pytest.raises(UserError, match="--encoding"):
+        run(source=".", encoding=encoding)
+    with pytest.raises(UserError, match=r"'gbl' \(did you mean 'gbk'\?\): one of Python's names"):
+        run(source=".", encoding="gbl")
+
+
+@pytest.mark.parametrize("word", ["chèvre", "Straße", "über", "машина", "ÿÿÿ"])
+def test_encoding_of_few_bytes_is_not_guessed(word: str) -> None:
+    data = xml(OBJECT.format(name=word, extra="")).decode().encode("cp1251" if word == "машина" else "cp1252")
+    assert doubt(data) == "not utf-8" and guess_encoding([data]) is None
+    with pytest.raises(VocError, match="cannot be parsed: .*; if it is not in UTF-8, give its encoding"):
+        read_voc_xml(data)
+    assert read_voc_xml(data, "cp1251" if word == "машина" else "cp1252").objects[0].name == word
+
+
+def test_encoding_given_is_not_used_for_marked_files() -> None:
+    text = "<annotation><filename>山.jpg</filename></annotation>"
+    for code in ("utf-8-sig", "utf-16"):
+        assert read_voc_xml(text.encode(code), "gbk").filename == "山.jpg"
+    with pytest.raises(VocError, match="xml is not in the encoding given: gbk"):
+        read_voc_xml(b"<annotation>\xff\xff</annotation>", "gbk")
+    with pytest.raises(VocError, match="entities"):
+        read_voc_xml((BOMB + "<annotation>图&c;</annotation>").encode("gbk"), "gbk")
+
+
 @pytest.mark.parametrize(
     ("box", "formula", "corners", "cut"),
     [
@@ -122,6 +203,8 @@ def test_blank_line_and_byte_order_mark_before_the_declaration() -> None:
         ((5, 5, 5, 5), "exact", (4, 4, 5, 5), False),  # one pixel
         ((10, 20, 30, 60), "legacy", (9, 19, 29, 59), False),
         ((0, 0, 100, 80), "exact", (0, 0, 100, 80), True),
+        ((0, 0, 100, 80), "zero", (0, 0, 100, 80), False),
+        ((9.5, 20, 30, 60.25), "zero", (9.5, 20, 30, 60.25), False),
         ((-50, 20, 300, 60), "exact", (0, 19, 100, 60), True),
         ((10.5, 20.25, 30.5, 60.75), "exact", (9.5, 19.25, 30.5, 60.75), False),
     ],
@@ -138,6 +221,7 @@ def test_pixel_box(box: tuple, formula: str, corners: tuple, cut: bool) -> None:
         ((101, 20, 130, 60), "exact", "outside"),
         ((10, -60, 30, 0), "exact", "outside"),
         ((5, 5, 5, 9), "legacy", "without area"),
+        ((5, 5, 5, 9), "zero", "without area"),
     ],
 )
 def test_impossible_box(box: tuple, formula: str, reason: str) -> None:
