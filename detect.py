@@ -1,4 +1,4 @@
-"""Find objects in pictures, videos and streams.
+"""Detect objects in images, videos and streams.
 
     python detect.py                                                # the newest run's best.pt on data/images
     python detect.py --weights best.pt --source street.mp4          # or a folder, 'a/*.jpg', list.txt, 0 (webcam), rtsp://...
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from utils.files import ROOT
 from utils.settings.flags import Parser
 from utils.settings.options import AMP_CHOICES
+from utils.settings.values import from_code
 
 
 def parse_opt() -> argparse.Namespace:
@@ -33,8 +34,8 @@ def parse_opt() -> argparse.Namespace:
           help="checkpoint or exported model")  # fmt: skip
     model("--conf-thres", type=float, default=0.25, metavar="X", help="drop detections with a lower confidence")
     model("--iou-thres", type=float, default=0.45, metavar="X",
-          help="NMS drops boxes that overlap a better one by more")  # fmt: skip
-    model("--max-det", type=int, default=1000, metavar="N", help="detections per image, at most")
+          help="IoU threshold of NMS")  # fmt: skip
+    model("--max-det", type=int, default=1000, metavar="N", help="maximum number of detections per image")
     model("--classes", nargs="+", type=int, metavar="N", shown="all", help="keep only these classes, such as 0 2 3")
     model("--agnostic-nms", action="store_true", help="let boxes of different classes suppress each other")
     model("--augment", action="store_true", help="test-time augmentation")
@@ -42,10 +43,10 @@ def parse_opt() -> argparse.Namespace:
     output("--nosave", action="store_true", help="write no images or videos")
     output("--view-img", action="store_true", help="show the results in a window")
     output("--save-txt", action="store_true", help="write labels/*.txt")
-    output("--save-conf", action="store_true", help="with confidences in labels/*.txt")
+    output("--save-conf", action="store_true", help="include confidences in labels/*.txt")
     output("--save-crop", action="store_true", help="write each detected object as an image")
     output("--save-csv", action="store_true", help="write predictions.csv")
-    output("--visualize", action="store_true", help="write a picture of the output of every layer")
+    output("--visualize", action="store_true", help="write the feature maps of every layer as images")
     output("--line-thickness", type=int, default=3, metavar="PX", help="width of the boxes' lines")
     output("--hide-labels", action="store_true", help="draw boxes without class names")
     output("--hide-conf", action="store_true", help="draw class names without confidences")
@@ -57,7 +58,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
@@ -66,22 +67,23 @@ from torch import Tensor
 from models.inference.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
 from utils.boxes import scale_boxes, xyxy2xywhn
 from utils.data.images import write_image
-from utils.data.sources import LoadImages, LoadStreams, open_source
+from utils.data.naming import Names, Stems
+from utils.data.sources import LoadImages, LoadStreams, frame_rate, open_source
 from utils.draw.boxes import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
 from utils.evaluation.nms import non_max_suppression
-from utils.files import atomic_write, csv_text, increment_path, safe_name
+from utils.files import atomic_write, csv_text, distinct, increment_path, safe_name
 from utils.system.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
 from utils.system.console import LOGGER, run_script
 from utils.system.device import describe_device, has_display, select_device
 from utils.system.opencv import cv2
 
-WRITABLE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .mp4".split())  # other kinds of picture become .jpg
+WRITABLE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff".split())  # other image formats are written as .jpg
 
 
 @dataclass
 class Output:
-    """What is written of the detections, and where."""
+    """Draws the detections and writes the selected files to `folder`."""
 
     folder: Path
     names: dict[int, str]
@@ -94,13 +96,15 @@ class Output:
     line_thickness: int = 3
     hide_labels: bool = False
     hide_conf: bool = False
-    videos: dict[str, cv2.VideoWriter] = field(default_factory=dict)
-    taken: dict[str, str] = field(default_factory=dict)  # file name -> the source that has it
+    videos: dict[str, tuple[cv2.VideoWriter, tuple[int, int]]] = field(default_factory=dict)  # with (width, height)
+    image_names: Names = field(default_factory=Names)
+    video_names: Names = field(default_factory=Names)
+    folder_names: Names = field(default_factory=Names)
+    stems: Stems = field(default_factory=Stems)  # of labels and crops
 
     def add(self, found: Tensor, im0: np.ndarray, path: str, mode: str, frame: int, fps: float) -> None:
-        """Write one frame: found (m, 6) corners in its pixels, confidence, class; best first."""
-        name = self._file_name(path, mode)
-        stem = Path(name).stem if mode == "image" else f"{Path(name).stem}_{frame}"
+        """Write the results of one frame. found: (m, 6) corners in pixels of `im0`, confidence, class; best first."""
+        name, stem = self.names_of(path, mode, frame)
         if self.save_txt:
             self._write_txt(found, im0.shape, self.folder / "labels" / f"{stem}.txt")
         if self.save_csv and len(found):
@@ -117,10 +121,10 @@ class Output:
             if self.save_img and mode == "image":
                 write_image(self.folder / name, picture)
             elif self.save_img:
-                self._video(name, picture, fps).write(picture)
+                self._write_video(name, picture, fps)
 
     def draw(self, found: Tensor, im0: np.ndarray) -> np.ndarray:
-        """The frame with its boxes, the most confident on top."""
+        """Return the frame with its boxes drawn, the most confident on top."""
         painter = Annotator(im0, self.line_thickness)
         for row in reversed(found.tolist()):
             name = self.names[int(row[5])]
@@ -128,15 +132,13 @@ class Output:
             painter.box_label(row[:4], label, color_of(int(row[5])))
         return painter.result()
 
-    def _file_name(self, path: str, mode: str) -> str:
-        """A name in the folder for this source; no two sources share a stem, so that none overwrites another."""
-        name = Path(path).name if mode == "image" else f"{safe_name(Path(path).stem if mode == 'video' else path)}.mp4"
-        suffix = Path(name).suffix if Path(name).suffix.lower() in WRITABLE else ".jpg"
-        stem, number = Path(name).stem, 1
-        while self.taken.setdefault(stem, path) != path:
-            number += 1
-            stem = f"{Path(name).stem}_{number}"
-        return f"{stem}{suffix}"
+    def names_of(self, path: str, mode: str, frame: int) -> tuple[str, str]:
+        """Return the file name of an annotated image or video, and the stem of its labels and crops; all are unique."""
+        if mode == "image":
+            image, suffix = self.image_names.take(Path(path).stem, path), Path(path).suffix
+            return f"{image}{suffix if suffix.lower() in WRITABLE else '.jpg'}", self.stems.take(image, path)
+        video = self.video_names.take(safe_name(Path(path).stem if mode == "video" else path), path)
+        return f"{video}.mp4", self.stems.frame(video, frame)
 
     def _write_txt(self, found: Tensor, shape: tuple[int, ...], file: Path) -> None:
         boxes = xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist()
@@ -155,37 +157,50 @@ class Output:
             for row in found.tolist():
                 writer.writerow((csv_text(name), csv_text(self.names[int(row[5])]), f"{row[4]:.2f}"))
 
-    def _video(self, name: str, picture: np.ndarray, fps: float) -> cv2.VideoWriter:
+    def _write_video(self, name: str, picture: np.ndarray, fps: float) -> None:
+        size = (picture.shape[1], picture.shape[0])
         if name not in self.videos:
             file = self.folder / name
-            size = (picture.shape[1], picture.shape[0])
             writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), fps or 30, size)
             if not writer.isOpened():
                 raise UserError(f"{file}: OpenCV cannot write this video; use --nosave or --save-txt")
-            self.videos[name] = writer
-        return self.videos[name]
+            self.videos[name] = writer, size
+        writer, first = self.videos[name]
+        # OpenCV silently drops frames of another size, which a camera may send after a reconnect
+        writer.write(picture if size == first else cv2.resize(picture, first))
+
+    def features_folder(self, path: str, mode: str, frame: int) -> Path:
+        """Return the folder for the feature maps of an image or frame; no two of them share it."""
+        stem = self.names_of(path, mode, frame)[1]
+        return self.folder / self.folder_names.take(f"features_{safe_name(stem)}", stem)
 
     def close(self) -> None:
-        """Finish the video files."""
-        for writer in self.videos.values():
+        """Finish the video files, and log which outputs are not named after their source."""
+        for writer, _ in self.videos.values():
             writer.release()
+        texts = self.save_txt or self.save_crop
+        for what, names, used in (("images", self.image_names, self.save_img or texts),
+                                  ("videos", self.video_names, self.save_img or texts),
+                                  ("labels and crops", self.stems, texts)):  # fmt: skip
+            if used and names.changes:
+                LOGGER.info(f"{what}: {names.summary()}")
 
 
 def show(title: str, picture: np.ndarray) -> None:
-    """Show a picture in a window. Raises UserError where there is no display."""
+    """Show an image in a window. Raises UserError if there is no display."""
     if not has_display():
         raise UserError("--view-img: there is no display here")
     try:
         cv2.imshow(title, picture)
         cv2.waitKey(1)
     except cv2.error as e:
-        raise UserError("--view-img: this OpenCV has no windows; pip uninstall opencv-python-headless, then "
+        raise UserError("--view-img: this OpenCV has no window support; run pip uninstall opencv-python-headless, then "
                         "pip install opencv-python") from e  # fmt: skip
 
 
 def save_features(runtime: AnyRuntime, image: Tensor, folder: Path) -> None:
-    """Write a picture of every layer's output for one image (1, 3, h, w)."""
-    from utils.draw.plots import plot_features  # half a second, for what is rarely asked for
+    """Write the feature maps of every layer for one image (1, 3, h, w), one file per layer."""
+    from utils.draw.plots import plot_features  # rarely used, and takes half a second to import
 
     handles = []
     for layer in runtime.model.model[:-1]:
@@ -202,52 +217,53 @@ def save_features(runtime: AnyRuntime, image: Tensor, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Frames:
-    """What is looked at in one go: a picture, a frame of a video, or one frame of each stream."""
+    """The input of one forward pass: an image, a frame of a video, or one frame of each stream."""
 
     batch: Tensor  # (b, 3, h, w) uint8 RGB, letterboxed
     originals: list[np.ndarray]
     paths: list[str]
     text: str
     mode: str
-    number: int  # in the video, from 1
+    number: int  # of the frame in the video, from 1
     fps: float
-    seconds: float  # that reading and letterboxing took
+    seconds: float  # spent on reading and letterboxing
 
 
 def read_frames(dataset: LoadImages | LoadStreams, vid_stride: int) -> Iterator[Frames]:
-    """What a source yields, with all that is to be known of it later."""
+    """Yield the frames of a source with the information that later steps need."""
     start = time.perf_counter()
     for path, im, im0s, capture, text in dataset:
         streams = dataset.mode == "stream"
-        paths, originals = (path, im0s) if streams else ([path], [im0s])
-        fps = capture.get(cv2.CAP_PROP_FPS) / vid_stride if capture else 30
+        # the same stream may be listed twice
+        paths, originals = (distinct(path), im0s) if streams else ([path], [im0s])
+        fps = max(frame_rate(capture) / vid_stride, 0.01) if capture else 30
         yield Frames(torch.from_numpy(im if streams else im[None]), originals, paths, text, dataset.mode, dataset.frame,
                      fps, time.perf_counter() - start)  # fmt: skip
         start = time.perf_counter()
 
 
 class Seen(NamedTuple):
-    """Frames that were looked at, what was found on each (m, 6) in its pixels, seconds of the network and of NMS."""
+    """Processed frames, the detections on each (m, 6) in pixels of the original, seconds of inference and of NMS."""
 
     frames: Frames
     found: list[Tensor]
     seconds: tuple[float, float]
-    share: float  # of the threads that torch has
+    share: float  # of torch's threads that this call used
 
 
 def predict_all(
     runtime: AnyRuntime, source: str, size: list[int], out: Output, conf_thres: float, iou_thres: float, max_det: int,
     classes: list[int] | None, agnostic_nms: bool, augment: bool, visualize: bool, vid_stride: int,
 ) -> int:  # fmt: skip
-    """The prediction loop; returns the number of frames looked at.
+    """Run the prediction loop and return the number of processed frames.
 
-    On a CPU a few frames are looked at side by side. Meanwhile the next are read in one thread, and those before
-    written in another.
+    On a CPU a few frames are processed in parallel. Meanwhile one thread reads the next frames, and another one writes
+    the previous results.
     """
     def look(frames: Frames) -> Seen:
         start = time.perf_counter()
         if visualize:
-            folder = out.folder / f"features_{safe_name(Path(frames.paths[0]).stem)}"
+            folder = out.features_folder(frames.paths[0], frames.mode, frames.number)
             folder.mkdir(exist_ok=True)
             save_features(runtime, frames.batch[:1], folder)
         prediction = runtime.predict(frames.batch, augment)
@@ -260,8 +276,11 @@ def predict_all(
     count, seconds, threads = 0, np.zeros(3), torch.get_num_threads()
     dataset = open_source(source, size, runtime.stride, runtime.size is None, vid_stride)
     warm_up(runtime, *size)
-    # a stream has a thread of its own already, and of it the newest frame is wanted
+    # a stream is already read in its own thread, and only its newest frame is wanted
     live = dataset.mode == "stream"
+    for path in () if live else dataset.files:
+        for names in (out.image_names, out.video_names, out.stems):
+            names.reserve([Path(path).stem, safe_name(Path(path).stem)])
     every, at_a_time = read_frames(dataset, vid_stride), 1 if live or visualize else calls_at_a_time(runtime.device)
     every, total = (every, None) if live else (read_ahead(every), dataset.frames)
     start = time.perf_counter()
@@ -270,7 +289,7 @@ def predict_all(
             seconds += (frames.seconds, predicting * share, suppressing * share)
             for k, (boxes, im0) in enumerate(zip(found, frames.originals, strict=True)):
                 args = boxes, im0, frames.paths[k], frames.mode, frames.number, frames.fps
-                if out.view_img:  # windows are the main thread's
+                if out.view_img:  # windows belong to the main thread
                     out.add(*args)
                 else:
                     writer.add(out.add, *args)
@@ -280,7 +299,7 @@ def predict_all(
                 count += 1
     if count:
         steps = zip(("pre-process", "inference", "NMS"), seconds / count * 1e3, strict=True)
-        left_out = f"; {len(dataset.skipped)} could not be read" if not live and dataset.skipped else ""
+        left_out = "" if live else dataset.left_out()
         together = f" with {at_a_time} images at a time" if min(at_a_time, count) > 1 else ""
         LOGGER.info(f"speed per image: {', '.join(f'{v:.1f}ms {k}' for k, v in steps)}{together}; "
                     f"{count} in {time.perf_counter() - start:.1f} s with reading and writing{left_out}")  # fmt: skip
@@ -288,22 +307,23 @@ def predict_all(
 
 
 def on_original(found: Tensor, shape: Sequence[int], im0: np.ndarray) -> Tensor:
-    """Detections (m, 6) in pixels of the network's input of `shape` (h, w), in whole pixels of the original."""
+    """Scale detections (m, 6) from pixels of the network's input of `shape` (h, w) to whole pixels of the original."""
     scale_boxes(shape, found[:, :4], im0.shape[:2])
     found[:, :4] = found[:, :4].round()
     return found
 
 
 def check_model(runtime: AnyRuntime, file: Path, classes: Sequence[int] | None, **flags: bool) -> None:
-    """Raise UserError for classes that a model does not know, and for flags that an exported one cannot follow."""
+    """Raise UserError for classes that the model does not have, and for flags that need a checkpoint."""
     for c in classes or ():
         if c not in runtime.names:
-            raise UserError(f"--classes {c}: this model knows 0 to {len(runtime.names) - 1}")
+            raise UserError(f"--classes {c}: this model has classes 0 to {len(runtime.names) - 1}")
     for flag, given in flags.items():
         if given and runtime.model is None:
-            raise UserError(f"--{flag} needs a checkpoint, and {file} is an exported model")
+            raise UserError(f"--{flag} needs a checkpoint, but {file} is an exported model")
 
 
+@from_code("detect.run")
 def run(
     weights: str = "",
     source: str = str(ROOT / "data/images"),
@@ -353,20 +373,21 @@ def run(
         frames = predict_all(runtime, source, size, out, conf_thres, iou_thres, max_det, classes, agnostic_nms, augment,
                              visualize, vid_stride)  # fmt: skip
     except KeyboardInterrupt:
-        kept = f"; what was found so far is in {folder}" if any(folder.iterdir()) else ""
+        kept = f"; the results so far are in {folder}" if any(folder.iterdir()) else ""
         raise KeyboardInterrupt(f"interrupted{kept}") from None
     finally:
         out.close()
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
     if not frames:
-        raise UserError(f"--source {source}: not one picture in it could be read")
+        raise UserError(f"--source {source}: none of its images could be read")
     if folder.is_dir():
         LOGGER.info(f"results in {folder}")
     return folder
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

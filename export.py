@@ -1,12 +1,12 @@
-"""Export a trained detector to other engines, and check each file against the network it came from.
+"""Export a trained detector to other formats, and check each exported model against the original network.
 
     python export.py --weights runs/train/exp/weights/best.pt --include onnx openvino
     python val.py --weights runs/train/exp/weights/best.onnx --data VOC.yaml       # the exported model's own mAP
     python export.py --include ncnn --imgsz 320                                    # the newest run's best.pt
     python export.py --include openvino onnx --int8 --data VOC.yaml                # 8-bit integers
 
-Files go beside the weights: best.torchscript, best.onnx, best_openvino/, best_ncnn/, best.tflite, with --int8
-best_int8.onnx and best_int8_openvino/.
+The files are written next to the weights: best.torchscript, best.onnx, best_openvino/, best_ncnn/, best.tflite; with
+--int8: best_int8.onnx and best_int8_openvino/.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from utils.settings.flags import Parser, options_from
 
 @dataclass(frozen=True)
 class Options:
-    """The flags of export.py by their names in code. Raises UserError for what cannot be exported."""
+    """The flags of export.py, with their names in code. Raises UserError for values that cannot be exported."""
 
     weights: str = ""
     include: Sequence[str] = ("torchscript",)
@@ -51,27 +51,27 @@ class Options:
                 raise UserError(f"--include {kind}{did_you_mean(kind, FORMATS)}: one of {', '.join(FORMATS)}")
             for flag in ("half", "int8", "dynamic"):
                 if getattr(self, flag) and not getattr(FORMATS[kind], flag):
-                    raise UserError(f"--{flag} is for {', '.join(that_have(flag))}, not for {kind}: name those with "
-                                    "--include")  # fmt: skip
+                    raise UserError(f"--{flag} is for {', '.join(that_have(flag))}, not for {kind}: choose "
+                                    "those with --include")  # fmt: skip
             if not FORMATS[kind].batches and self.batch_size > 1:
-                raise UserError(f"--batch-size {self.batch_size}: {kind} looks at one image at a time")
+                raise UserError(f"--batch-size {self.batch_size}: {kind} models take one image at a time")
         if not self.include:
             raise UserError(f"--include: one or more of {', '.join(FORMATS)}")
         if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size}: 1 or more")
+            raise UserError(f"--batch-size {self.batch_size}: must be 1 or more")
         for flag in ("simplify", "nms"):
             if getattr(self, flag) and "onnx" not in self.include:
                 raise UserError(f"--{flag} is for onnx; add it to --include")
         if self.int8 and self.half:
-            raise UserError("--half and --int8: give one of them")
+            raise UserError("--half and --int8: give only one of them")
         if self.int8 and not self.data:
-            raise UserError("--int8 needs --data: it is calibrated on its training images and judged on its val images")
+            raise UserError("--int8 needs --data: training images to calibrate on, val images to measure mAP50 on")
         if self.int8 and self.simplify:
-            raise UserError("--simplify: leave it out, with --int8 the graph is simplified anyway")
+            raise UserError("--simplify: leave it out, --int8 simplifies the graph anyway")
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1 or not 1 <= self.max_det <= 65536:
-            raise UserError("--conf-thres and --iou-thres must lie between 0 and 1, --max-det from 1 to 65536")
+            raise UserError("--conf-thres and --iou-thres must lie between 0 and 1, --max-det between 1 and 65536")
         if not 13 <= self.opset <= 20:
-            raise UserError(f"--opset {self.opset}: from 13 to 20")
+            raise UserError(f"--opset {self.opset}: must be from 13 to 20")
 
 
 def parse_opt() -> argparse.Namespace:
@@ -79,11 +79,11 @@ def parse_opt() -> argparse.Namespace:
     parser = Parser(__doc__, Options)
     data, model, output, speed, more = map(parser.group, ("data", "model", "output", "speed", "more"))
     data("--data", metavar="YAML", shown="the images of data/images",
-         help="dataset yaml whose val images the files are checked on; needed for --int8")  # fmt: skip
+         help="dataset yaml with the val images to check the files on; needed for --int8")  # fmt: skip
     data("--imgsz", "--img", "--img-size", nargs="+", type=int, metavar="PX", shown="as trained",
          help="image size in pixels: one number, or height and width")  # fmt: skip
     model("--weights", metavar="PT", shown="best.pt of the newest run", help="checkpoint, or the folder of a run")
-    output("--include", nargs="+", metavar="FORMAT", help="some of torchscript onnx openvino ncnn tflite")
+    output("--include", nargs="+", metavar="FORMAT", help="one or more of torchscript onnx openvino ncnn tflite")
     output("--dynamic", action="store_true", help="any batch size, height and width: torchscript onnx openvino")
     output("--nms", action="store_true",
            help="onnx: include NMS; the output is then (m, 7): image, corners, confidence, class")  # fmt: skip
@@ -91,16 +91,16 @@ def parse_opt() -> argparse.Namespace:
     speed("--batch-size", type=int, metavar="N", help="images per batch")
     speed("--half", action="store_true", help="store the weights in float16: torchscript onnx openvino ncnn")
     speed("--int8", action="store_true",
-          help="8-bit integers, with at most 1 point of mAP50 lost: onnx openvino; needs --data")  # fmt: skip
+          help="quantize to 8 bits, losing at most 1 point of mAP50: onnx openvino; needs --data")  # fmt: skip
     more("--conf-thres", type=float, metavar="X", help="--nms: drop detections with a lower confidence")
-    more("--iou-thres", type=float, metavar="X", help="--nms: drop boxes that overlap a better one by more")
-    more("--max-det", type=int, metavar="N", help="--nms: detections per image, at most")
+    more("--iou-thres", type=float, metavar="X", help="--nms: IoU threshold")
+    more("--max-det", type=int, metavar="N", help="--nms: maximum number of detections per image")
     more("--opset", type=int, metavar="N", help="onnx: version of the operator set")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
@@ -123,22 +123,22 @@ from utils.settings.options import ValOptions
 from utils.system.console import LOGGER, quoted, run_script, shown
 from val import Split, check_classes, evaluate_at, load_split
 
-CHECKED = 3  # pictures that a file is checked on
-CALIBRATED = 128  # images of the train split from which engines learn how large numbers get in 8 bits
-JUDGED = 500  # images of the val split on which 8 bits are compared with float
-MOST_LOST = 0.01  # mAP50 that 8 bits may cost
-LEAST_FOUND = 0.02  # mAP50 in float from which that says anything
+CHECKED = 3  # images on which an exported model is checked
+CALIBRATED = 128  # images of the train split to calibrate the quantization on
+JUDGED = 500  # images of the val split on which int8 is compared with float
+MOST_LOST = 0.01  # largest accepted loss of mAP50 in int8
+LEAST_FOUND = 0.02  # smallest mAP50 in float for which the comparison is meaningful
 
 
 def that_have(what: str) -> list[str]:
-    """The formats with a property of `Format`."""
+    """Return the formats whose attribute `what` of `Format` is true."""
     return [kind for kind, format_ in FORMATS.items() if getattr(format_, what)]
 
 
 def run(**kwargs: Any) -> list[Path]:
-    """Export with options named as the flags, such as run(weights="best.pt", include=["onnx"]); returns the files.
+    """Export with options named like the flags, such as run(weights="best.pt", include=["onnx"]); return the files.
 
-    Raises UserError for bad input, and if a file does not give what the network gives.
+    Raises UserError for bad input, and if the outputs of an exported model differ from the network's.
     """
     opt = options_from(Options, kwargs, "export.run")
     file = weights_file(opt.weights)
@@ -151,26 +151,26 @@ def run(**kwargs: Any) -> list[Path]:
     height, width = check_img_size(content.get("imgsz") or DEFAULT_IMGSZ if imgsz is None else imgsz, stride)
     precision = "float16" if opt.half else "float32"
     if model.yaml["ch"] != 3:
-        raise UserError(f"{file} takes {model.yaml['ch']} channels; only networks for pictures of 3 are exported")
+        raise UserError(f"{file} takes {model.yaml['ch']} input channels; only models with 3 can be exported")
     for kind in opt.include:
         check_target(final_of(file, kind, opt), kind)
         more = ["onnxslim"] * (opt.simplify and kind == "onnx") + ["nncf"] * (opt.int8 and kind == "openvino")
         for package in (*FORMATS[kind].packages, *more):
             need(package, f"--include {kind}")
     if not os.access(file.parent, os.W_OK):
-        raise UserError(f"{file.parent} cannot be written: copy the weights to a folder of your own")
+        raise UserError(f"{file.parent} is not writable: copy the weights to a folder of your own")
     facts = ExportFacts(dict(model.names), stride, (height, width), opt.batch_size, opt.dynamic, precision,
                         source=file.name, made_by={"torch": torch.__version__})  # fmt: skip
     judge = Judge(file, opt, facts) if opt.int8 else None
     pictures = samples(opt.data, (height, width))
     LOGGER.info(f"export: {file}, {height}x{width} px, {'int8' if opt.int8 else precision}; checked on {len(pictures)} "
-                "pictures")  # fmt: skip
+                "images")  # fmt: skip
     made, failed = [], []
     for kind in opt.include:
         start = time.perf_counter()
         try:
             made.append(export_one(kind, model, facts, pictures, file, opt, judge))
-        except UserError as e:  # the others may be had
+        except UserError as e:  # the other formats may succeed
             failed.append(str(e))
             continue
         LOGGER.info(f"{kind}: {shown(made[-1])} ({size_of(made[-1]) / 2**20:.1f} MiB) in "
@@ -184,7 +184,7 @@ def run(**kwargs: Any) -> list[Path]:
 
 
 def final_of(weights: Path, kind: str, opt: Options) -> Path:
-    """Where a format goes: beside the weights."""
+    """Return the path of an exported file or folder, next to the weights."""
     return weights.with_name(f"{weights.stem}{'_int8' * opt.int8}{FORMATS[kind].suffix}")
 
 
@@ -192,7 +192,7 @@ def export_one(
     kind: str, model: DetectionModel, facts: ExportFacts, pictures: np.ndarray, weights: Path, opt: Options,
     judge: Judge | None,
 ) -> Path:  # fmt: skip
-    """Write one format beside the weights, if what it gives is what the network gives. Raises UserError otherwise."""
+    """Write one format next to the weights if its outputs match the network's. Raises UserError otherwise."""
     if opt.nms and kind == "onnx":
         facts = replace(facts, nms={"conf": opt.conf_thres, "iou": opt.iou_thres, "max_det": opt.max_det})
     final = final_of(weights, kind, opt)
@@ -211,35 +211,35 @@ def export_one(
 
 
 class Judge:
-    """Images of --data for 8 bits: `images` (n, 3, h, w) uint8 of the train split, and the mAP50 of files on the val
-    split. Raises UserError for data that has no such images."""  # fmt: skip
+    """The data for int8: `images` (n, 3, h, w) uint8 of the train split to calibrate on, and the val split to measure
+    mAP50 on. Raises UserError if --data has no such images."""  # fmt: skip
 
     def __init__(self, file: Path, opt: Options, facts: ExportFacts) -> None:
         self.config, self.opt, (height, self.size) = load_data(opt.data), ValOptions(noplots=True), facts.imgsz
         if height != self.size:
-            raise UserError(f"--imgsz {height} {self.size}: --int8 is judged as val.py does, on squares; give one side")
+            raise UserError(f"--imgsz {height} {self.size}: --int8 measures mAP50 on square images; give one size")
         check_classes(file, facts.names, self.config)
         train = index_split(self.config, "train")
         self.images = np.stack([as_input(train.file(k), facts.imgsz) for k in spread(len(train), CALIBRATED)])
         split = load_split(self.config, self.opt)
         self.split = Split(self.config, split.index.take(spread(len(split.index), JUDGED)), split.annotations)
         if not len(self.split.index.values):
-            raise UserError(f"--int8: no val image of {self.config.yaml_file} has a label, so nothing can be judged")
+            raise UserError(f"--int8: no val image of {self.config.yaml_file} has a label, so mAP50 cannot be measured")
 
     def map50(self, file: Path) -> float:
-        """The mAP50 of an exported model."""
+        """Return the mAP50 of an exported model."""
         return evaluate_at(self.size, load_runtime(file, torch.device("cpu")), self.split, self.opt, None).summary[2]
 
 
 def judged_in_8_bits(kind: str, job: Job, opt: Options, judge: Judge) -> Path:
-    """Write a format in 8 bits beside the one in float; layers stay in float until enough of the mAP50 is kept.
+    """Quantize an exported float model; layers are kept in float until the loss of mAP50 is small enough.
 
-    Raises UserError if it is not to be kept so.
+    Raises UserError if it stays too large.
     """
     exact, facts = judge.map50(job.out), replace(job.facts, precision="int8")
     if exact < LEAST_FOUND:
-        raise UserError(f"--int8: mAP50 {exact:.3f} in float on {judge.config.yaml_file}, too little to judge by: give "
-                        "the --data it was trained on, or train it first")  # fmt: skip
+        raise UserError(f"--int8: mAP50 is {exact:.3f} in float on {judge.config.yaml_file}, too low to measure a "
+                        "loss: give the --data it was trained on, or train it first")  # fmt: skip
 
     def build(left: Sequence[str]) -> Path:
         out = job.out.parent / f"but-{len(left)}" / job.out.name
@@ -257,35 +257,35 @@ def judged_in_8_bits(kind: str, job: Job, opt: Options, judge: Judge) -> Path:
 
 
 def write(kind: str, job: Job) -> None:
-    """Have a converter write a file. Raises UserError with the first line of what it says if it fails."""
+    """Run a format's converter. If it fails, raises UserError with the first line of its error message."""
     try:
         FORMATS[kind].write(job)
     except (UserError, OSError):
         raise
-    except Exception as e:  # each converter has errors of its own
+    except Exception as e:  # each converter raises its own exception types
         raise UserError(f"--include {kind}: {first_line(e)}; not written") from e
 
 
 def check_target(final: Path, kind: str) -> None:
-    """Raise UserError if what lies at a file's final place is not an older export, which may be replaced."""
+    """Raise UserError if the final path is taken by anything but an earlier export, which may be replaced."""
     if not final.exists():
         return
     if final.is_dir() != FORMATS[kind].is_folder:
         what = "folder" if final.is_dir() else "file"
-        raise UserError(f"{final} is in the way: a {what} that export.py did not make")
+        raise UserError(f"{final} is in the way: a {what} that export.py did not write; move it away")
     ours = {f"{final.name}.xml", f"{final.name}.bin", "model.ncnn.param", "model.ncnn.bin", INSIDE}
     if final.is_dir() and not {f.name for f in final.iterdir()} <= ours:
-        raise UserError(f"{final} holds files that export.py did not make; move them away")
+        raise UserError(f"{final} contains files that export.py did not write; move them away")
     if final.is_file() and INSIDE.encode() not in final.read_bytes():
-        raise UserError(f"{final} is in the way: export.py did not make it; move it away")
+        raise UserError(f"{final} is in the way: export.py did not write it; move it away")
 
 
 def put_in_place(staged: Path, final: Path, old: Path) -> None:
-    """Rename what was written to its final name; what was there before stays if that fails."""
+    """Rename a new file or folder to its final name; if that fails, the previous one is kept."""
     if not final.is_dir():
         os.replace(staged, final)
         return
-    os.replace(final, old)  # a folder cannot be renamed over one that has files
+    os.replace(final, old)  # a folder cannot be renamed to one that contains files
     try:
         os.replace(staged, final)
     except BaseException:
@@ -295,7 +295,7 @@ def put_in_place(staged: Path, final: Path, old: Path) -> None:
 
 
 def samples(data: str, size: tuple[int, int]) -> np.ndarray:
-    """Pictures to check an exported model on, (n, 3, h, w) float32 RGB in [0, 1]: of the data's val split, or ours."""
+    """Return images to check exports on, (n, 3, h, w) float32 RGB in [0, 1], of the val split or of data/images."""
     chosen = sorted((ROOT / "data/images").glob("*.jpg"))[:CHECKED]
     if data:
         config = load_data(data)
@@ -305,16 +305,17 @@ def samples(data: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def as_input(file: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """A picture file as an exported network looks at it, (3, h, w) uint8 RGB."""
+    """Read an image file and letterbox it to the input of an exported network, (3, h, w) uint8 RGB."""
     return letterbox(read_image(file), size, auto=False)[0][..., ::-1].transpose(2, 0, 1)
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """Numbers of so many of `count` things at most, evenly spread over them."""
+    """Return the indices of at most `most` out of `count` items, evenly spaced."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

@@ -29,8 +29,10 @@ def _check_modules() -> None:
 _check_modules()
 
 import models.inference.hub as _hub  # noqa: E402
+from utils.settings.values import from_code as _from_code  # noqa: E402
 
 
+@_from_code("custom", "custom: {}")
 def custom(
     path: str | pathlib.Path, autoshape: bool = True, _verbose: bool = True, device: _hub.Device = None
 ) -> _hub.AutoShape | _hub.DetectionModel:
@@ -44,6 +46,7 @@ def custom(
 
 
 def _entry(name: str) -> typing.Callable[..., _hub.AutoShape | _hub.DetectionModel]:
+    @_from_code(name, f"{name}: {{}}")
     def entry(
         pretrained: bool | str | pathlib.Path = False, channels: int = 3, classes: int = 80, autoshape: bool = True,
         _verbose: bool = True, device: _hub.Device = None,

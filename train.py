@@ -1,9 +1,9 @@
 """Train a detector.
 
-    python train.py                                                        # a small drawn data set, a few minutes
+    python train.py                                                        # the default dataset, a few minutes
     python train.py --cfg models/yolov5_shufflenet.yaml --data VOC.yaml    # PASCAL VOC, prepared by voc2yolo.py
-    python train.py --resume                                               # go on with the newest run
-    torchrun --nproc_per_node 2 train.py --data VOC.yaml                   # one process for each of two GPUs
+    python train.py --resume                                               # continue the newest run
+    torchrun --nproc_per_node 2 train.py --data VOC.yaml                   # one process on each of two GPUs
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ from models.run.setup import Run, eval_loader, setup
 from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
 from utils.data.batch_augment import augment_batch
 from utils.data.dataset import rescale
-from utils.data.image_weights import image_weights
 from utils.data.images import write_image
 from utils.data.loader import LoaderError, batches_of, close_loader
 from utils.draw.boxes import draw_batch
@@ -52,6 +51,7 @@ from utils.system.distributed import disconnect, gather, highest, locked, lost_p
 from utils.system.processes import is_main, rank, world_size
 from utils.system.signals import StopRequest
 from utils.training.evolve import run_evolution
+from utils.training.image_weights import image_weights
 from utils.training.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
 from utils.training.loss_checks import BadLoss
 from utils.training.optim import lr_factor, set_rates, warmup_steps
@@ -63,19 +63,19 @@ PICTURED_BATCHES = 3
 
 
 class Stopped(Exception):
-    """The user asked to stop, and the batch in hand is done."""
+    """Raised after the current batch if the user has asked to stop."""
 
 
 class CutShort(Exception):
-    """The user asked to stop in the middle of an evaluation; other processes are still to be told."""
+    """Raised during an evaluation if the user has asked to stop; the other processes do not know it yet."""
 
 
 def train(run: Run, stop: StopRequest) -> None:
-    """The training loop: epochs of batches, an evaluation and a checkpoint after each."""
+    """Run the training loop: each epoch trains on all batches, evaluates, and writes a checkpoint."""
     opt, state = run.opt, run.state
     board = TensorBoardLog(run.folder, state.epoch) if opt.tensorboard and is_main() else None
     if not opt.nosave and not state.epoch and not state.batch:
-        save_state(run)  # from here on a run that is cut off can be resumed
+        save_state(run)  # from here on, an interrupted run can be resumed
     while not state.done:
         train_epoch(run, stop)
         epoch, last = state.epoch, state.epoch == opt.epochs - 1
@@ -85,15 +85,15 @@ def train(run: Run, stop: StopRequest) -> None:
         state.epoch, state.batch = epoch + 1, 0
         start = time.perf_counter()
         if state.stopper.best_epoch == epoch and not opt.nosave or state.done and opt.nosave:
-            save_weights(run, run.best, epoch)  # before last.pt: cut off between the two, the epoch is done again
+            save_weights(run, run.best, epoch)  # before last.pt: if killed in between, repeat the epoch
         if opt.save_period > 0 and epoch % opt.save_period == 0:
             save_weights(run, run.folder / "weights" / f"epoch{epoch}.pt", epoch)
         if not opt.nosave or state.done:
             save_state(run)
         spend(run, "save", start)
         if state.done and not last:
-            LOGGER.info(f"no better epoch in {opt.patience}: stopped; the best was epoch {state.stopper.best_epoch} "
-                        "(--patience 0 never stops)")  # fmt: skip
+            LOGGER.info(f"stopped early: no improvement in {opt.patience} epochs, the best was epoch "
+                        f"{state.stopper.best_epoch} (--patience 0 disables early stopping)")  # fmt: skip
     if board:
         board.close()
     if highest(int(stop.requested), run.device):
@@ -101,7 +101,7 @@ def train(run: Run, stop: StopRequest) -> None:
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
-    """The rest of one pass over the training images. Raises Stopped after a batch if the user asked for it."""
+    """Train on the remaining batches of the epoch. Raises Stopped after a batch if the user has asked to stop."""
     state, loader = run.state, run.loader
     run.model.train()
     loader.batch_sampler.epoch, loader.batch_sampler.start = state.epoch, state.batch
@@ -117,7 +117,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     for images, targets, paths, _ in bar:
         start = spend(run, "data", start)
         stopping = train_batch(run, images, targets, paths, stop)
-        if run.device.type == "cpu" or state.batch == len(loader) or start - shown_at > 1:  # a GPU is waited for
+        if run.device.type == "cpu" or state.batch == len(loader) or start - shown_at > 1:  # synchronizes a GPU
             show_progress(run, bar, len(targets), images.shape[-1])
             shown_at = start
         start = spend(run, "step", start)
@@ -130,7 +130,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
 
 
 def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str], stop: StopRequest) -> bool:
-    """Forward, loss, backward and, every few batches, a step of the optimizer. Returns whether to stop after it."""
+    """Compute the loss and gradients of a batch; every few batches, step the optimizer. Return whether to stop."""
     opt, hyp, state, batches = run.opt, run.hyp, run.state, len(run.loader)
     step = state.batch + state.epoch * batches
     warmup = warmup_steps(hyp["warmup_epochs"], batches, opt.epochs)
@@ -150,15 +150,15 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
     except ValueError as e:
         if "more than 1 value per channel" not in str(e):
             raise
-        raise UserError("batch norm cannot learn from a single image whose coarsest map is a single cell: give a "
-                        "larger --batch-size or --imgsz") from e  # fmt: skip
+        raise UserError("batch norm cannot learn from a single image whose smallest feature map has a single cell: use "
+                        "a larger --batch-size or --imgsz") from e  # fmt: skip
     loss, parts = run.train_loss(raw, targets)
     loss = loss * 4 if opt.quad else loss
     bad = run.checks.add(loss, (state.batch, images, targets, paths))
     signal = highest(2 if bad else int(stop.requested), run.device)
     if signal == 2:
         refuse_loss(run, bad)
-    # of several processes each has its share of the sum, and their gradients are averaged
+    # with several processes, each loss is one share of the total, and gradients are averaged, not summed
     state.scaler.scale(loss * world_size()).backward()
     if step - state.last_step >= accumulate:
         state.scaler.unscale_(state.optimizer)
@@ -176,9 +176,9 @@ def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str],
 
 
 def refuse_loss(run: Run, bad: BadLoss | None) -> None:
-    """Raise UserError for a loss that is no number, with the batch it came from kept to look at."""
+    """Save the batch whose loss is not finite, to be inspected, and raise UserError."""
     if bad is None:
-        raise UserError("stopped, as the loss of another process is no finite number")
+        raise UserError("stopped because the loss of another process is not finite")
     number, images, targets, paths = bad.batch
     name = "bad_batch" + (f"_{rank()}" if rank() else "")
     write_image(run.folder / f"{name}.jpg", draw_batch(images, targets.numpy(), paths, run.names))
@@ -193,7 +193,7 @@ def refuse_loss(run: Run, bad: BadLoss | None) -> None:
 
 
 def show_progress(run: Run, bar: progress, instances: int, size: int) -> None:
-    """Epoch, memory and mean losses so far, before the bar."""
+    """Show the epoch, GPU memory and mean losses so far in the progress bar."""
     state = run.state
     memory = torch.cuda.memory_reserved() / 1e9 if run.device.type == "cuda" else 0
     where = (f"{state.epoch}/{run.opt.epochs - 1}", f"{memory:.3g}G")
@@ -202,16 +202,16 @@ def show_progress(run: Run, bar: progress, instances: int, size: int) -> None:
 
 
 def spend(run: Run, kind: str, start: float) -> float:
-    """Add the seconds since `start` to those of a kind; returns the time now."""
+    """Add the seconds since `start` to the total of `kind`; return the current time."""
     now = time.perf_counter()
     run.state.seconds[kind] = run.state.seconds.get(kind, 0.0) + now - start
     return now
 
 
 def validate(run: Run, stop: StopRequest) -> Results:
-    """Score the smoothed weights on the validation images, each process its part of them.
+    """Evaluate the EMA weights on the validation images; each process evaluates its share of them.
 
-    Raises Stopped if the user asks for it: the epoch's training is done and saved as such, only this is repeated.
+    Raises Stopped if the user asks to stop; the epoch is then saved as trained, and a resumed run repeats only this.
     """
     def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         if stop.requested:
@@ -225,7 +225,7 @@ def validate(run: Run, stop: StopRequest) -> Results:
         return parts
 
     start = time.perf_counter()
-    spread(list(run.state.ema.ema.buffers()))  # all score the same model: the main process's batch norm statistics
+    spread(list(run.state.ema.ema.buffers()))  # use the main process's batch norm statistics on all
     runtime = Runtime(copy.deepcopy(run.state.ema.ema), run.device)
     settings = Settings(single_cls=run.opt.single_cls, writes=is_main(), by_size=False)
     try:
@@ -241,7 +241,7 @@ def validate(run: Run, stop: StopRequest) -> Results:
 
 
 def record(run: Run, results: Results | None, board: TensorBoardLog | None) -> None:
-    """Add the epoch to results.csv and TensorBoard, and warn if the images come too slowly."""
+    """Add the epoch to results.csv and TensorBoard, and warn if data loading is the bottleneck."""
     state = run.state
     rates = [g["lr"] for g in state.optimizer.param_groups]
     figures = [*results.summary, *results.losses] if results else [0.0] * 7
@@ -249,7 +249,7 @@ def record(run: Run, results: Results | None, board: TensorBoardLog | None) -> N
     row = results_row(state.epoch, [*losses, *map(float, figures), *(rates + [0.0] * 3)[:3], *times])
     state.rows.append(row)
     data, step = times[:2]
-    if state.epoch == 1 and data > step:  # in the first epoch the loader's processes start up
+    if state.epoch == 1 and data > step:  # epoch 0 includes the start of the worker processes
         LOGGER.warning(f"the model waited {data:.0f} s of {data + step:.0f} s for images: try more --workers (now "
                        f"{run.loader.num_workers}), --cache ram or smaller image files")  # fmt: skip
     if is_main():
@@ -259,7 +259,7 @@ def record(run: Run, results: Results | None, board: TensorBoardLog | None) -> N
 
 
 def finish(run: Run) -> Results | None:
-    """Draw the curves, score best.pt on the val split and, if it is another, the test split; say what is where."""
+    """Plot the curves, evaluate best.pt on the val split and on a separate test split, and print the paths."""
     state, plots = run.state, not run.opt.noplots
     if plots and is_main():
         plot_results(run.folder / "results.csv", run.folder / "results.png")
@@ -267,11 +267,11 @@ def finish(run: Run) -> Results | None:
     LOGGER.info(f"\n{len(state.rows)} epochs in {data + step + val + save:.0f} s: {step:.0f} s training, {data:.0f} s "
                 f"waiting for images, {val:.0f} s validating, {save:.0f} s saving")  # fmt: skip
     results = None
-    gather(None)  # best.pt is there when all have come so far
+    gather(None)  # wait for all processes: best.pt is then written
     if run.val_loader is not None and run.best.exists():
         content = load_checkpoint(run.best)
         runtime = Runtime(model_from_checkpoint(content, run.best), run.device)
-        LOGGER.info(f"\n{run.best.name} is of epoch {content['epoch']}")
+        LOGGER.info(f"\n{run.best.name} is from epoch {content['epoch']}")
         results = score(run, runtime, "val", run.val_loader, plots)
         if run.data.test and run.data.test != run.data.val and any(p.exists() for p in run.data.test):
             results = score_test(run, runtime) or results
@@ -289,11 +289,11 @@ def finish(run: Run) -> Results | None:
 
 
 def score_test(run: Run, runtime: Runtime) -> Results | None:
-    """Evaluate best.pt on the test split; one that cannot be used is a warning, as the training is done."""
+    """Evaluate best.pt on the test split. An unusable split gives only a warning, as the training is complete."""
     try:
         loader = eval_loader(run, "test", runtime.stride)
     except UserError as e:
-        LOGGER.warning(f"the test split was left out: {e}")
+        LOGGER.warning(f"the test split was skipped: {e}")
         return None
     return score(run, runtime, "test", loader, plots=False)
 
@@ -310,7 +310,7 @@ def score(run: Run, runtime: Runtime, split: str, loader: torch.utils.data.DataL
 
 
 def run(**kwargs: object) -> Results | None:
-    """Train with options named as the flags, such as run(data="VOC.yaml", epochs=10); returns the final figures.
+    """Train with options named like the flags, such as run(data="VOC.yaml", epochs=10); return the final metrics.
 
     Raises UserError for bad input, KeyboardInterrupt after Ctrl-C.
     """
@@ -328,7 +328,7 @@ def run(**kwargs: object) -> Results | None:
 
 
 def prepare(opt: TrainOptions) -> DataConfig:
-    """The data set of a run, drawn first if it is the embedded one, and its yaml's defaults put into the options."""
+    """Load the dataset yaml, apply its `defaults:` to the options, and draw the default dataset if it is missing."""
     data = load_data(opt.data)
     if taken := opt.with_defaults(data.defaults, str(data.yaml_file)):
         LOGGER.info(f"defaults from {data.yaml_file.name}: {' '.join(taken)}")
@@ -340,7 +340,7 @@ def prepare(opt: TrainOptions) -> DataConfig:
 def train_and_finish(
     opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: dict | None = None, folder: Path | None = None
 ) -> tuple[Run, Results | None]:
-    """Train a run to its end, or to the point where the user stops it."""
+    """Train a run until it ends or the user stops it."""
     with lost_process_is_told():
         training = setup(opt, hyp, data, content, folder)
         state = training.state
@@ -357,7 +357,7 @@ def train_and_finish(
                     where = f"epoch {state.epoch}, after batch {state.batch} of {len(training.loader)}"
                     raise KeyboardInterrupt(f"stopped in {where}, and saved; {resume_command(training)}") from None
                 except LoaderError as e:
-                    if world_size() == 1:  # several processes save together, and the others do not know
+                    if world_size() == 1:  # saving needs all processes, and only this one failed
                         save_state(training)
                     raise UserError(f"{e}; {resume_command(training)}") from e
             results = None if opt.evolve else finish(training)
@@ -375,6 +375,7 @@ def train_and_finish(
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

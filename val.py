@@ -1,7 +1,7 @@
-"""Evaluate a trained detector on a data set.
+"""Evaluate a trained detector on a dataset.
 
     python val.py --weights runs/train/exp/weights/best.pt --data VOC.yaml
-    python val.py                                             # the newest run's best.pt on the default set
+    python val.py                                             # the newest run's best.pt on the default dataset
     python val.py --data VOC.yaml --protocol voc07            # PASCAL VOC's own AP
     python val.py --task study --weights a.pt b.pt            # accuracy and speed over image sizes
 """
@@ -29,7 +29,7 @@ def parse_opt() -> argparse.Namespace:
     data, model, output, speed, more = map(parser.group, ("data", "model", "output", "speed", "more"))
     data("--data", metavar="YAML", help="dataset yaml, also looked for in data/")
     data("--task", choices=TASKS, help="the split to evaluate; speed: time all weights; study: accuracy and speed of "
-         "all weights at all sizes, as text and figure")  # fmt: skip
+         "all weights at all sizes, as text and plot")  # fmt: skip
     data("--imgsz", "--img", "--img-size", type=int, nargs="+", metavar="PX", shown="as trained; study: 256 to 1536",
          help="image size in pixels; several for --task study")
     data("--single-cls", action="store_true", help="treat all classes as one")
@@ -38,20 +38,20 @@ def parse_opt() -> argparse.Namespace:
     model("--conf-thres", type=float, metavar="X", shown=f"{ValOptions.conf_thres}; --task speed: 0.25",
           help="drop detections with a lower confidence")  # fmt: skip
     model("--iou-thres", type=float, metavar="X", shown=f"{ValOptions.iou_thres}; --task speed: 0.45",
-          help="NMS drops boxes that overlap a better one by more")  # fmt: skip
-    model("--max-det", type=int, metavar="N", help="detections per image, at most")
+          help="IoU threshold of NMS")  # fmt: skip
+    model("--max-det", type=int, metavar="N", help="maximum number of detections per image")
     model("--augment", action="store_true", help="test-time augmentation")
     parser.add_output("runs/val")
     output("--save-txt", action="store_true", help="write the detections to labels/*.txt")
-    output("--save-conf", action="store_true", help="with confidences in labels/*.txt")
+    output("--save-conf", action="store_true", help="include confidences in labels/*.txt")
     output("--save-hybrid", action="store_true",
            help="write the labels together with the detections of confidence 0.25 and more")  # fmt: skip
     output("--save-json", action="store_true", help="write predictions.json in COCO's format")
     output("--verbose", action="store_true", help="print a row for each class even if there are more than 30")
-    output("--noplots", action="store_true", help="draw no figures")
+    output("--noplots", action="store_true", help="draw no plots")
     parser.add_device()
     speed("--batch-size", type=int, metavar="N", help="images per batch")
-    speed("--workers", type=int, metavar="N", help="worker processes that load images, at most")
+    speed("--workers", type=int, metavar="N", help="maximum number of worker processes that load images")
     speed("--half", action="store_true", help="float16, on a GPU")
     speed("--amp", choices=AMP_CHOICES, help="number format of the network; off is float32")
     more("--protocol", choices=list(PROTOCOLS),
@@ -61,7 +61,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
@@ -103,16 +103,16 @@ from utils.system.console import LOGGER, progress, run_script
 from utils.system.device import describe_device, select_device
 from utils.voc.default_set import prepare_shapes
 
-# uint8 images -> decoded boxes, and the raw maps if a loss is wanted
+# uint8 images -> decoded boxes, and the raw feature maps if a loss is computed
 Forward = Callable[[Tensor], tuple[Tensor, list[Tensor] | None]]
 Gather = Callable[[Any], list[Any]]
 PICTURED_BATCHES = 3
-PIECE = 8  # images that a network looks at together on a CPU
+PIECE = 8  # images per forward pass on a CPU
 STUDY_SIZES = tuple(range(256, 1537, 128))
 
 
 def only_this_process(part: Any) -> list[Any]:
-    """The parts of all processes where there is one."""
+    """Return the Parts of all processes if there is only this one."""
     return [part]
 
 
@@ -120,7 +120,7 @@ def evaluate(
     forward: Forward, loader: DataLoader, names: Mapping[int, str], device: torch.device, settings: Settings,
     compute_loss: Callable | None = None, gather: Gather = only_this_process,
 ) -> Results:  # fmt: skip
-    """Run a detector over a loader, score it, and write what `settings` asks for; arguments as for `collect`."""
+    """Evaluate a detector on a data loader and write the files that `settings` selects; arguments as for `collect`."""
     part = collect(forward, loader, names, device, settings, compute_loss, gather)
     results = results_of(part, names, settings)
     if settings.writes:
@@ -129,7 +129,7 @@ def evaluate(
 
 
 class Seen(NamedTuple):
-    """A batch that was looked at: images on the device, the rest on the CPU; detections and records per image."""
+    """An evaluated batch: images on the device, the rest on the CPU; detections and records per image."""
 
     images: Tensor
     targets: Tensor
@@ -144,12 +144,12 @@ def collect(
     forward: Forward, loader: DataLoader, names: Mapping[int, str], device: torch.device, settings: Settings,
     compute_loss: Callable | None = None, gather: Gather = only_this_process,
 ) -> Part:  # fmt: skip
-    """Run a detector over a loader and note what it finds in each image; the one evaluation loop of the project.
+    """Run a detector on a data loader and record the detections of each image; the project's only evaluation loop.
 
-    On a CPU a few batches are looked at side by side, so `forward` and `compute_loss` must bear that.
-    Where several processes have a loader over a part of the images each, `gather` takes a process's part and returns
-    the list of all of them, to every process (as torch.distributed.all_gather_object does); all then return the same.
-    compute_loss(raw, targets)[1]: the three parts of a batch's loss.
+    On a CPU a few batches run in parallel, so `forward` and `compute_loss` must be thread-safe. With several processes,
+    each has a loader for its share of the images; `gather` then takes the Part of this process and returns, on every
+    process, the list of all Parts (like torch.distributed.all_gather_object), so all processes return the same.
+    compute_loss(raw, targets)[1]: the three components of a batch's loss.
     """
     stop, threads = threading.Event(), torch.get_num_threads()
 
@@ -190,10 +190,7 @@ def collect(
 
 
 def in_pieces(forward: Forward, images: Tensor, stop: threading.Event) -> tuple[Tensor, list[Tensor] | None]:
-    """What `forward` gives, asked for a few images at a time: as fast on a CPU, and in little memory.
-
-    Raises CancelledError once `stop` is set.
-    """
+    """Run `forward` on a few images at a time: less memory, same speed. Raises CancelledError once `stop` is set."""
     pieces = []
     for piece in images.split(PIECE):
         if stop.is_set():
@@ -206,7 +203,7 @@ def in_pieces(forward: Forward, images: Tensor, stop: threading.Event) -> tuple[
 
 
 def detect_boxes(decoded: Tensor, targets: Tensor, shape: Sequence[int], settings: Settings) -> list[Tensor]:
-    """The detections of a batch, per image (m, 6) in pixels of the network's input `shape`; see `Settings`."""
+    """Return the detections of each image after NMS, (m, 6) in pixels of the network's input `shape` (h, w)."""
     conf, iou, most = settings.conf_thres, settings.iou_thres, settings.max_det
     if settings.save_hybrid:
         return nms_with_labels(decoded, targets, shape, conf, iou, most, agnostic=settings.single_cls)
@@ -236,7 +233,7 @@ def _write_outputs(part: Part, results: Results, names: Mapping[int, str], setti
 
 @dataclass(frozen=True)
 class Split:
-    """The images to evaluate on, their labels, and what COCO files say of them."""
+    """The images of a split, their labels, and their annotations from COCO files."""
 
     config: DataConfig
     index: LabelIndex
@@ -244,10 +241,10 @@ class Split:
 
 
 def run(**kwargs: Any) -> Results | list[Results]:
-    """Evaluate with options named as the flags, such as run(data="VOC.yaml", weights="best.pt").
+    """Evaluate with options named like the flags, such as run(data="VOC.yaml", weights="best.pt").
 
-    Returns the figures: of the split asked for, or for the tasks speed and study a list with those of each weights
-    file (and size). Raises UserError for bad input.
+    Returns the results on the split; for the tasks speed and study, a list with those of each weights file (and size).
+    Raises UserError for bad input.
     """
     opt = options_from(ValOptions, kwargs, "val.run")
     if opt.protocol == "coco":
@@ -271,13 +268,13 @@ def run(**kwargs: Any) -> Results | list[Results]:
     results = evaluate_at(size, runtimes[0], split, opt, folder)
     LOGGER.info(results_table(results, names, opt.verbose or len(names) <= 30))
     if opt.save_hybrid:
-        LOGGER.warning("--save-hybrid: the labels were given to the detections, so the figures above mean nothing")
+        LOGGER.warning("--save-hybrid: the detections include the labels, so the metrics above are meaningless")
     LOGGER.info(f"speed per image at {size} px: {speed_line(results)}\nresults in {folder}")
     return results
 
 
 def speed(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValOptions) -> list[Results]:
-    """Time each of the weights with the thresholds that detect.py uses."""
+    """Time each weights file with the default thresholds of detect.py."""
     opt, results = replace(opt, conf_thres=0.25, iou_thres=0.45, noplots=True), []
     where = describe_device(runtimes[0].device)
     LOGGER.info(f"speed on {split.config.yaml_file}, batches of {opt.batch_size}; {where}")
@@ -289,9 +286,9 @@ def speed(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValO
 
 
 def study(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValOptions, folder: Path) -> list[Results]:
-    """Evaluate each of the weights at each size: study_<data>_<weights>.txt and study.png in `folder`.
+    """Evaluate each weights file at each image size; write study_<data>_<weights>.txt and study.png to `folder`.
 
-    A row of the text: size in pixels, P, R, mAP50, mAP50-95, then milliseconds per image of pre-process, network, NMS.
+    Columns of the text: size in pixels, P, R, mAP50, mAP50-95, milliseconds per image of pre-process, inference, NMS.
     """
     opt, results, curves = replace(opt, noplots=True), [], {}
     for file, label, runtime in zip(files, labels_of(files), runtimes, strict=True):
@@ -312,7 +309,7 @@ def study(files: list[Path], runtimes: list[AnyRuntime], split: Split, opt: ValO
 
 
 def labels_of(files: list[Path]) -> list[str]:
-    """A name for each weights file: its own, or where several share it best_onnx, exp_best, exp_best_2, ..."""
+    """Return a distinct label for each file: its stem or, if several share it, best_onnx, exp_best, exp_best_2, ..."""
     stems, names = [file.stem for file in files], [file.name for file in files]
     labels = []
     for f in files:
@@ -322,14 +319,14 @@ def labels_of(files: list[Path]) -> list[str]:
 
 
 def evaluate_at(size: int, runtime: AnyRuntime, split: Split, opt: ValOptions, folder: Path | None) -> Results:
-    """Evaluate one model at one size; files go to `folder`."""
+    """Evaluate one model at one image size; files are written to `folder`."""
     return evaluate(*prepared(size, runtime, split, opt, folder))
 
 
 def prepared(
     size: int, runtime: AnyRuntime, split: Split, opt: ValOptions, folder: Path | None
 ) -> tuple[Forward, DataLoader, Mapping[int, str], torch.device, Settings]:
-    """What `evaluate` and `collect` need to run one model at one size, warmed up."""
+    """Warm a model up for one image size and return the first five arguments of `evaluate` and `collect`."""
     dataset = DetectionDataset(split.index, size, opt.batch_size, rect=runtime.size is None, pad=0.5,
                                stride=runtime.stride, single_cls=opt.single_cls)  # fmt: skip
     pinned = runtime.device.type == "cuda"
@@ -337,16 +334,16 @@ def prepared(
     shared = ("conf_thres", "iou_thres", "max_det", "single_cls", "save_txt", "save_conf", "save_json", "save_hybrid",
               "protocol")  # fmt: skip
     settings = Settings(**{name: getattr(opt, name) for name in shared}, folder=folder, plots=not opt.noplots,
-                        annotations=split.annotations)  # fmt: skip
+                        annotations=split.annotations, files=split.index.files)  # fmt: skip
     warm_up(runtime, size, size)
     return (lambda images: (runtime.predict(images, opt.augment), None), loader, names_of(runtime, opt),
             runtime.device, settings)  # fmt: skip
 
 
 def load_split(config: DataConfig, opt: ValOptions) -> Split:
-    """Index the images of the split that a task is about, with its COCO files. Raises UserError for bad ones.
+    """Index the images of the task's split and read its COCO files. Raises UserError for bad ones.
 
-    YOLOv5's figures do not need those files: there, a bad one is a warning.
+    The yolov5 protocol does not need COCO files, so with it a bad one only gives a warning.
     """
     name = opt.task if opt.task in SPLITS else "val"
     index = index_split(config, name)
@@ -354,45 +351,47 @@ def load_split(config: DataConfig, opt: ValOptions) -> Split:
     missing = sum(index.file(i) not in annotations for i in range(len(index)))
     if missing and opt.protocol != "yolov5":
         LOGGER.warning(f"--protocol {opt.protocol}: no difficult object is known in {missing} of {len(index)} images: "
-                       f"none is ignored there; {config.path / 'annotations'} has no COCO file of them")  # fmt: skip
+                       f"{config.path / 'annotations'} has no COCO file with them, so none is ignored")  # fmt: skip
     return Split(config, index, annotations)
 
 
 def side_of(runtime: AnyRuntime, imgsz: int | None) -> int:
-    """The side of the network's input: --imgsz, or as trained or exported. Raises UserError if that is no square."""
+    """Return the side of the square input: --imgsz, or as trained or exported. Raises UserError if it is not square."""
     height, width = input_size(runtime, imgsz)
     if height != width:
-        raise UserError(f"this model was exported for {height}x{width} px and val.py looks at squares; export it with "
-                        "--dynamic or a single --imgsz")  # fmt: skip
+        raise UserError(f"this model was exported for {height}x{width} px, but val.py needs a square input; export it "
+                        "with --dynamic or a single --imgsz")  # fmt: skip
     return height
 
 
 def names_of(runtime: AnyRuntime, opt: ValOptions) -> dict[int, str]:
+    """Return the class names by index."""
     return {0: "object"} if opt.single_cls else runtime.names
 
 
 def load_checked(weights: Path, data: DataConfig, opt: ValOptions, device: torch.device) -> AnyRuntime:
-    """Load a model. Raises UserError if it and the data disagree on the number of classes; warns if on names."""
+    """Load a model. Raises UserError if its number of classes is not the dataset's; warns if the names differ."""
     runtime = load_runtime(weights, device, opt.half, opt.amp)
-    if runtime.model is None:  # what it cannot do is told now, not after the others
+    if runtime.model is None:  # report its limits before any evaluation starts
         for size in opt.sizes or [None]:
             side_of(runtime, size)
         if opt.augment:
-            raise UserError(f"--augment needs a checkpoint, and {weights} is an exported model")
+            raise UserError(f"--augment needs a checkpoint, but {weights} is an exported model")
     if not opt.single_cls:
         check_classes(weights, runtime.names, data)
     return runtime
 
 
 def check_classes(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:
-    """Raise UserError if a model and the data disagree on the number of classes; warn if on names."""
+    """Raise UserError if a model has another number of classes than the dataset; warn if the names differ."""
     if len(names) != data.nc:
-        raise UserError(f"{weights} knows {len(names)} classes, {data.yaml_file} lists {data.nc}: give the "
-                        "--data it was trained on; my_tools/compare.py measures classes by their names")  # fmt: skip
+        raise UserError(f"{weights} knows {len(names)} classes, but {data.yaml_file} lists {data.nc}: give the "
+                        "--data it was trained on; my_tools/compare.py matches classes by name")  # fmt: skip
     warn_of_names(weights, names, data)
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

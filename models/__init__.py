@@ -1,1 +1,1 @@
-"""Blocks, networks, checkpoints, inference and export. Imports `utils`, no scripts and no tools."""
+"""Blocks, networks, checkpoints, inference and export. Imports `utils`, but no scripts and no tools."""

@@ -14,11 +14,17 @@ from models.blocks.memory import deinterleave, dense_gradient, interleave, is_ch
 from models.registry import register
 
 Activation = bool | nn.Module
+Pair = int | tuple[int, int]  # one number, or height and width
 
 
-def autopad(k: int, p: int | None = None, d: int = 1) -> int:
-    """Return the padding with which a k x k kernel of dilation d keeps the size of a feature map (`p` if given)."""
-    return (d * (k - 1) + 1) // 2 if p is None else p
+def autopad(k: Pair, p: Pair | None = None, d: int = 1) -> Pair:
+    """Return the padding with which a k x k kernel of dilation d keeps the size of a feature map (`p` if given).
+
+    For a kernel (height, width), the padding is a pair too.
+    """
+    if p is not None:
+        return p
+    return tuple(autopad(side, None, d) for side in k) if isinstance(k, (tuple, list)) else (d * (k - 1) + 1) // 2
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -56,9 +62,9 @@ class Conv(nn.Module):
         self,
         c1: int,
         c2: int,
-        k: int = 1,
-        s: int = 1,
-        p: int | None = None,
+        k: Pair = 1,
+        s: Pair = 1,
+        p: Pair | None = None,
         g: int = 1,
         d: int = 1,
         act: Activation = True,
@@ -78,7 +84,7 @@ class Conv(nn.Module):
 class DWConv(Conv):
     """Depthwise convolution, with the greatest common divisor of c1 and c2 as the number of groups."""
 
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: Activation = True) -> None:
+    def __init__(self, c1: int, c2: int, k: Pair = 1, s: Pair = 1, d: int = 1, act: Activation = True) -> None:
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
 
 
@@ -221,9 +227,9 @@ class StemBlock(nn.Module):
         self,
         c1: int,
         c2: int,
-        k: int = 3,
-        s: int = 2,
-        p: int | None = None,
+        k: Pair = 3,
+        s: Pair = 2,
+        p: Pair | None = None,
         g: int = 1,
         d: int = 1,
         act: Activation = True,
@@ -252,7 +258,7 @@ class GSConv(nn.Module):
     Raises ValueError if the output width c2 is odd.
     """
 
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Activation = True) -> None:
+    def __init__(self, c1: int, c2: int, k: Pair = 1, s: Pair = 1, g: int = 1, act: Activation = True) -> None:
         super().__init__()
         if c2 % 2:
             raise ValueError(f"GSConv: the output width {c2} is odd, it must be even")
@@ -273,7 +279,7 @@ class GSConvns(GSConv):
     The weights of the 1x1 convolution are initialized to the fixed shuffle and then trained.
     """
 
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: Activation = True) -> None:
+    def __init__(self, c1: int, c2: int, k: Pair = 1, s: Pair = 1, g: int = 1, act: Activation = True) -> None:
         super().__init__(c1, c2, k, s, g, act)
         self.shuf = nn.Conv2d(c2, c2, 1, bias=False)
         self.act = nn.ReLU(inplace=True)

@@ -83,7 +83,8 @@ def check_size(cls: type[nn.Module], stack: list[list[Any]], width: int, c_in: i
     stack: the arguments of `cls`, one list per stacked copy; width: output channels (classes for a head); c_in: input
     channels. Most layers pass by an estimate; the others are built on the meta device and counted.
     """
-    side = max((abs(a) for a in stack[0][2:] if is_whole(a)), default=1)
+    sides = [v for a in stack[0][2:] for v in (a if isinstance(a, tuple) else (a,))]  # a kernel may be (3, 5)
+    side = max((abs(v) for v in sides if is_whole(v)), default=1)
     expands = any(isinstance(a, float) and not a <= 1 for a in stack[0])  # an expansion factor (e) above 1, as in C3
     if not expands and width * max(c_in, width) * max(side, 1) ** 2 * len(stack) <= USUAL:
         return

@@ -9,7 +9,6 @@ import argparse
 import copy
 import importlib
 import pkgutil
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,9 @@ from models.blocks.shuffle_free import permute_inputs, unshuffle
 from models.common import Conv
 from models.heads.anchors import Detect
 from models.registry import MOST_PARAMETERS, check_arguments, check_size, find_block
+from models.row_arguments import checked_arguments, named, parse_activation
 from utils.data.augment import make_divisible
-from utils.errors import UserError, did_you_mean, shorten
+from utils.errors import UserError, shorten
 from utils.settings.config import check_model_cfg, is_number, is_whole, load_model_cfg
 from utils.system.console import LOGGER, run_script
 from utils.system.profiling import count_gflops
@@ -53,27 +53,8 @@ for _room in (models.blocks, models.heads):  # importing a module registers its 
     for _file in pkgutil.iter_modules(_room.__path__, f"{_room.__name__}."):
         importlib.import_module(_file.name)
 
-_KNOWN = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.ELU, nn.GELU)
-ACTIVATIONS = {cls.__name__: cls for cls in _KNOWN}
 LARGEST_MAP = 2**29  # largest number of elements in the output of a layer
 PROBE_SIZE = 256  # pixels: side of the empty image with which strides are determined; a multiple of every stride
-
-
-def parse_activation(text: str | None) -> nn.Module | None:
-    """Build the module for a yaml's `activation:`, such as `nn.LeakyReLU(0.1)`. Raises ValueError if it is unknown."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*(?:\(\s*(-?[\d.eE+-]+)?\s*\))?\s*", str(text))
-    name = match.group(1) if match else str(text)
-    if not match or name not in ACTIVATIONS:
-        known = ", ".join(sorted(ACTIVATIONS))
-        raise ValueError(f"unknown activation '{text}'{did_you_mean(name, ACTIVATIONS)}; known: {known}")
-    cls, arg = ACTIVATIONS[name], match.group(2)
-    if arg:
-        if cls not in (nn.LeakyReLU, nn.ELU):
-            raise ValueError(f"activation '{text}': {name} takes no argument")
-        return cls(float(arg), inplace=True)
-    return cls() if cls is nn.GELU else cls(inplace=True)
 
 
 def parse_model(d: dict[str, Any], ch: list[int]) -> tuple[nn.Sequential, list[int]]:
@@ -143,10 +124,16 @@ def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: b
         c_out = sum(c_in)
     # in a stack, the second and later copies have c_out input channels
     stack = [[c_out, *args[1:]] if block.channels == "out" and k else args for k in range(n)]
+    ours = (2 + block.repeats) * (block.channels == "out")  # leading arguments that are not from the row
     for a in stack:
         check_arguments(block.cls, a)
+    stack = [checked_arguments(block.cls, a, ours) for a in stack]
     check_size(block.cls, stack, d["nc"] if block.channels == "head" else c_out, sum(c_in))
-    layer = block.cls(*args) if n == 1 else nn.Sequential(*(block.cls(*a) for a in stack))
+    try:
+        copies = [block.cls(*a) for a in stack]
+    except (TypeError, RuntimeError, AttributeError) as e:
+        raise ValueError(f"{shorten(e)} (with {named(block.cls, stack[0], ours)})") from e
+    layer = copies[0] if n == 1 else nn.Sequential(*copies)
     layer.i, layer.f, layer.type = i, source, str(name).removeprefix("nn.")
     layer.np = sum(p.numel() for p in layer.parameters())
     return layer, c_out
@@ -182,19 +169,19 @@ class DetectionModel(nn.Module):
     """
 
     def __init__(
-        self, cfg: str | Path | dict = "yolov5_shufflenet.yaml", ch: int = 3, nc: int | None = None,
+        self, cfg: str | Path | dict = "yolov5_shufflenet.yaml", ch: int | None = None, nc: int | None = None,
         anchors: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.yaml = copy.deepcopy(cfg) if isinstance(cfg, dict) else load_model_cfg(cfg)
         where = self.yaml.get("yaml_file") or "model config"
-        self.yaml["ch"] = ch
+        self.yaml["ch"] = self.yaml.get("ch", 3) if ch is None else ch
         if nc:
             self.yaml["nc"] = nc
         if anchors:
             self.yaml["anchors"] = anchors
         check_model_cfg(self.yaml, where)
-        self.model, self.save = parse_model(self.yaml, [ch])
+        self.model, self.save = parse_model(self.yaml, [self.yaml["ch"]])
         self.names = {i: str(i) for i in range(self.yaml["nc"])}
         _initialize_batch_norms(self)
         self._read_strides(where)

@@ -1,1 +1,1 @@
-"""Command-line tools, one file per command; the parts of the larger ones are in folders of their own."""
+"""Command-line tools, one file per command. The parts of larger tools are in their own folders."""

@@ -1,10 +1,10 @@
-"""Measure how fast training, evaluation and inference are here, as ratios of two things timed in turns.
+"""Measure the speed of training, evaluation and inference, as ratios to baselines that are timed in turns with them.
 
-    python my_tools/benchmark.py                                    # a few minutes, on the drawn data set
+    python my_tools/benchmark.py                                    # the default dataset, a few minutes
     python my_tools/benchmark.py --cases train loader --data VOC.yaml --rounds 9
 
-Writes table.csv, models.md (a line for each model) and chart.png to runs/benchmark/exp. A ratio is the median of the
-rounds'; beside it their quartiles.
+Writes table.csv, models.md (a row per model) and chart.png to runs/benchmark/exp. A ratio is the median over all
+rounds, given with its quartiles.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.settings.flags import Parser
 from utils.settings.options import AMP_CHOICES
+from utils.settings.values import from_code
 
 CASE_NAMES = ("train", "loader", "val", "infer", "detect", "scale")
 
@@ -37,19 +38,20 @@ def parse_opt() -> argparse.Namespace:
     parser.add_output("runs/benchmark")
     parser.add_device()
     speed("--batch-size", "--batch", type=int, default=16, metavar="N", help="images per training step")
-    speed("--workers", type=int, default=8, metavar="N", help="worker processes that load images, at most")
+    speed("--workers", type=int, default=8, metavar="N", help="maximum number of worker processes that load images")
     speed("--amp", default="auto", choices=AMP_CHOICES, help="number format of training")
     more("--cases", nargs="+", default=list(CASE_NAMES), choices=CASE_NAMES, shown="all", help="what to measure")
-    more("--rounds", type=int, default=5, metavar="N", help="how often each candidate is timed; more if it is short")
+    more("--rounds", type=int, default=5, metavar="N", help="rounds of timing; short cases get more")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from models.inference.runtime import check_channels
 from models.weights.checkpoint import find_weights, load_checkpoint
 from my_tools.benchmarking.cases import (
     AS_DETECTED,
@@ -65,8 +67,9 @@ from my_tools.benchmarking.cases import (
 )
 from my_tools.benchmarking.engines import RUN_AS
 from my_tools.benchmarking.files import detecting, scaling
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.files import MODEL_FOLDERS, ROOT, atomic_write, find_file, increment_path
+from utils.settings.config import load_model_cfg
 from utils.settings.dataset import load_data
 from utils.system.console import LOGGER, run_script, shown
 from utils.system.device import describe_device, select_device
@@ -74,12 +77,12 @@ from utils.voc.default_set import prepare_shapes
 
 CASES: Mapping[str, Callable[[Conditions], list[Row]]] = MappingProxyType(
     dict(zip(CASE_NAMES, (training, loading, evaluation, inference, detecting, scaling), strict=True)))  # fmt: skip
-LOOKED_AT = (AS_DETECTED, *RUN_AS)  # ways to look at one image that are in the table of models
+LOOKED_AT = (AS_DETECTED, *RUN_AS)  # ways to run one image that have a column in models.md
 HEADER = "%-8s %-48s %9s   %-34s %9s   %-22s %s"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """Format the rows as text."""
     lines = [HEADER % ("case", "what", "ms", "against", "ms", "ratio (quartiles)", "target")]
     for r in rows:
         ratio = f"{r.ratio:.2f} ({r.low:.2f} to {r.high:.2f})" + (" times as fast" if r.fast else "")
@@ -88,14 +91,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def aim(row: Row) -> str:
-    """A row's target, and whether it is met."""
+    """Return a row's target and whether it is met, as text."""
     if row.target is None:
         return ""
     return f"{'>=' if row.fast else '<='} {row.target:g}: {'met' if row.met else 'missed'}"
 
 
 def by_model(rows: Sequence[Row]) -> str:
-    """A line for each model as markdown tables: the time of one image, and the images a second of a training."""
+    """Return Markdown tables with a row per model: the time of one image, and the images per second in training."""
     measured: dict[str, dict[str, Row]] = {}
     for row in rows:
         name, _, what = row.what.partition(", ")
@@ -117,7 +120,7 @@ def by_model(rows: Sequence[Row]) -> str:
 
 
 def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
-    """A bar per row with its quartiles, and its target beside it; two panels, as more is better in one only."""
+    """Draw a bar per row, with quartiles and target, in two panels: one where more is better, one where less is."""
     kinds = [([r for r in rows if r.fast], "times as fast as the yardstick (more is better)"),
              ([r for r in rows if not r.fast], "part of the yardstick's time (less is better)")]  # fmt: skip
     kinds = [kind for kind in kinds if kind[0]]
@@ -139,27 +142,33 @@ def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
         axis.set_xlim(0, 1.1 * max(max(r.high, r.target or 0, 1) for r in group))
         axis.set_xlabel(label, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{title}\nbars: medians of the turns, with quartiles; upright lines: targets", fontsize=9)
+    figure.suptitle(f"{title}\nbars: medians of the rounds, with quartiles; vertical lines: targets", fontsize=9)
     with atomic_write(file) as f:
         figure.savefig(f, dpi=130, format="png")
 
 
+@from_code("benchmark.run")
 def run(
     cases: Sequence[str] = tuple(CASES), cfg: Sequence[str] = ("yolov5_shufflenet.yaml", "yolov5s.yaml"),
     weights: str = "", data: str = "shapes.yaml", imgsz: int = 320, batch_size: int = 16, rounds: int = 5,
     device: str = "", workers: int = 8, amp: str = "auto", project: str = str(ROOT / "runs/benchmark"),
     name: str = "exp", exist_ok: bool = False,
 ) -> list[Row]:  # fmt: skip
-    """Measure, and write table.csv, models.md and chart.png; returns the rows. Raises UserError for bad input."""
+    """Measure, write table.csv, models.md and chart.png, and return the rows. Raises UserError for bad input."""
     if min(imgsz, batch_size, rounds) < 1 or workers < 0:
         raise UserError("--imgsz, --batch-size and --rounds must be 1 or more, --workers 0 or more")
+    for case in cases:
+        if case not in CASES:
+            raise UserError(f"--cases {case}{did_you_mean(case, CASES)}: one of {', '.join(CASES)}")
     where = select_device(device)
     config = load_data(data)
     prepare_shapes(config.yaml_file)
     file = find_weights(weights) if weights else None
     conditions = Conditions(config, [str(find_file(c, MODEL_FOLDERS, "--cfg")) for c in cfg], file, imgsz, batch_size,
                             rounds, where, workers, amp)  # fmt: skip
-    if file:  # what is wrong with it is told now, not after minutes
+    for c in conditions.cfgs:
+        check_channels(load_model_cfg(c), c)
+    if file:  # report a bad file now, not after minutes
         load_trained(conditions) if "val" in cases else load_checkpoint(file)
     title = f"{describe_device(where)}; {config.yaml_file.stem}, {imgsz} px, training in batches of {batch_size}"
     title += f"; infer and detect at {INFERRED} px" * any(case in cases for case in ("infer", "detect"))
@@ -167,7 +176,7 @@ def run(
     rows: list[Row] = []
     folder = None
     for case in cases:
-        LOGGER.info(f"\n{case}: {rounds} turns")
+        LOGGER.info(f"\n{case}: {rounds} rounds")
         new = CASES[case](conditions)
         LOGGER.info(table(new))
         rows += new
@@ -178,7 +187,7 @@ def run(
 
 
 def write(rows: Sequence[Row], title: str, folder: Path) -> None:
-    """Write what has been measured so far."""
+    """Write the results measured so far."""
     with atomic_write(folder / "table.csv", "w") as f:
         writer = csv.DictWriter(f, [field.name for field in fields(Row)])
         writer.writeheader()
@@ -190,6 +199,7 @@ def write(rows: Sequence[Row], title: str, folder: Path) -> None:
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

@@ -1,11 +1,11 @@
-"""Prove on this machine that a run which is killed and resumed ends exactly like one that is not.
+"""Check that a training that is killed and resumed ends with exactly the same results as an undisturbed one.
 
-    python my_tools/check_resume.py                # the default set, small, three kills
+    python my_tools/check_resume.py                # the default dataset, small, three kills
     python my_tools/check_resume.py --kills 100 --epochs 6
 
-Trains once undisturbed. Then trains with the same options, kills the process (SIGKILL: nothing can be cleaned up) at
-random moments, reads every file that is then in its folder, resumes it, and so on. At the end it compares: every tensor
-of best.pt and last.pt bit by bit, and every figure of results.csv but the times.
+First trains undisturbed. Then trains with the same options, kills the process at a random time (SIGKILL: no cleanup is
+possible), reads every file in its folder, resumes the run, and repeats this. Finally compares every tensor of best.pt
+and last.pt bit by bit, and every value of results.csv except the times.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def parse_opt() -> argparse.Namespace:
     model("--cfg", default="yolov5_shufflenet.yaml", metavar="YAML", help="model yaml")
     optimisation("--epochs", type=int, default=3, metavar="N", help="number of epochs")
     optimisation("--batch-size", type=int, default=32, metavar="N", help="images per step")
-    speed("--workers", type=int, default=2, metavar="N", help="worker processes that load images, at most")
+    speed("--workers", type=int, default=2, metavar="N", help="maximum number of worker processes that load images")
     speed("--amp", default="auto", choices=AMP_CHOICES, help="number format of the forward pass")
     more("--kills", type=int, default=3, metavar="N", help="how often to kill the training")
-    more("--seed", type=int, default=0, help="seed of the random moments")
+    more("--seed", type=int, default=0, help="seed of the random times")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ from utils.voc.default_set import prepare_shapes
 
 
 def train_command(opt: argparse.Namespace, project: Path, name: str) -> list[str]:
-    """The command of a run to be compared."""
+    """Return the command that starts a run to be compared."""
     words = ["--data", opt.data, "--cfg", opt.cfg, "--epochs", opt.epochs, "--imgsz", opt.imgsz, "--batch-size",
              opt.batch_size, "--workers", opt.workers, "--amp", opt.amp, "--device", "cpu", "--noplots",
              "--project", project, "--name", name, "--exist-ok"]  # fmt: skip
@@ -67,9 +67,9 @@ def train_command(opt: argparse.Namespace, project: Path, name: str) -> list[str
 
 
 def run_killed_after(command: list[str], seconds: float | None, log: Path) -> bool:
-    """Run a command, kill it after so many seconds, with its children; returns whether it ended before by itself.
+    """Run a command; if it takes longer than `seconds`, kill it with its children. Return whether it ended by itself.
 
-    Raises UserError if it failed.
+    seconds: None means no limit. Raises UserError if the command fails.
     """
     with open(log, "a", encoding="utf-8") as f:
         process = subprocess.Popen(command, stdout=f, stderr=f, cwd=ROOT, start_new_session=True)
@@ -83,12 +83,12 @@ def run_killed_after(command: list[str], seconds: float | None, log: Path) -> bo
             os.killpg(process.pid, signal.SIGKILL)
             raise
     if code:
-        raise UserError(f"training ended with exit code {code}; its last words are in {log}")
+        raise UserError(f"the training failed with exit code {code}; its output is in {log}")
     return True
 
 
 def differences(folder_a: Path, folder_b: Path) -> list[str]:
-    """What differs between two finished runs: names of tensors, rows of results.csv."""
+    """Return what differs between two finished runs: names of tensors, rows of results.csv."""
     found = []
     for file in ("best.pt", "last.pt"):
         a, b = (load_checkpoint(folder / "weights" / file) for folder in (folder_a, folder_b))
@@ -103,7 +103,7 @@ def differences(folder_a: Path, folder_b: Path) -> list[str]:
 
 
 def unequal(a: Any, b: Any, where: str) -> list[str]:
-    """The places at which two nested values differ, bit by bit; times are left out."""
+    """Return the paths at which two nested values differ, compared bit by bit; times are ignored."""
     if isinstance(a, Tensor):
         return [] if isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b) else [where]
     if isinstance(a, dict) and isinstance(b, dict):
@@ -116,7 +116,7 @@ def unequal(a: Any, b: Any, where: str) -> list[str]:
 
 
 def unreadable(folder: Path) -> list[str]:
-    """The files of a killed run that do not hold what they should; what was being written has another name."""
+    """Return an error message for each invalid file of a killed run; unfinished files have the suffix .part."""
     found = []
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix != ".part"):
         try:
@@ -125,51 +125,51 @@ def unreadable(folder: Path) -> list[str]:
             elif file.suffix == ".yaml":
                 load_yaml(file)
             elif file.suffix == ".csv" and any(len(row) != len(COLUMNS) - TIMES for row in read_figures(file)):
-                raise UserError(f"{file}: has rows cut off")
+                raise UserError(f"{file}: has truncated rows")
         except UserError as e:
             found.append(str(e))
     return found
 
 
 def read_figures(file: Path) -> list[list[str]]:
-    """The rows of a results.csv without the columns of times."""
+    """Return the rows of a results.csv without the time columns."""
     with open(file, encoding="utf-8", newline="") as f:
         return [row[:-TIMES] for row in csv.reader(f)]
 
 
 def time_of_epochs(file: Path) -> float:
-    """The seconds that all epochs of a results.csv took."""
+    """Return the total time in seconds of all epochs in a results.csv."""
     with open(file, encoding="utf-8", newline="") as f:
         return sum(float(v) for row in list(csv.reader(f))[1:] for v in row[-TIMES:])
 
 
 def run(opt: argparse.Namespace) -> Path:
-    """Compare an undisturbed run with others, killed `opt.kills` times in all. Raises UserError if they differ."""
+    """Compare an undisturbed run with runs killed `opt.kills` times in all. Raises UserError if they differ."""
     project = increment_path(ROOT / "runs" / "check_resume" / "exp")
     log = project / "training.log"
-    prepare_shapes(find_file(opt.data, ("data",), "--data"))  # or the first run would be taken to need that long
+    prepare_shapes(find_file(opt.data, ("data",), "--data"))  # not part of the time of the first run
     LOGGER.info(f"an undisturbed run (its output goes to {log})")
     start = time.perf_counter()
     run_killed_after(train_command(opt, project, "whole"), None, log)
     whole = time.perf_counter() - start
     work = time_of_epochs(project / "whole" / "results.csv")
-    LOGGER.info(f"  {whole:.1f} s, {work:.1f} s of them training")
+    LOGGER.info(f"  {whole:.1f} s, of which {work:.1f} s training")
     rng, kills, runs = random.Random(opt.seed), 0, 0
     while kills < opt.kills:
         runs += 1
-        # some while it starts, most while it trains
+        # a few kills during the start, most during the training
         times = [rng.uniform(0.7 * (whole - work), whole - 0.5 * work) for _ in range(opt.kills - kills)]
         kills += kill_and_resume(opt, project, f"killed{runs}", times)
         if found := differences(project / "whole", project / f"killed{runs}"):
             raise UserError(f"{len(found)} differences, the first: {found[0]}; the runs are in {project}")
         LOGGER.info(f"  bit-identical, {kills} kills so far")
-    LOGGER.info(f"{kills} kills of {runs} runs: no file unreadable after any, and at the end best.pt, last.pt and "
-                f"results.csv bit-identical; the runs are in {project}")  # fmt: skip
+    LOGGER.info(f"{kills} kills in {runs} runs: every file was readable after each, and at the end best.pt, last.pt "
+                f"and results.csv were bit-identical; the runs are in {project}")  # fmt: skip
     return project
 
 
 def kill_and_resume(opt: argparse.Namespace, project: Path, name: str, times: list[float]) -> int:
-    """Train to the end with a process killed after each of these seconds, or fewer; returns how many were killed."""
+    """Train to the end, killing a process after each of `times` in seconds; return the number of kills made."""
     last, kills, ended = project / name / "weights" / "last.pt", 0, False
     while not ended:
         resume = [sys.executable, str(ROOT / "train.py"), "--resume", str(last)]
@@ -181,17 +181,18 @@ def kill_and_resume(opt: argparse.Namespace, project: Path, name: str, times: li
             if bad := unreadable(project / name):
                 raise UserError(f"after {kills} kills: {bad[0]}; the run is in {project}")
             content = load_checkpoint(last)["training"] if last.exists() else None
-            ended = bool(content and content["finished"])  # killed while the process was taking itself apart
-            where = f"last.pt goes on at epoch {content['epoch']}" if content else "before the first checkpoint"
+            ended = bool(content and content["finished"])  # killed while exiting, after the last save
+            where = f"last.pt continues at epoch {content['epoch']}" if content else "before the first checkpoint"
             LOGGER.info(f"  {name}: killed after {seconds:.1f} s: {where}")
     return kills
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     if not hasattr(os, "killpg"):
-        raise UserError("check_resume.py kills processes as POSIX systems do; it does not run here")
+        raise UserError("check_resume.py needs the process groups of POSIX systems; it does not run here")
     if opt.kills < 1:
-        raise UserError(f"--kills {opt.kills}: at least 1")
+        raise UserError(f"--kills {opt.kills}: must be 1 or more")
     run(opt)
 
 

@@ -1,4 +1,4 @@
-"""Compare detectors: one table, intervals, charts and pictures side by side, in a report that opens in any browser.
+"""Compare detectors in a report for any browser: one table, intervals, charts, and images side by side.
 
     python my_tools/compare.py --weights runs/train/exp runs/train/exp2 --data VOC.yaml
     python my_tools/compare.py --weights a.pt b.pt --data VOC.yaml --source my_pictures --name mine
@@ -22,17 +22,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.files import ROOT
-from utils.settings.flags import Parser, options_from
-from utils.settings.options import AMP_CHOICES, OPTIMIZERS
+from utils.settings.flags import Parser
+from utils.settings.options import AMP_CHOICES, OPTIMIZERS, SPLITS
+from utils.settings.values import converted_flags, hints_of
 
 
 @dataclass
 class Options:
-    """The flags of compare.py by their names in code. Raises UserError for values that cannot be.
+    """The flags of compare.py, with their names in code. Raises UserError for invalid values.
 
-    conf_thres, iou_thres: of the pictures. draws: of the bootstrap. seconds: of timing, per batch size.
+    conf_thres, iou_thres: for the images shown. draws: of the bootstrap. seconds: of timing, per batch size.
     """
 
     weights: Sequence[str] = ()
@@ -67,18 +68,20 @@ class Options:
         for name in ("weights", "cfg", "labels", "models"):
             value = getattr(self, name)
             setattr(self, name, [str(value)] if isinstance(value, (str, Path)) else [str(v) for v in value])
+        if self.task not in SPLITS:
+            raise UserError(f"--task {self.task}{did_you_mean(self.task, SPLITS)}: one of {', '.join(SPLITS)}")
         if self.reproduce and self.reproduce not in EXPERIMENTS:
             raise UserError(f"--reproduce {self.reproduce}: one of {', '.join(EXPERIMENTS)}")
         if self.reproduce and (self.weights or self.cfg):
-            raise UserError("--reproduce trains its own models: leave out --weights and --cfg (--models names others)")
+            raise UserError("--reproduce trains its own models: leave out --weights and --cfg (--models gives others)")
         if not self.reproduce:
             names = ("models", "epochs", "hyp", "optimizer", "seed", "amp", "cache")
             if only := [k for k in names if getattr(self, k) not in (None, [])]:
-                raise UserError(f"--{only[0]} is for the training of --reproduce: leave it out")
+                raise UserError(f"--{only[0]} only applies to the training of --reproduce: leave it out")
         if not (self.weights or self.cfg or self.reproduce):
             raise UserError("nothing to compare: give --weights (files or run folders), --cfg or --reproduce voc")
         if self.source and not (self.weights or self.reproduce):
-            raise UserError("--source needs trained models to look at the pictures: give --weights")
+            raise UserError("--source needs trained models to run on its images: give --weights")
         if 0 < self.draws < LEAST_DRAWS:
             raise UserError(f"--draws {self.draws} are too few for an interval: {LEAST_DRAWS} or more, or 0 for none")
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
@@ -102,40 +105,40 @@ def parse_opt() -> argparse.Namespace:
     data("--imgsz", "--img", "--img-size", type=int, metavar="PX", shown="as each was trained",
          help="image size in pixels")  # fmt: skip
     model("--weights", nargs="+", metavar="PT", help="checkpoints, exported models, or folders of runs (their best.pt)")
-    model("--cfg", nargs="+", metavar="YAML", help="untrained models, for everything but accuracy")
+    model("--cfg", nargs="+", metavar="YAML", help="untrained models, compared in everything but accuracy")
     model("--labels", nargs="+", metavar="NAME", shown="their file names",
           help="names of the models, those of --weights first")  # fmt: skip
-    model("--conf-thres", type=float, metavar="X", help="confidence from which boxes are drawn")
-    model("--iou-thres", type=float, metavar="X", help="overlap for NMS on --source")
+    model("--conf-thres", type=float, metavar="X", help="smallest confidence of the boxes drawn")
+    model("--iou-thres", type=float, metavar="X", help="IoU threshold of NMS on --source")
     parser.add_output("runs/compare", name="exp, or that of the experiment")
     output("--pictures", type=int, metavar="N", help="images of the split to show")
     parser.add_device()
     speed("--batch-size", type=int, metavar="N", shown="32; training: 16", help="images per batch")
-    speed("--workers", type=int, metavar="N", shown="8", help="worker processes that load images, at most")
+    speed("--workers", type=int, metavar="N", shown="8", help="maximum number of worker processes that load images")
     speed("--half", action="store_true", help="float16, on a GPU")
     more("--draws", type=int, metavar="N", help="bootstrap samples for the intervals; 0: no intervals")
-    more("--seconds", type=float, metavar="S", help="how long to time, for each of batch 1 and 32")
+    more("--seconds", type=float, metavar="S", help="seconds of timing, for each of batch size 1 and 32")
     _add_training(parser)
     return parser.parse_args()
 
 
 def _add_training(parser: Parser) -> None:
-    """The flags of --reproduce. Those not given are as in the article, or with other --data as in train.py."""
+    """Add the flags of --reproduce. Their defaults are the article's or, with another --data, those of train.py."""
     optimisation = parser.group("optimisation")
-    optimisation("--reproduce", nargs="?", const="voc", metavar="NAME", shown="off; without NAME voc",
-                 help="train the article's models one after another and compare them; given again, it continues")
+    optimisation("--reproduce", nargs="?", const="voc", metavar="NAME", shown="off; without NAME: voc",
+                 help="train the article's models one after another and compare them; run it again to continue")
     optimisation("--models", nargs="+", metavar="YAML", shown="the article's", help="--reproduce: models to train")
     optimisation("--epochs", type=int, metavar="N", shown="300", help="--reproduce: number of epochs")
     optimisation("--hyp", metavar="YAML", shown="hyp.scratch-low.yaml", help="--reproduce: hyper-parameters")
     optimisation("--optimizer", metavar="NAME", shown="SGD", help=f"--reproduce: one of {', '.join(OPTIMIZERS)}")
     optimisation("--seed", type=int, shown="0", help="--reproduce: seed")
     optimisation("--amp", choices=AMP_CHOICES, shown="auto", help="--reproduce: number format of the forward pass")
-    optimisation("--cache", nargs="?", const="ram", metavar="WHERE", shown="off; without WHERE ram",
+    optimisation("--cache", nargs="?", const="ram", metavar="WHERE", shown="off; without WHERE: ram",
                  help="--reproduce: keep decoded images in ram or on disk")  # fmt: skip
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
@@ -166,10 +169,10 @@ from val import load_split
 
 SEED = 0  # of the bootstrap
 ALIKE = ("data", "epochs", "imgsz", "batch_size", "hyp", "optimizer", "seed", "amp", "weights", "backbone_weights")
-# flags of train.py that --reproduce hands on
+# flags that --reproduce passes on to train.py
 TRAINING = ("epochs", "imgsz", "hyp", "optimizer", "batch_size", "seed", "amp", "device", "workers", "cache")
-NOTE = "The article's figures, after 300 epochs on PASCAL VOC; its other conditions are not known in full."
-# of the article on ShuffleNetV2 in YOLOv5, by the config it names
+NOTE = "The article's metrics, after 300 epochs on PASCAL VOC; its other conditions are not fully known."
+# from the article on ShuffleNetV2 in YOLOv5, by the stem of the model yaml
 PUBLISHED: Mapping[str, Reference] = MappingProxyType({
     "yolov5_shufflenet": Reference("article: yolov5_shufflenet", {"precision": 0.56, "recall": 0.54, "map50": 0.54,
                                    "map": 0.28, "size_mib": 2.0, "epochs": 300}, NOTE),
@@ -179,20 +182,21 @@ PUBLISHED: Mapping[str, Reference] = MappingProxyType({
 
 
 def run(**kwargs: Any) -> Path:
-    """Compare with options named as the flags, such as run(weights=["a.pt", "b.pt"]); returns report.html's path.
+    """Compare with options named like the flags, such as run(weights=["a.pt", "b.pt"]); return report.html's path.
 
     Raises UserError for bad input.
     """
-    opt = options_from(Options, kwargs, "compare.run")
+    given = converted_flags(kwargs, hints_of(Options), "compare.run")
+    opt = Options(**given)
     if opt.source:
-        list_pictures(opt.source)  # a wrong path is told before the long work
+        list_pictures(opt.source)  # report a wrong path before the slow work
     if opt.reproduce:
         check_before_training(opt)
-        folder = increment_path(Path(opt.project) / (opt.name or opt.reproduce), exist_ok=True)  # to be gone on with
+        folder = increment_path(Path(opt.project) / (opt.name or opt.reproduce), exist_ok=True)  # to continue it
         flags = {"data": opt.data, **{k: getattr(opt, k) for k in TRAINING}}
         opt.weights = [str(run) for run in train_all(opt.reproduce, opt.models, flags, folder)]
         opt.data = opt.data or EXPERIMENTS[opt.reproduce].data
-        opt.imgsz = None  # each at the size it was trained at
+        opt.imgsz = None  # each model at its training size
     data = load_data(opt.data or "shapes.yaml") if opt.data or opt.weights and not opt.source else None
     if data and opt.weights:
         prepare_shapes(data.yaml_file)
@@ -201,10 +205,10 @@ def run(**kwargs: Any) -> Path:
     if not opt.reproduce:
         folder = increment_path(Path(opt.project) / (opt.name or "exp"), opt.exist_ok)
     try:
-        comparison = compare(candidates, data, opt, device, command_of(kwargs))
+        comparison = compare(candidates, data, opt, device, command_of(given))
         report = write_report(comparison, folder)
     except BaseException:
-        with contextlib.suppress(OSError):  # a folder that holds something stays
+        with contextlib.suppress(OSError):  # a folder that is not empty is kept
             folder.rmdir()
         raise
     LOGGER.info(f"\n{text_table(comparison.entries)}\n")
@@ -215,19 +219,19 @@ def run(**kwargs: Any) -> Path:
 
 
 def check_before_training(opt: Options) -> None:
-    """Raise UserError for what would only be found out when all models are trained."""
+    """Raise UserError for errors that would otherwise be found only after all models are trained."""
     data = load_data(opt.data or EXPERIMENTS[opt.reproduce].data)
     if not getattr(data, opt.task):
-        raise UserError(f"{data.yaml_file}: there is no '{opt.task}:' in it for --task {opt.task}")
+        raise UserError(f"{data.yaml_file}: there is no '{opt.task}:' entry for --task {opt.task}")
     count = len(opt.models or EXPERIMENTS[opt.reproduce].models)
     if opt.labels and len(opt.labels) != count:
-        raise UserError(f"--labels: {len(opt.labels)} for {count} models; give one each")
+        raise UserError(f"--labels: {len(opt.labels)} for {count} models; give one per model")
 
 
 def compare(
     candidates: Sequence[Candidate], data: DataConfig | None, opt: Options, device: torch.device, command: str
 ) -> Comparison:
-    """Measure the models and put together what the report shows."""
+    """Measure the models and collect the content of the report."""
     entries = [c.entry for c in candidates]
     trained = [c for c in candidates if c.trained]
     names = data.names if trained and data else {}
@@ -254,7 +258,7 @@ def compare(
 
 
 def title_of(entries: Sequence[Entry]) -> str:
-    """`a against b`, or `a, b, c and 5 more`."""
+    """Return the title: `a against b`, or `a, b, c and 5 more`."""
     labels = [e.label for e in entries]
     if len(labels) == 2:
         return " against ".join(labels)
@@ -264,26 +268,26 @@ def title_of(entries: Sequence[Entry]) -> str:
 def facts_of(
     entries: Sequence[Entry], data: DataConfig | None, opt: Options, device: torch.device
 ) -> list[tuple[str, str]]:
-    """The conditions of the measurement, as (what, value)."""
+    """Return the conditions of the measurement as (name, value) pairs."""
     facts = []
     scored = next((e for e in entries if e.results), None)
     if data and scored:
         facts += [("data", f"{data.yaml_file.name}, {opt.task} split"), ("accuracy", protocol_line(scored.results)),
-                  ("pictures", f"confidence from {opt.conf_thres:g}, a hit overlaps its label by an IoU of 0.5")]
+                  ("pictures", f"confidence from {opt.conf_thres:g}; a hit has an IoU of 0.5 or more with its label")]
         if scored.map:
             facts.append(("intervals", f"95 %, bootstrap over images, {opt.draws} draws, seed {SEED}"))
     if rounds := ", ".join(f"{len(t)} rounds of batch {b}" for b, t in entries[0].latency.items()):
         precision = "float16" if opt.half and device.type != "cpu" else "float32"
         precision += " (exported models as noted)" * any(e.parameters is None for e in entries)
         facts += [("device", describe_device(device)),
-                  ("latency", f"{precision}, batch norm folded in; from uint8 images in main memory to decoded boxes, "
+                  ("latency", f"{precision}, batch norm fused; from uint8 images in main memory to decoded boxes, "
                               f"without NMS; per image; all models in turns, {rounds}")]  # fmt: skip
     return facts
 
 
 def notes_of(entries: Sequence[Entry]) -> list[str]:
-    """What to mind when reading the table: conditions that differ, trainings that were not at their end."""
-    notes = [f"Not trained alike, {line}." for line in unlike(entries, ALIKE)]
+    """Return the caveats of the table: conditions that differ, trainings that had not converged."""
+    notes = [f"Trained differently, {line}." for line in unlike(entries, ALIKE)]
     notes += [f"{e.label}: {e.remark}." for e in entries if e.remark]
     sizes = {e.imgsz for e in entries}
     if len(sizes) > 1:
@@ -293,23 +297,23 @@ def notes_of(entries: Sequence[Entry]) -> list[str]:
     images = {e.results.images for e in entries if e.results}
     if images and min(images) < LEAST_IMAGES:
         notes.append(f"{min(images)} images are too few for intervals ({LEAST_IMAGES} needed): small differences "
-                     "mean nothing.")  # fmt: skip
+                     "are not meaningful.")  # fmt: skip
     rising = [e.label for e in entries if still_rising(e)]
     if rising:
-        notes.append(f"Best in their last epoch, so that more of them may help: {', '.join(rising)}.")
-    notes += [f"{e.label} detects at strides {'/'.join(map(str, e.strides))}: objects under about {min(e.strides)} px "
-              "are out of its reach." for e in entries if e.strides and min(e.strides) >= 32]  # fmt: skip
+        notes.append(f"Best in the last epoch, so more epochs may help: {', '.join(rising)}.")
+    notes += [f"{e.label} detects at strides {'/'.join(map(str, e.strides))}: it can hardly detect objects under about "
+              f"{min(e.strides)} px." for e in entries if e.strides and min(e.strides) >= 32]  # fmt: skip
     return notes
 
 
 def still_rising(entry: Entry) -> bool:
-    """Whether a training's best mAP50-95 is that of its last epoch."""
+    """Return whether the best mAP50-95 of a training is that of its last epoch."""
     curve = entry.training.curves.get("metrics/mAP_0.5:0.95", np.zeros(0)) if entry.training else np.zeros(0)
     return len(curve) > 1 and int(curve.argmax()) == len(curve) - 1
 
 
 def text_table(entries: Sequence[Entry]) -> str:
-    """The table for the terminal, without the columns that are empty."""
+    """Format the table for the terminal, without empty columns."""
     rows, columns = table(entries), [c for c in COLUMNS if c.key != "strides"]
     columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
     cells = [[c.heading for c in columns], *([c.text(row[c.key]) for c in columns] for row in rows)]
@@ -322,7 +326,7 @@ def text_table(entries: Sequence[Entry]) -> str:
 
 
 def command_of(flags: Mapping[str, Any]) -> str:
-    """The command line of options given, without those that have their defaults; odd bytes of paths are escaped."""
+    """Return the command line of the options that differ from their defaults; undecodable bytes are escaped."""
     default = {f.name: f.default for f in fields(Options)}
     words = ["python", "my_tools/compare.py"]
     for key, value in flags.items():
@@ -335,6 +339,7 @@ def command_of(flags: Mapping[str, Any]) -> str:
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

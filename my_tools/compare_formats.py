@@ -1,10 +1,10 @@
-"""Compare what a trained model becomes in other engines and number formats: size, time of one image, accuracy.
+"""Compare a trained model in several engines and number formats: file size, time of one image, accuracy.
 
     python my_tools/compare_formats.py --weights runs/train/exp --data VOC.yaml
     python my_tools/compare_formats.py --weights best.pt --data VOC.yaml --engines onnx openvino --imgsz 320
 
-Writes table.csv, table.md and chart.png to runs/formats/exp, and the exported files beside them. All models look at the
-same whole squares and take turns while they are timed.
+Writes table.csv, table.md and chart.png to runs/formats/exp, and the exported files next to them. All models run on
+the same square inputs and are timed in turns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENGINES = (CHECKPOINT, "torchscript", "onnx", "openvino", "ncnn", "tflite")
 
 @dataclass(frozen=True)
 class Options:
-    """The flags by their names in code. Raises UserError for values that cannot be. seconds: of timing."""
+    """The flags, with their names in code. Raises UserError for invalid values. seconds: of timing."""
 
     weights: str = ""
     data: str = ""
@@ -46,7 +46,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise UserError("--data: the set that the model was trained on, such as VOC.yaml")
+            raise UserError("--data is missing: give the dataset that the model was trained on, such as VOC.yaml")
         for engine in self.engines:
             if engine not in ENGINES:
                 raise UserError(f"--engines {engine}: one of {', '.join(ENGINES)}")
@@ -64,14 +64,14 @@ def parse_opt() -> argparse.Namespace:
          help="dataset yaml that the model was trained on, for calibration and accuracy")  # fmt: skip
     data("--imgsz", "--img", "--img-size", type=int, metavar="PX", shown="as trained", help="image size in pixels")
     model("--weights", metavar="PT", shown="best.pt of the newest run", help="checkpoint, or the folder of a run")
-    model("--engines", nargs="+", metavar="ENGINE", help=f"some of {' '.join(ENGINES)}")
+    model("--engines", nargs="+", metavar="ENGINE", help=f"one or more of {' '.join(ENGINES)}")
     parser.add_output("runs/formats")
-    more("--seconds", type=float, metavar="S", help="how long to time")
+    more("--seconds", type=float, metavar="S", help="seconds of timing")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
@@ -98,16 +98,16 @@ CHECKPOINT = "pytorch"
 ENGINES = (CHECKPOINT, *FORMATS)
 NAMES = {CHECKPOINT: "PyTorch", "torchscript": "TorchScript", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
          "ncnn": "ncnn", "tflite": "TensorFlow Lite"}  # fmt: skip
-WITHOUT_FLOAT16 = ("torchscript",)  # on a CPU torch takes seconds for an image in it
-WITH_BF16 = (CHECKPOINT, "openvino")  # engines that calculate in bfloat16 with the weights that they have
-FEW = 20  # rounds of timing, below which medians mean little
+WITHOUT_FLOAT16 = ("torchscript",)  # on a CPU, torch takes seconds per image in float16
+WITH_BF16 = (CHECKPOINT, "openvino")  # engines that can compute in bfloat16 with the same weights
+FEW = 20  # rounds of timing below which medians are unreliable
 COLORS = {"float32": "#005094", "bf16": "#1fab7c", "float16": "#d18700", "int8": "#b66eaf"}
 
 
 @dataclass
 class Row:
-    """One engine with one number format. mib: of the file; ms: median of one image; ratio: to the first row's, median
-    of the rounds' own; map50, map: on the val split."""  # fmt: skip
+    """One engine with one number format. mib: size of the file; ms: median time of one image; ratio: its time relative
+    to the first row's, median over the rounds; map50, map: on the val split."""  # fmt: skip
 
     engine: str
     precision: str
@@ -119,11 +119,12 @@ class Row:
 
     @property
     def label(self) -> str:
+        """The name of the row in the chart and in messages."""
         return f"{NAMES[self.engine]} {self.precision}"
 
 
 def run(**kwargs: Any) -> list[Row]:
-    """Compare with options named as the flags, such as run(weights="best.pt", data="VOC.yaml").
+    """Compare with options named like the flags, such as run(weights="best.pt", data="VOC.yaml").
 
     Raises UserError for bad input.
     """
@@ -141,7 +142,7 @@ def run(**kwargs: Any) -> list[Row]:
         amp = "bf16" if precision == "bf16" else "off"
         if CHECKPOINT in opt.engines and (amp == "off" or has_bf16()):
             runtime = Runtime(with_classes(content, file, config.names, ""), device, imgsz=size, amp=amp)
-            runtime.size = [size, size]  # whole squares, as the others look at
+            runtime.size = [size, size]  # full squares, as for exported models
             candidates.append((Row(CHECKPOINT, precision, weights_size(model, size) / 2**20), runtime))
     for engine in opt.engines:
         if engine != CHECKPOINT:
@@ -153,7 +154,7 @@ def run(**kwargs: Any) -> list[Row]:
         row.map50, row.map = map(float, evaluate_at(size, runtime, split, ValOptions(noplots=True), None).summary[2:4])
     rounds = measure(candidates, size, opt.seconds)
     if rounds < FEW:
-        LOGGER.warning(f"only {rounds} rounds of timing: give more --seconds, on a machine that does nothing else")
+        LOGGER.warning(f"only {rounds} rounds of timing: give more --seconds, and leave the machine otherwise idle")
     rows = [row for row, _ in candidates]
     title = f"{file.name}, {size} px; {config.yaml_file.stem}, {len(split.index)} val images; {rounds} rounds; "
     title += describe_device(device)
@@ -163,12 +164,12 @@ def run(**kwargs: Any) -> list[Row]:
 
 
 def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16, so that it is worth showing."""
+    """Return whether this CPU supports bfloat16, so that it is worth measuring."""
     return inference_precision("auto", torch.device("cpu")).dtype == torch.bfloat16
 
 
 def exported(engine: str, file: Path, size: int, opt: Options, folder: Path) -> list[tuple[Row, AnyRuntime]]:
-    """A format in all number formats that it has and this machine can run; a line on each, also if it is left out."""
+    """Export to an engine in every number format that works on this machine; log each, also if it is skipped."""
     kind, made = FORMATS[engine], []
     if missing := [p for p in kind.packages if importlib.util.find_spec(p) is None]:
         LOGGER.warning(f"{NAMES[engine]} is left out: {' and '.join(missing)} not installed")
@@ -190,7 +191,7 @@ def exported(engine: str, file: Path, size: int, opt: Options, folder: Path) -> 
 
 
 def export_to(folder: Path, file: Path, **flags: Any) -> Path:
-    """Export a checkpoint into a folder of its own; what is there of an older run is replaced."""
+    """Export a checkpoint to its own folder; an export of an earlier run is replaced."""
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staged:
         copy = Path(staged) / file.name
@@ -204,7 +205,7 @@ def export_to(folder: Path, file: Path, **flags: Any) -> Path:
 
 
 def measure(candidates: Sequence[tuple[Row, AnyRuntime]], size: int, seconds: float) -> int:
-    """Note the time of one image, from uint8 pixels to decoded boxes, all taking turns; returns the rounds."""
+    """Time one image in all models in turns, from uint8 pixels to decoded boxes; return the number of rounds."""
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     calls = [partial(runtime.predict, image) for _, runtime in candidates]
     times = time_in_turns(calls, rounds=200, budget=seconds, each=partial(progress, desc="timing in turns"), rest=REST)
@@ -215,7 +216,7 @@ def measure(candidates: Sequence[tuple[Row, AnyRuntime]], size: int, seconds: fl
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
+    """Format the rows as a Markdown table."""
     lines = [f"| engine | numbers | MiB | one image, ms | part of {rows[0].label} | mAP50 | mAP50-95 |",
              f"| --- | --- {'| ---: ' * 5}|"]  # fmt: skip
     lines += [f"| {NAMES[r.engine]} | {r.precision} | {r.mib:.1f} | {r.ms:.1f} | {r.ratio:.2f} | {r.map50:.3f} | "
@@ -235,7 +236,7 @@ def write(rows: Sequence[Row], title: str, folder: Path) -> None:
 
 
 def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
-    """A line of bars for each row: time, size, accuracy."""
+    """Draw three bars for each row: time, file size, accuracy."""
     lost = [f"{rows[0].map50:.3f}"]
     for r in rows[1:]:
         points = round((r.map50 - rows[0].map50) * 100, 1) + 0.0  # no -0.0
@@ -262,6 +263,7 @@ def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

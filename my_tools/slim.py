@@ -1,10 +1,10 @@
-"""Make a trained detector light: replace convolutions by light ones that start from the trained weights.
+"""Slim a trained detector: replace convolutions by lighter ones, initialized from the trained weights.
 
     python my_tools/slim.py --weights best.pt --to slimneck --data VOC.yaml                 # GSConv in the neck
-    python my_tools/slim.py --weights best.pt --to slimconv --layers all --data VOC.yaml    # grouped, then 1x1
+    python my_tools/slim.py --weights best.pt --to slimconv --layers all --data VOC.yaml    # grouped, then 1x1 conv
 
-With --data the new layers are fitted to what the original computes on some of its training images (no labels are
-used), and accuracy before and after is measured. Fine-tune the result with train.py.
+With --data the new layers are fitted to the outputs of the original layers on some training images (labels are not
+used), and the accuracy is measured before and after. Fine-tune the result with train.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from utils.settings.flags import Parser, options_from
 
 @dataclass
 class Options:
-    """The flags by their names in code. Raises UserError for values out of range."""
+    """The flags, with their names in code. Raises UserError for values out of range."""
 
     weights: str = ""
     to: str = ""
@@ -60,14 +60,14 @@ class Options:
             raise UserError("--group-size, --batches and --batch-size must be 1 or more, --steps, --workers and --seed "
                             "0 or more")  # fmt: skip
         if self.max_error is not None and not self.max_error > 0:
-            raise UserError(f"--max-error {self.max_error} must be above 0; 0.25 leaves layers that lose more than "
-                            "a quarter")  # fmt: skip
+            raise UserError(f"--max-error {self.max_error} must be above 0; 0.25 keeps the original of layers that "
+                            "lose more than a quarter")  # fmt: skip
         if self.imgsz is not None and self.imgsz < 1:
-            raise UserError(f"--imgsz {self.imgsz}: sides are in pixels, from 1")
+            raise UserError(f"--imgsz {self.imgsz}: must be 1 or more pixels")
 
     @property
     def folder(self) -> Path:
-        """Where results go, if that is free or may be used again."""
+        """The folder of the results, if it does not exist yet or may be reused."""
         return Path(self.project) / self.name
 
 
@@ -82,21 +82,21 @@ def parse_opt() -> argparse.Namespace:
           help="slimneck: Conv -> GSConv, C3 -> VoVGSCSP; slimconv: Conv -> SlimNeck, C3 -> C3Slim")  # fmt: skip
     model("--layers", metavar="LAYERS", help="layers to replace: neck, all, or numbers such as 10-23 or 10,13,17-20")
     model("--group-size", type=int, metavar="N",
-          help="slimconv: channels per group of the grouped convolution; more fit better and cost more")  # fmt: skip
-    model("--max-error", type=float, metavar="X", help="keep layers whose replacement would lose more than this share")
-    optimisation("--batches", type=int, metavar="N", help="batches of training images to fit to")
+          help="slimconv: channels per group of the grouped convolution; more fit better but cost more")  # fmt: skip
+    model("--max-error", type=float, metavar="X", help="keep layers whose replacement loses more than this share")
+    optimisation("--batches", type=int, metavar="N", help="number of batches of training images to fit to")
     optimisation("--batch-size", type=int, metavar="N", help="images per batch")
     optimisation("--steps", type=int, metavar="N",
-                 help="steps of Adam on all new layers together, after each was fitted alone")  # fmt: skip
+                 help="steps of Adam on all new layers jointly, after each was fitted separately")  # fmt: skip
     parser.add_output("runs/slim")
     parser.add_device()
-    speed("--workers", type=int, metavar="N", help="worker processes that load images, at most")
-    more("--seed", type=int, help="seed that chooses the images")
+    speed("--workers", type=int, metavar="N", help="maximum number of worker processes that load images")
+    more("--seed", type=int, help="seed for choosing the images")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
@@ -128,14 +128,14 @@ from utils.system.device import describe_device, seed_everything, select_device
 from utils.system.profiling import count_gflops, time_in_turns
 from utils.voc.default_set import prepare_shapes
 
-HELD = 4 * 2**30  # bytes of feature maps: more batches than fit are not used
-MEDIAN = 3  # which of `costs` is the median time
-POOR = 0.25  # share of the output lost from which a layer counts as fitting badly
+HELD = 4 * 2**30  # limit of stored feature maps in bytes; batches that exceed it are not used
+MEDIAN = 3  # index of the median time in `costs`
+POOR = 0.25  # share of the output lost above which a layer counts as badly fitted
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the comparison; digits: after the point."""
+    """A row of the comparison; digits: number of decimals."""
 
     name: str
     before: float
@@ -144,7 +144,7 @@ class Figure:
 
 
 def run(**kwargs: Any) -> Path:
-    """Make a light model with options named as the flags; returns the folder with weights/slim.pt, model.yaml, tables.
+    """Slim a model with options named like the flags; return the folder with weights/slim.pt, model.yaml and tables.
 
     Raises UserError for bad input.
     """
@@ -168,7 +168,7 @@ def run(**kwargs: Any) -> Path:
         split = val.load_split(data, options)
     else:
         LOGGER.warning("without --data the new layers are fitted to the old kernels alone: accuracy will be poor until "
-                       "the model is fine-tuned; --data fits them to what the original computes")  # fmt: skip
+                       "the model is fine-tuned; --data fits them to the outputs of the original")  # fmt: skip
     existed = opt.exist_ok and opt.folder.exists()
     folder = increment_path(opt.folder, opt.exist_ok)
     try:
@@ -178,17 +178,17 @@ def run(**kwargs: Any) -> Path:
         else:
             slim, fits = started(original, swaps, opt)
         slim_content = weights_content(slim, size, options=vars(opt))
-        slim = model_from_checkpoint(slim_content).to(device)  # as half precision has left it
+        slim = model_from_checkpoint(slim_content).to(device)  # with the weights as saved, in half precision
         figures = costs(original, slim, size, device)
         if data:
             figures += accuracy(original, slim, size, split, options, device)
         LOGGER.info(comparison(figures, size, device))
         if figures[MEDIAN].after > figures[MEDIAN].before:
-            LOGGER.warning("the light model is not faster here: fewer operations are not always less time; time it on "
-                           "the machine it is for")  # fmt: skip
+            LOGGER.warning("the slim model is not faster here: fewer operations do not always take less time; time it "
+                           "on the target machine")  # fmt: skip
         write_all(folder, slim_content, layer_rows(original, fits, left), figures)
     except BaseException:
-        if not existed:  # a folder that was there before may hold what is not ours
+        if not existed:  # an existing folder may contain the user's files
             shutil.rmtree(folder, ignore_errors=True)
         raise
     tell(folder, fits, opt, size)
@@ -196,7 +196,7 @@ def run(**kwargs: Any) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder unless it is there. Raises UserError if a file of that name is."""
+    """Make a folder unless it exists. Raises UserError if there is a file of that name."""
     try:
         path.mkdir(exist_ok=True)
     except FileExistsError:
@@ -204,14 +204,14 @@ def make_folder(path: Path) -> None:
 
 
 def sample(data: DataConfig, model: DetectionModel, swaps: Sequence[Swap], size: int, opt: Options) -> list[Tensor]:
-    """Batches of training images (b, 3, size, size) uint8, letterboxed, in an order that the seed alone decides."""
+    """Return batches of letterboxed training images (b, 3, size, size) uint8; only the seed determines their order."""
     index = index_split(data, "train")
     per_image = held_bytes(model, [s.index for s in swaps], size)
     wanted, most = min(opt.batches, -(-len(index) // opt.batch_size)), HELD // (per_image * opt.batch_size)
     if most < wanted:
         LOGGER.warning(f"{max(most, 1)} of {wanted} batches are used: {opt.batch_size} images of {size} px take "
                        f"{per_image * opt.batch_size / 2**30:.1f} GiB in the layers to replace; a smaller --batch-size "
-                       "or --imgsz makes room")  # fmt: skip
+                       "or --imgsz allows more")  # fmt: skip
     dataset = DetectionDataset(index, size, opt.batch_size, seed=opt.seed)
     loader = create_loader(dataset, opt.batch_size, opt.workers, shuffle=True)
     try:
@@ -221,7 +221,7 @@ def sample(data: DataConfig, model: DetectionModel, swaps: Sequence[Swap], size:
 
 
 def started(original: DetectionModel, swaps: Sequence[Swap], opt: Options) -> tuple[DetectionModel, list[Fit]]:
-    """The light model from the kernels alone, and how much of them each layer does not carry."""
+    """Build the light model from the kernels alone; return it and how much of the kernels each layer loses."""
     LOGGER.info(table_header("of the kernels"))
     slim, fits = transplant(original, swaps), []
     for swap in swaps:
@@ -237,16 +237,16 @@ def started(original: DetectionModel, swaps: Sequence[Swap], opt: Options) -> tu
 def fitted(
     original: DetectionModel, swaps: Sequence[Swap], batches: Sequence[Tensor], opt: Options
 ) -> tuple[DetectionModel, list[Fit]]:
-    """The light model fitted to what the original computes on batches of images, and how well each layer came out."""
+    """Fit the light model to the outputs of the original on batches of images; return it and the fit of each layer."""
     device = next(original.parameters()).device
-    if device.type == "mps":  # which has no float64
+    if device.type == "mps":  # MPS has no float64
         original = copy.deepcopy(original).to("cpu")
     fitting, measuring = (sum(map(len, batches[part])) for part in parts(len(batches)))
     LOGGER.info(f"fitting to {fitting} training images, measured on {measuring}"
                 + (" apart from these" if len(batches) > 1 else ""))  # fmt: skip
     if len(batches) == 1:
-        LOGGER.warning("one batch serves to fit and to measure, so that the shares below say too little is lost: more "
-                       "--batches, or a smaller --batch-size, give images apart")  # fmt: skip
+        LOGGER.warning("the same batch is used to fit and to measure, so the losses below are too low: give more "
+                       "--batches or a smaller --batch-size")  # fmt: skip
     LOGGER.info(table_header("of the output"))
     slim = transplant(original, swaps).requires_grad_(False)
     walk, fits = SideBySide(slim, original, swaps[0].index, batches), []
@@ -258,7 +258,7 @@ def fitted(
     if opt.steps:
         before, after = polish(walk, [s.index for s in kept], opt.steps)
         LOGGER.info(f"all together, {opt.steps} steps: {before:.3f} -> {after:.3f} unexplained at the head's inputs"
-                    + ("" if after < before else ", so the steps were taken back"))  # fmt: skip
+                    + ("" if after < before else ", so these steps were undone"))  # fmt: skip
     result = DetectionModel(slim_config(original, kept), ch=original.yaml.get("ch", 3))
     result.names = dict(original.names)
     result.load_state_dict(slim.state_dict())
@@ -266,17 +266,17 @@ def fitted(
 
 
 def check_some(kept: Sequence[Swap], fits: Sequence[Fit]) -> None:
-    """Raise UserError if not one layer is to be replaced."""
+    """Raise UserError if no layer is to be replaced."""
     if not kept:
         raise UserError(f"every layer is above --max-error, the best with {min(f.lost for f in fits):.3f}: "
                         "nothing is replaced")  # fmt: skip
 
 
-# --- what came out ---------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
 def costs(original: DetectionModel, slim: DetectionModel, size: int, device: torch.device) -> list[Figure]:
-    """Size and speed of both; they are timed in turns, one image at a time, batch norms folded."""
+    """Return the size and speed of both models; they are timed in turns on one image, with fused batch norms."""
     models = (original, slim)
     runtimes = [Runtime(copy.deepcopy(m), device, imgsz=size) for m in models]
     image = torch.zeros(1, original.yaml.get("ch", 3), size, size, dtype=torch.uint8)
@@ -294,7 +294,7 @@ def accuracy(
     original: DetectionModel, slim: DetectionModel, size: int, split: val.Split, options: ValOptions,
     device: torch.device,
 ) -> list[Figure]:  # fmt: skip
-    """P, R, mAP50 and mAP50-95 of both on the val split, as val.py has them."""
+    """Return P, R, mAP50 and mAP50-95 of both models on the val split, as val.py computes them."""
     summaries = [val.evaluate_at(size, Runtime(copy.deepcopy(m), device, imgsz=size), split, options, None).summary
                  for m in (original, slim)]  # fmt: skip
     names = ("P", "R", "mAP50", "mAP50-95")
@@ -302,7 +302,7 @@ def accuracy(
 
 
 def comparison(figures: Sequence[Figure], size: int, device: torch.device) -> str:
-    """The figures before and after, as text."""
+    """Format the figures before and after as text."""
     lines = [f"\n{'':<22}{'before':>14}{'after':>14}"]
     for f in figures:
         change = f"{f.after / f.before - 1:+12.0%}" if f.before and f.digits < 3 else f"{f.after - f.before:+12.3f}"
@@ -311,10 +311,12 @@ def comparison(figures: Sequence[Figure], size: int, device: torch.device) -> st
 
 
 def table_header(what: str) -> str:
+    """Return the header of the table of layers; what: the quantity that the last column is a share of."""
     return f"\n{'layer':>6}  {'from':<8}{'to':<10}{'parameters':>12}{'after':>12}{'unexplained':>13}{'lost':>8} {what}"
 
 
 def table_row(original: DetectionModel, fit: Fit) -> str:
+    """Return the row of one layer in that table."""
     swap, old = fit.swap, original.model[fit.swap.index].np
     left = "" if fit.kept else "  left as it was"
     return (f"{swap.index:>6}  {swap.old:<8}{swap.new:<10}{old:>12,}{fit.parameters:>12,}{fit.unexplained:>13.3f}"
@@ -322,7 +324,7 @@ def table_row(original: DetectionModel, fit: Fit) -> str:
 
 
 def layer_rows(original: DetectionModel, fits: Sequence[Fit], left: Mapping[int, str]) -> list[list[Any]]:
-    """The rows of layers.csv, by layer; a layer that was left has the reason in its last column."""
+    """Return the rows of layers.csv, by layer; the last column has the reason if a layer is not replaced."""
     rows = [[f.swap.index, f.swap.old, f.swap.new, original.model[f.swap.index].np, f.parameters,
              f"{f.unexplained:.4f}", f"{f.lost:.4f}", "" if f.kept else "above --max-error"] for f in fits]  # fmt: skip
     rows += [[i, original.model[i].type, "", original.model[i].np, "", "", "", reason] for i, reason in left.items()]
@@ -330,7 +332,7 @@ def layer_rows(original: DetectionModel, fits: Sequence[Fit], left: Mapping[int,
 
 
 def write_all(folder: Path, content: dict[str, Any], layers: list[list[Any]], figures: Sequence[Figure]) -> None:
-    """Write the folder's files, the checkpoint last; each is whole or not there."""
+    """Write the files of the results, the checkpoint last; each is written atomically."""
     tables = {
         "layers.csv": ["layer from to parameters_before parameters_after unexplained lost left".split(), *layers],
         "before_after.csv": [["figure", "before", "after"], *([f.name, f.before, f.after] for f in figures)],
@@ -343,10 +345,10 @@ def write_all(folder: Path, content: dict[str, Any], layers: list[list[Any]], fi
 
 
 def tell(folder: Path, fits: Sequence[Fit], opt: Options, size: int) -> None:
-    """Where things are, which layers fit badly, and the command to go on with."""
+    """Print where the files are, which layers fit badly, and the next command."""
     if bad := [str(f.swap.index) for f in fits if f.kept and f.lost > POOR]:
-        LOGGER.warning(f"layers {', '.join(bad)} lose more than {POOR}; --max-error {POOR} leaves such layers as they "
-                       "were")  # fmt: skip
+        LOGGER.warning(f"layers {', '.join(bad)} lose more than {POOR}; --max-error {POOR} leaves such layers "
+                       "unchanged")  # fmt: skip
     weights = folder / "weights" / "slim.pt"
     LOGGER.info(f"weights   {shown(weights)}  ({weights.stat().st_size / 2**20:.1f} MiB)\n"
                 f"results   {shown(folder)}\n"
@@ -355,6 +357,7 @@ def tell(folder: Path, fits: Sequence[Fit], opt: Options, size: int) -> None:
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

@@ -1,12 +1,12 @@
-"""Show an exported detector in a browser: pictures, samples and the camera, with nothing sent anywhere.
+"""Run an exported detector in a browser on images, samples and the camera; nothing is sent anywhere.
 
-    python my_tools/web_demo.py --install                   # once: fetches ONNX Runtime Web through npm
+    python my_tools/web_demo.py --install                   # once: downloads ONNX Runtime Web with npm
     python my_tools/web_demo.py --weights best.onnx         # then open the address that it prints
     python my_tools/web_demo.py --weights best.onnx --out site
 
---out writes the page for any static web host. Browsers let a page use the camera on localhost and over https only: a
-phone gets it from an https host, or over a cable with `adb reverse tcp:8000 tcp:8000` as its own localhost. After the
-first visit the page works without a network.
+--out writes the page for any static web host. Browsers allow the camera only on localhost and over https: on a phone,
+open the page from an https host or, after `adb reverse tcp:8000 tcp:8000` over USB, from the phone's own localhost.
+After the first visit the page works without a network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from utils.settings.flags import Parser, options_from
 
 @dataclass(frozen=True)
 class Options:
-    """The flags by their names in code. Raises UserError for values out of range."""
+    """The flags, with their names in code. Raises UserError for values out of range."""
 
     weights: str = ""
     source: str = str(ROOT / "data/images")
@@ -45,7 +45,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise UserError(f"--port {self.port}: from 1 to 65535, or 0 for any that is free")
+            raise UserError(f"--port {self.port}: must be from 1 to 65535, or 0 for any free port")
 
 
 def parse_opt() -> argparse.Namespace:
@@ -57,21 +57,21 @@ def parse_opt() -> argparse.Namespace:
           help=".onnx file of export.py, or the folder of a run")  # fmt: skip
     output("--out", metavar="FOLDER", help="write the page to this folder instead of serving it")
     output("--exist-ok", action="store_true", help="write to --out even if it is not empty")
-    more("--host", metavar="ADDRESS", help="address to listen on; the default is reached from this machine only")
+    more("--host", metavar="ADDRESS", help="address to listen on; the default is only reachable from this machine")
     more("--port", type=int, metavar="N", help="port to listen on; 0: any free one")
     more("--install", action="store_true", help="first download ONNX Runtime Web (33 MB) with npm")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # --help and misspelt flags are answered before torch is imported
+    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
 
 from my_tools.serving.files import Item, build_site, install, write_site
 from utils.system.console import LOGGER, run_script, shown
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
-    # these three let WASM use threads
+    # these three enable threads in WASM
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -85,10 +85,10 @@ HEADERS = {
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a site from memory: addresses that are not in it do not exist."""
+    """Serves a site from memory; all other addresses give 404."""
 
     daemon_threads = True
-    allow_reuse_address = os.name != "nt"  # where it would let two servers have one port
+    allow_reuse_address = os.name != "nt"  # on Windows, two servers could then use one port
 
     def __init__(self, site: Mapping[str, Item], host: str, port: int) -> None:
         self.site = {f"/{name}": item for name, item in site.items()} | {"/": site["index.html"]}
@@ -96,35 +96,37 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), Handler)
 
     def server_bind(self) -> None:
-        """As HTTPServer does it, without asking the network for the machine's name."""
+        """Bind like HTTPServer, but without looking up the name of the machine in the network."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up is no error of ours."""
+        """Log an error, unless the browser has only closed the connection."""
         error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError):
             LOGGER.warning(f"a request failed: {error}")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD."""
+    """Handles GET and HEAD requests."""
 
     protocol_version = "HTTP/1.1"
     timeout = 30
     server: Server
 
     def do_GET(self) -> None:
+        """Send a file."""
         self.answer(with_content=True)
 
     def do_HEAD(self) -> None:
+        """Send the headers of a file."""
         self.answer(with_content=False)
 
     def answer(self, with_content: bool) -> None:
-        """Send a file of the site, or say that there is none or that the browser's copy is still good."""
+        """Send a file of the site, or status 404 if there is none, 304 if the browser's copy is current, or 403."""
         item = self.server.site.get(self.path.partition("?")[0])
         host = re.sub(r":\d*$", "", self.headers.get("Host", "")).strip("[]")
-        if self.server.is_local and host not in LOCAL:  # a page elsewhere whose name leads here
+        if self.server.is_local and host not in LOCAL:  # a foreign name that resolves to this machine
             status, item = HTTPStatus.FORBIDDEN, None
         elif item is None:
             status = HTTPStatus.NOT_FOUND
@@ -145,14 +147,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def version_string(self) -> str:
+        """Return the name of the server, without Python's version."""
         return "web_demo"
 
     def log_message(self, *_args: Any) -> None:
-        """Requests are not worth a line."""
+        """Do not log requests."""
 
 
 def make_server(site: Mapping[str, Item], host: str, port: int) -> Server:
-    """A server that listens. Raises UserError if it cannot."""
+    """Return a listening server. Raises UserError if it cannot listen."""
     try:
         return Server(site, host, port)
     except OSError as e:
@@ -162,7 +165,7 @@ def make_server(site: Mapping[str, Item], host: str, port: int) -> Server:
 
 
 def run(**kwargs: Any) -> Path | None:
-    """Serve the page until Ctrl-C, or with `out` write it; options are named as the flags. Returns the folder written.
+    """Serve the page until Ctrl-C, or write it to `out` and return that folder; options are named like the flags.
 
     Raises UserError for bad input.
     """
@@ -176,13 +179,13 @@ def run(**kwargs: Any) -> Path | None:
         out = Path(opt.out)
         write_site(site, out, opt.exist_ok)
         size = sum(len(item.content) for item in site.values())
-        LOGGER.info(f"{len(site)} files, {size / 1e6:.0f} MB, in {shown(out)}; put them on any web host with https")
+        LOGGER.info(f"{len(site)} files, {size / 1e6:.0f} MB, in {shown(out)}; upload them to any web host with https")
         return out
     with make_server(site, opt.host, opt.port) as server:
         name = "localhost" if server.is_local else opt.host
         LOGGER.info(f"open http://{name}:{server.server_port}/ in a browser; Ctrl-C ends this")
         if not server.is_local:
-            LOGGER.warning("whoever reaches this machine can fetch the model; and threads, camera and offline use "
+            LOGGER.warning("anyone who can reach this machine can download the model; threads, camera and offline use "
                            "need https or localhost")  # fmt: skip
         try:
             server.serve_forever()
@@ -192,6 +195,7 @@ def run(**kwargs: Any) -> Path | None:
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Run with the options of the command line."""
     run(**vars(opt))
 
 

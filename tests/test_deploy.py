@@ -140,7 +140,22 @@ def test_python_programs_find_what_we_find(kind: str, best: Path, expected: np.n
     check_equal(ran.stdout, expected, best, 1.5 if "half" in kind else 0.02)
 
 
-@pytest.mark.parametrize(("program", "kind"), [("run_onnx.py", "nms"), ("run_ncnn.py", "ncnn")])
+@pytest.mark.parametrize("kind", ["plain", "half", "dynamic", "nms"])
+def test_the_opencv_program_finds_what_we_find(kind: str, best: Path, expected: np.ndarray, user: Path) -> None:
+    version = tuple(map(int, cv2.__version__.split(".")[:2]))
+    model, loads = exported(kind, best, user), kind != "nms" and version >= ((5, 0) if kind == "dynamic" else (4, 7))
+    ran = run(user, sys.executable, "run_opencv.py", model, "street.jpg")
+    if not loads:
+        assert ran.returncode == 1 and not ran.stdout and "Traceback" not in ran.stderr
+        assert ran.stderr.splitlines()[-1].startswith(f"OpenCV {cv2.__version__} cannot run {model}; 4.7 is needed")
+        return
+    assert ran.returncode == 0 and not ran.stderr, ran.stderr
+    check_picture(user, "result.jpg")
+    check_equal(ran.stdout, expected, best, 1.5 if kind == "half" else 0.02)
+
+
+@pytest.mark.parametrize(("program", "kind"), [("run_onnx.py", "nms"), ("run_ncnn.py", "ncnn"),
+                                               ("run_opencv.py", "plain")])  # fmt: skip
 def test_a_picture_that_is_none_is_one_line(program: str, kind: str, best: Path, user: Path) -> None:
     model = exported(kind, best, user)
     (user / "empty.jpg").write_bytes(b"")
@@ -156,6 +171,12 @@ def test_ncnn_in_python_tells_of_a_model_that_is_none(best: Path, user: Path) ->
         ran = run(user, sys.executable, "run_ncnn.py", name, "street.jpg")
         assert ran.returncode == 1 and ran.stderr.endswith(f"{name} is no model that ncnn can read\n")
         assert "Traceback" not in ran.stderr
+
+
+def test_the_opencv_program_tells_of_a_model_that_is_none(user: Path) -> None:
+    for name in ("missing.onnx", "boxes.py", "."):
+        ran = run(user, sys.executable, "run_opencv.py", name, "street.jpg")
+        assert (ran.returncode, ran.stderr) == (1, f"{name} is not an ONNX file written by export.py\n")
 
 
 def test_float16_and_threads_change_little(best: Path, expected: np.ndarray, user: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ import detect
 import export
 import hubconf
 import val
+from models.export import exporters, onnx_nms
 from models.export.check import seen
 from models.export.engines import need
 from models.export.exported import ExportedRuntime
@@ -121,8 +123,7 @@ def test_half_the_size(kind: str, weights: Path, tmp_path: Path, exported: dict[
 def test_float16_may_be_off_where_nobody_looks() -> None:
     """Rows of confidence 0.0005, 0.001 and 0.5; of rows that are all too unsure each counts."""
     rows = np.array([[[9, 9, 9, 9, 0.1, 0.005], [9, 9, 9, 9, 0.1, 0.01], [9, 9, 9, 9, 1.0, 0.5]]], np.float32)
-    facts = ExportFacts({0: "a"}, 32, (64, 64))
-    assert seen(rows, facts).tolist() == [[False, True, True]] and seen(rows[:, :1], facts).tolist() == [[True]]
+    assert seen(rows).tolist() == [[False, True, True]] and seen(rows[:, :1]).tolist() == [[True]]
 
 
 @pytest.mark.parametrize(("batch", "dynamic"), [(1, False), (2, False), (1, True)])
@@ -159,12 +160,52 @@ def test_nms_in_the_graph(batch: int, dynamic: bool, max_det: int, weights: Path
     assert runtime.facts.nms == {"conf": 0.3, "iou": 0.45, "max_det": max_det}
 
 
-def test_other_boxes_are_an_error(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_nms_of_a_barely_trained_network(half: bool, dynamic: bool, tmp_path: Path) -> None:
+    """Its scores are equal up to rounding, so that each NMS may take the boxes in another order."""
+    need_packages("onnx")
+    model = network()
+    for conv in model.model[-1].m:
+        conv.weight.data.reshape(3, 7, -1)[:, 4:] *= 1e-7
+    save_checkpoint(tmp_path / "best.pt", weights_content(model, 64))
+    export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], nms=True, half=half, dynamic=dynamic)
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), [
+    ("Mul(wh, half)", "Mul(wh, wh)", "kept boxes are not among the network's"),
+    ("Mul(classes, sure)", "Mul(classes, classes)", "kept boxes are not among the network's"),
+    ("Mul(every, is_best1)", "Identity(every)", "kept boxes are not among the network's"),  # several classes for a box
+    ("<largest = 0", "<largest = 1", "the boxes are not sorted"),
+    ("max_det, iou_thres,", "max_det, half,", "boxes of one class are kept whose IoU is above 0.45"),
+    ("max_det, iou_thres,", "max_det, conf_thres,", "boxes are missing"),
+    ("max_det, iou_thres,", "one, iou_thres,", "boxes are missing"),
+])  # fmt: skip
+def test_a_wrong_nms_is_an_error(
+    right: str, wrong: str, message: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need_packages("onnx")
     shutil.copy(weights, tmp_path / "best.pt")
-    predict = ExportedRuntime.predict
-    monkeypatch.setattr(ExportedRuntime, "predict", lambda self, x: predict(self, x)[:, 1::2])
-    with pytest.raises(UserError, match="finds other boxes than the network"):
+    assert onnx_nms.TEXT.count(right) == 1
+    monkeypatch.setattr(onnx_nms, "TEXT", onnx_nms.TEXT.replace(right, wrong))
+    with pytest.raises(UserError, match=f"^best.onnx: NMS in the graph is wrong: .*{message}.*; not written$"):
+        export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], nms=True)
+    assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_a_wrong_network_before_nms_is_an_error(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_packages("onnx")
+    shutil.copy(weights, tmp_path / "best.pt")
+    graph = exporters.onnx_graph
+
+    def wrong(form: ExportForm, *args: object) -> bytes:
+        form.convs[1].bias.data[4] += 0.1
+        return graph(form, *args)
+
+    monkeypatch.setattr(exporters, "onnx_graph", wrong)
+    with pytest.raises(UserError, match="best.onnx differs from the network: boxes by .*; not written"):
         export.run(weights=str(tmp_path / "best.pt"), include=["onnx"], nms=True)
     assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
 
@@ -198,6 +239,34 @@ def test_no_shuffle_is_left_in_the_graph(exported: dict[str, Path]) -> None:
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("Transpose") == 6 and kinds.count("Reshape") <= 6 and "Gather" not in kinds
     assert all(len(v.type.tensor_type.shape.dim) <= 4 for v in graph.value_info)
+
+
+OPENCV = tuple(map(int, cv2.__version__.split(".")[:2]))
+FAMILIES = ("yolov5_shufflenet", "yolov5_shufflenet_slimneck", "yolov5_stem_shufflenet", "yolov5_stem_shufflenet_p3",
+            "yolov5n", "yolov5n_slimneck", "yolov5s_slimneck_c", "yolov5n_gsconv", "yolov5lite_s")  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "flags"), [
+    *((family, {}) for family in FAMILIES),
+    *((FAMILIES[0], {flag: True}) for flag in ("half", "simplify", "dynamic")),
+])  # fmt: skip
+def test_opencv_gives_what_the_network_gives(family: str, flags: dict, tmp_path: Path) -> None:
+    need_packages("onnx")
+    if OPENCV < (4, 7) or "dynamic" in flags and OPENCV < (5, 0):
+        pytest.skip(f"OpenCV {cv2.__version__} cannot load this file: 4.7 is needed, 5.0 for --dynamic")
+    if "simplify" in flags:
+        pytest.importorskip("onnxslim")
+    model, size = network(f"{family}.yaml"), [512, 512] if family == "yolov5_stem_shufflenet" else [128, 160]
+    save_checkpoint(tmp_path / "best.pt", weights_content(model, 64))
+    (file,) = export.run(weights=str(tmp_path / "best.pt"), include="onnx", imgsz=size, **flags)
+    assert b"Split" not in file.read_bytes()
+    images = torch.rand(1, 3, *size)
+    net = cv2.dnn.readNetFromONNX(str(file))
+    net.setInput(images.numpy())
+    found, expected = net.forward(), load_runtime(tmp_path / "best.pt", CPU).predict(images).numpy()
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found[..., :4], expected[..., :4], atol=0.5 if "half" in flags else 5e-3)
+    np.testing.assert_allclose(found[..., 4:], expected[..., 4:], atol=5e-3 if "half" in flags else 1e-4)
 
 
 @pytest.mark.parametrize("kind", NEEDS)
@@ -240,7 +309,7 @@ def test_val_detect_and_pictures_take_exported_models(
                            ({"visualize": True}, "--visualize needs a checkpoint")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             detect.run(weights=str(file), source=source, project=str(tmp_path / "none"), device="cpu", **flags)
-    with pytest.raises(UserError, match="looks at squares"):
+    with pytest.raises(UserError, match="needs a square input"):
         val.run(weights=str(exported[kind]), data=str(data), project=str(tmp_path), device="cpu")
 
 
@@ -288,7 +357,7 @@ def test_what_others_put_there_is_not_replaced(kind: str, name: str, weights: Pa
     shutil.copy(weights, tmp_path / "best.pt")
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match="export.py did not make"):
+    with pytest.raises(UserError, match="export.py did not write"):
         export.run(weights=str(tmp_path / "best.pt"), include=kind)
     assert (tmp_path / name).read_text() == "mine"
 
@@ -380,7 +449,7 @@ def test_nothing_is_reported_to_anyone(weights: Path, tmp_path: Path) -> None:
 
 def test_other_channels_are_told(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "w.pt", weights_content(DetectionModel("yolov5_shufflenet.yaml", ch=4, nc=2), 64))
-    with pytest.raises(UserError, match="takes 4 channels"):
+    with pytest.raises(UserError, match="takes 4 input channels"):
         export.run(weights=str(tmp_path / "w.pt"))
 
 

@@ -236,7 +236,7 @@ def test_the_judge_judges(weights: Path, data: Path, tmp_path: Path, monkeypatch
     assert sorted(f.name for f in tmp_path.iterdir()) == ["best.onnx", "best.pt", "own"]
 
 
-@pytest.mark.parametrize(("labels", "message"), [(True, "too little to judge by"), (False, "has a label")])
+@pytest.mark.parametrize(("labels", "message"), [(True, "too low to measure"), (False, "has a label")])
 def test_nothing_to_judge_by(labels: bool, message: str, weights: Path, data: Path, tmp_path: Path) -> None:
     need_int8("onnx")
     shutil.copytree(data.parent, tmp_path / "set")
@@ -265,10 +265,10 @@ def test_the_layers_left_are_told(
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"include": "torchscript"}, "--int8 is for onnx, openvino, not for torchscript: name those with --include"),
-     ({"half": True}, "--half and --int8: give one of them"), ({"data": ""}, "--int8 needs --data"),
+    [({"include": "torchscript"}, "--int8 is for onnx, openvino, not for torchscript: choose those with --include"),
+     ({"half": True}, "--half and --int8: give only one of them"), ({"data": ""}, "--int8 needs --data"),
      ({"simplify": True}, "--simplify: leave it out"),
-     ({"imgsz": [64, 96]}, "--imgsz 64 96: --int8 is judged as val.py does, on squares"),
+     ({"imgsz": [64, 96]}, "--imgsz 64 96: --int8 measures mAP50 on square images"),
      ({"data": "VOC.yaml"}, "VOC")],
 )  # fmt: skip
 def test_refused(flags: dict, message: str, weights: Path, data: Path, tmp_path: Path) -> None:

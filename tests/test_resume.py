@@ -17,11 +17,13 @@ from helpers import ROOT, write_yolo_set
 
 import train
 import val
+from models.run import resume
 from models.run.state import data_digest
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from my_tools.check_resume import differences, unequal
 from utils.data.labels import load_labels
 from utils.errors import UserError
+from utils.settings.options import TrainOptions
 
 resource = pytest.importorskip("resource", reason="processes are killed and limited as POSIX systems allow")
 
@@ -256,6 +258,108 @@ def test_another_data_set_is_refused(change, message: str, unfinished: Path, tmp
     change(tmp_path / "set")
     with pytest.raises(UserError, match=message):
         train.run(resume=str(unfinished))
+
+
+class Begun(Exception):
+    """Setup is over and the training loop would begin."""
+
+
+@pytest.fixture
+def begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_loop(run: object, stop: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr(train, "train", train_loop)
+
+
+@pytest.fixture
+def moved(unfinished: Path, tmp_path: Path) -> Path:
+    """The data yaml of the unfinished run, with its images and labels, at another place than the run remembers."""
+    content = load_checkpoint(unfinished)
+    content["options"]["data"] = str(tmp_path / "before" / "squares.yaml")
+    save_checkpoint(unfinished, content)
+    return write_yolo_set(tmp_path / "after", 20)
+
+
+def test_a_data_yaml_that_has_moved_is_asked_for(unfinished: Path, moved: Path) -> None:
+    with pytest.raises(UserError, match="dataset yaml of this run .*before.squares.yaml.* new path with --data") as e:
+        train.run(resume=str(unfinished))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_data_yaml_that_has_moved_is_remembered(kind: type, unfinished: Path, moved: Path, begins: None) -> None:
+    before = load_checkpoint(unfinished)
+    with pytest.raises(Begun):
+        train.run(resume=str(unfinished.parents[1]), data=kind(moved), device="cpu")
+    after = load_checkpoint(unfinished)
+    assert unequal(before["model"], after["model"], "model") == []
+    assert unequal(before["training"], after["training"], "training") == []
+    assert after["options"] == {**before["options"], "data": str(moved)}
+    assert yaml.safe_load((unfinished.parents[1] / "opt.yaml").read_text())["data"] == str(moved)
+    with pytest.raises(Begun):
+        train.run(resume=str(unfinished))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: (s / "squares.yaml").write_text((s / "squares.yaml").read_text().replace("blue", "green")),
+         "class names in .* have changed .* or it is the yaml of another dataset"),
+        (lambda s: (s / "labels/val/003.txt").write_text("0 0.5 0.5 0.2 0.2\n"), "images or labels .* have changed"),
+    ],
+)  # fmt: skip
+def test_a_data_yaml_of_another_set_is_refused(change, message: str, unfinished: Path, moved: Path) -> None:
+    before = unfinished.read_bytes()
+    change(moved.parent)
+    with pytest.raises(UserError, match=message):
+        train.run(resume=str(unfinished), data=moved)
+    assert unfinished.read_bytes() == before and not (unfinished.parents[1] / "opt.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_data_yaml_has_moved_ends_like_the_undisturbed_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = train.train_batch, []
+
+    def interrupted(*args) -> bool:
+        calls.append(args)
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    before, after = (write_yolo_set(tmp_path / name, 20) for name in ("before", "after"))
+    with monkeypatch.context() as m:
+        m.setattr(train, "train_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(**{**flags(folder, "moved"), "data": str(before)})
+    before.unlink()
+    train.run(resume=str(folder / "moved"), data=after)
+    assert differences(folder / "whole", folder / "moved") == []
+
+
+@pytest.mark.parametrize("word", ["True", "true", "TRUE", True])
+def test_resume_true_is_the_newest_run(
+    word: object, unfinished: Path, begins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "newest", lambda pattern: unfinished)
+    with pytest.raises(Begun):
+        train.run(resume=word)
+
+
+def test_resume_true_may_be_a_folder(unfinished: Path, begins: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "newest", lambda pattern: None)
+    unfinished.parents[1].rename(unfinished.parents[2] / "True")
+    monkeypatch.chdir(unfinished.parents[2])
+    with pytest.raises(Begun):
+        train.run(resume="True")
+
+
+@pytest.mark.parametrize("word", ["False", "false", False, "", None])
+def test_resume_false_is_off(word: object) -> None:
+    opt = TrainOptions.from_flags({"resume": word, "resume_evolve": word, "epochs": 5})
+    assert (opt.resume, opt.resume_evolve, opt.given) == (False, False, ("epochs",))
 
 
 def test_the_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -184,7 +185,7 @@ def test_an_interrupted_detection_says_where_its_results_are(
         interrupted() if len(calls) == 2 else real(*args)
 
     monkeypatch.setattr(detect.Output, "add", second)
-    with pytest.raises(KeyboardInterrupt, match="what was found so far is in .*exp2"):
+    with pytest.raises(KeyboardInterrupt, match="the results so far are in .*exp2"):
         detect.run(**flags)
     assert len(list((tmp_path / "exp2").iterdir())) >= 1
     monkeypatch.setattr(detect, "predict_all", interrupted)
@@ -232,7 +233,7 @@ def test_view_img_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (val, {"batch_size": 0}, "--batch-size"),
         (detect, {"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
         (detect, {"weights": "WEIGHTS", "source": "nowhere.jpg"}, "--source nowhere.jpg: no such file"),
-        (detect, {"weights": "WEIGHTS", "classes": [9]}, "--classes 9: this model knows 0 to 1"),
+        (detect, {"weights": "WEIGHTS", "classes": [9]}, "--classes 9: this model has classes 0 to 1"),
         (detect, {"iou_thres": -1.0}, "--iou-thres -1.0"),
         (detect, {"vid_stride": 0}, "--vid-stride"),
     ],
@@ -269,10 +270,10 @@ def test_a_full_disk_is_told_in_one_line(words: list, tmp_path: Path, yolo_set: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((train, "--epohcs", "2"), "error: unknown flag --epohcs (did you mean '--epochs'?); --help lists all"),
+        ((train, "--epohcs", "2"), "error: unknown flag --epohcs (did you mean '--epochs'?); --help lists all flags"),
         ((val, "--imgsz", "big"), "error: argument --imgsz/--img/--img-size: invalid int value: 'big'"),
-        ((detect, "--weights", "a.pt", "b.pt"), "error: 'b.pt' belongs to no flag; --help lists all"),
-        ((detect, "--qqq"), "error: unknown flag --qqq; --help lists all"),
+        ((detect, "--weights", "a.pt", "b.pt"), "error: 'b.pt' does not belong to a flag; --help lists all flags"),
+        ((detect, "--qqq"), "error: unknown flag --qqq; --help lists all flags"),
     ],
 )
 def test_a_wrong_flag_is_told_in_one_line(
@@ -317,8 +318,63 @@ def test_pictures_looked_at_side_by_side_are_the_same(
 
 def test_detect_outputs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     out = detect.Output(tmp_path, {0: "a"})
-    names = [out._file_name(p, "image") for p in ("x/1.jpg", "y/1.jpg", "x/1.jpg", "x/1.png", "x/1.mpo")]
-    assert names == ["1.jpg", "1_2.jpg", "1.jpg", "1_3.png", "1_4.jpg"]
-    assert [out._file_name(p, "video") for p in ("c.avi", "c.mov")] == ["c.mp4", "c_2.mp4"]
-    assert out._file_name("rtsp://camera/1?a=b", "stream") == "rtsp_camera_1_a_b.mp4"
+    names = [out.names_of(p, "image", 0) for p in ("x/1.jpg", "y/1.jpg", "x/1.jpg", "x/1.png", "x/1.mpo")]
+    assert [name for name, _ in names] == ["1.jpg", "1_2.jpg", "1.jpg", "1_3.png", "1_4.jpg"]
+    assert [stem for _, stem in names] == ["1", "1_2", "1", "1_3", "1_4"]
+    assert out.names_of("c.avi", "video", 1) == ("c.mp4", "c_1") and out.names_of("c.mov", "video", 1)[0] == "c_2.mp4"
+    assert out.names_of("c.avi", "video", 2) == ("c.mp4", "c_2") and out.names_of("c_2.jpg", "image", 0) == (
+        "c_2.jpg", "c_2_2")  # fmt: skip
+    assert out.names_of("C_2.JPG", "image", 0) == ("C_2_2.JPG", "C_2_2_2")
+    assert out.names_of("rtsp://camera/1?a=b", "stream", 7) == ("rtsp_camera_1_a_b.mp4", "rtsp_camera_1_a_b_7")
+    folders = [out.features_folder(p, "image", 0).name for p in ("my a.jpg", "my_a.jpg", "my a.jpg")]
+    assert folders == ["features_my_a", "features_my_a_2", "features_my_a"]
     assert safe_name("../../etc") == "_.._etc"
+
+
+def test_every_frame_and_image_has_its_own_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A video, an image named like one of its frames, and images whose names differ in the suffix or in case."""
+    caplog.set_level("INFO", "yolov5")
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
+    data = tmp_path / "in"
+    data.mkdir()
+    frame = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    writer = cv2.VideoWriter(str(data / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    for name in ("A.jpg", "a.png", "a_2.jpg", "clip.jpg", "clip_2.jpg"):
+        cv2.imwrite(str(data / name), frame)
+    flags = {"weights": str(tmp_path / "w.pt"), "device": "cpu", "conf_thres": 0.0, "max_det": 2}
+    out = detect.run(**flags, source=str(data), save_txt=True, save_crop=True, project=str(tmp_path))
+    assert sorted(p.name for p in out.iterdir() if p.is_file()) == [
+        "A.jpg", "a_2.jpg", "a_3.png", "clip.jpg", "clip.mp4", "clip_2.jpg"]  # fmt: skip
+    stems = ["A", "a_2", "a_3", "clip", "clip_1", "clip_2", "clip_2_2", "clip_3"]
+    assert sorted(p.stem for p in (out / "labels").iterdir()) == stems
+    assert sorted(p.stem for p in (out / "crops").rglob("*.jpg")) == sorted(f"{s}-{k}" for s in stems for k in (1, 2))
+    lines = [r.getMessage() for r in caplog.records if "already taken" in r.getMessage()]
+    assert len(lines) == 2 and "a.png -> a_3" in lines[0] and "clip_2.jpg -> clip_2_2" in lines[1]
+
+
+def test_two_streams_of_one_address_have_files_of_their_own(tmp_path: Path) -> None:
+    out = detect.Output(tmp_path, {0: "a"})
+    frames = [np.zeros((64, 64, 3), np.uint8)] * 2
+
+    class Streams:
+        mode, frame = "stream", 1
+
+        def __iter__(self):
+            yield ["0", "0"], np.zeros((2, 3, 64, 64), np.uint8), frames, None, ""
+
+    read = next(detect.read_frames(Streams(), 1))
+    assert [out.names_of(path, read.mode, read.number) for path in read.paths] == [
+        ("0.mp4", "0_1"), ("0_2.mp4", "0_2_1")]  # fmt: skip
+
+
+def test_a_written_video_takes_frames_of_another_size(tmp_path: Path) -> None:
+    out = detect.Output(tmp_path, {0: "a"})
+    for frame, size in enumerate(((64, 96), (96, 64), (64, 96)), 1):
+        out.add(torch.zeros(0, 6), np.zeros((*size, 3), np.uint8), "0", "stream", frame, 10)
+    out.close()
+    capture = cv2.VideoCapture(str(tmp_path / "0.mp4"))
+    assert sum(capture.grab() for _ in range(9)) == 3

@@ -247,7 +247,7 @@ def test_a_test_split_that_cannot_be_used_is_a_warning(
     (tmp_path / "with_test.yaml").write_text(data.read_text() + f"test: {tmp_path / 'empty'}\n")
     with caplog.at_level(logging.WARNING, logger="yolov5"):
         run = trained(data=str(tmp_path / "with_test.yaml"))
-    assert "the test split was left out: no images" in caplog.text
+    assert "the test split was skipped: no images" in caplog.text
     assert load_checkpoint(run.last)["training"]["finished"]
 
 

@@ -290,6 +290,19 @@ def test_save_txt_conf_and_json(loaded, flags, tmp_path: Path, yolo_set: Path) -
     assert len(lines) == 18 and {len(line) for line in lines} == {5}
 
 
+def test_save_txt_of_equal_names_in_two_folders(loaded, flags, printed, tmp_path: Path, yolo_set: Path) -> None:
+    """Each image has a file; where names are equal, the first path keeps its name."""
+    root = yolo_set.parent
+    for kind in ("images", "labels"):
+        for file in sorted((root / kind / "val").iterdir())[:2]:
+            (root / kind / "val/more").mkdir(exist_ok=True)
+            file.rename(root / kind / "val/more" / f"003{file.suffix}" if "001" in file.name else file)
+    val.run(**flags, save_txt=True, noplots=True)
+    numbers = [k for k in range(12) if k != 1]
+    assert files(tmp_path / "out") == {f"labels/{k:03d}.txt" for k in numbers} | {"labels/003_2.txt"}
+    assert any("labels/*.txt: names already taken" in line and "more/003.png -> 003_2" in line for line in printed)
+
+
 def test_save_hybrid_completes_the_labels(loaded, flags, printed, tmp_path: Path, yolo_set: Path) -> None:
     label = yolo_set.parent / "labels/val/000.txt"
     label.write_text("1 0.9 0.9 0.1 0.1\n")  # of something that the detector does not see
@@ -299,7 +312,7 @@ def test_save_hybrid_completes_the_labels(loaded, flags, printed, tmp_path: Path
     assert [float(v) for v in rows[0][1:5]] == pytest.approx([0.9, 0.9, 0.1, 0.1], abs=1e-5)
     rows = [line.split() for line in (tmp_path / "out/labels/001.txt").read_text().splitlines()]
     assert sorted(r[0] for r in rows) == ["0", "1"] and {r[5] for r in rows} == {"1"}  # labels, found again or not
-    assert any("figures above mean nothing" in line for line in printed)
+    assert any("metrics above are meaningless" in line for line in printed)
 
 
 def test_task_speed_times_each_of_the_weights(loaded, flags, printed, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What models and scripts are built on: arrays, images, labels, settings. Imports no `models`, no scripts."""
+"""Shared code of the models and scripts: arrays, images, labels, settings. Does not import `models` or scripts."""

@@ -116,7 +116,11 @@ class UnshuffledStage(nn.Module):
 
 
 def _split(made: Tensor, widths: Sequence[int]) -> Sequence[Tensor]:
-    """Split a map along the channels; in an ONNX graph with one Slice per part, as OpenCV needs 4.8 for uneven Splits."""
+    """Split a map along the channels into parts of these widths.
+
+    ONNX graphs get one Slice per part, as OpenCV 4.7 cannot load a Split of uneven parts. ONNX Runtime fuses the slices
+    of a map into a Split again.
+    """
     if len(widths) == 1:
         return [made]
     if torch.onnx.is_in_onnx_export():

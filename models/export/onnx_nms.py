@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from models.export.engines import need
+from models.export.engines import INSIDE, need
+from models.export.facts import ExportFacts
 
 # decoded: the output of `Detect`. Each box keeps only its best class; boxes of different classes do not suppress each
 # other.
@@ -87,3 +89,13 @@ def with_nms(model: Any, nms: Mapping[str, float]) -> Any:
     opset = next(o.version for o in model.opset_import if not o.domain)
     part = onnx.parser.parse_model(TEXT.format(ir=model.ir_version, opset=opset, **nms))
     return onnx.compose.merge_models(model, part, io_map=[("output0", "decoded")])
+
+
+def without_nms(path: Path, out: Path, facts: ExportFacts) -> None:
+    """Write the part before NMS of a file that `with_nms` made, as an ONNX file with the metadata `facts`."""
+    onnx = need("onnx", "--nms")
+    model = onnx.load(str(path))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("output0", onnx.TensorProto.FLOAT, [None] * 3))
+    next(field for field in model.metadata_props if field.key == INSIDE).value = facts.to_json()
+    onnx.save(model, str(out))

@@ -1,1 +1,1 @@
-"""Detection heads, one file per head; they decode raw maps into boxes. No losses, no backbones."""
+"""Detection heads, one file per head; they decode raw feature maps into boxes. No losses, no backbones."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils.boxes import xyxy2xywh
 from utils.data.images import write_image
+from utils.data.naming import Names
 from utils.draw.boxes import Annotator, color_of, count_text, crop_box
 from utils.errors import UserError
 from utils.files import increment_path, safe_name
@@ -156,16 +157,22 @@ class Detections:
         exist_ok: use save_dir even if it exists. Raises UserError if the folder cannot be created.
         """
         folder = increment_path(save_dir, exist_ok)
-        for i, name in enumerate(self.files):
-            write_image(folder / name, self._drawn(i, labels))
+        for i, (name, stem) in enumerate(zip(self.files, self._stems(), strict=True)):
+            write_image(folder / f"{stem}{Path(name).suffix}", self._drawn(i, labels))
         LOGGER.info(f"{self.n} image{'s' if self.n != 1 else ''} saved to {shown(folder)}")
         return folder
+
+    def _stems(self) -> list[str]:
+        """Return a name without suffix for each image; no two are equal, even where upper and lower case are."""
+        names = Names()
+        names.reserve(Path(file).stem for file in self.files)
+        return [names.take(Path(file).stem, i) for i, file in enumerate(self.files)]
 
     def crop(self, save: bool = True, save_dir: str | Path = DEFAULT_FOLDER, exist_ok: bool = False) -> list[Crop]:
         """Crop each object, with a small margin; `save` also writes the crops to `save_dir/crops/<class>/`."""
         folder = increment_path(save_dir, exist_ok) / "crops" if save else Path()
         crops: list[Crop] = []
-        for im, found, file in zip(self._originals, self.pred, self.files, strict=True):
+        for im, found, stem in zip(self._originals, self.pred, self._stems(), strict=True):
             for k, row in enumerate(found):
                 cut = crop_box(im, row[:4].tolist()).copy()
                 name = self.names[int(row[5])]
@@ -173,7 +180,7 @@ class Detections:
                 if save:
                     target = folder / safe_name(name)
                     target.mkdir(parents=True, exist_ok=True)
-                    write_image(target / f"{Path(file).stem}-{k + 1}.jpg", cut[..., ::-1])
+                    write_image(target / f"{stem}-{k + 1}.jpg", cut[..., ::-1])
         if save:
             LOGGER.info(f"{len(crops)} crop{'s' if len(crops) != 1 else ''} saved to {shown(folder)}")
         return crops

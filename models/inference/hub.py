@@ -35,6 +35,7 @@ from utils.errors import UserError
 from utils.evaluation.nms import non_max_suppression
 from utils.files import model_yamls
 from utils.settings.config import is_number, is_whole
+from utils.settings.values import plain_value
 from utils.system.console import LOGGER
 from utils.system.device import describe_device, select_device
 from utils.system.download import download
@@ -112,7 +113,7 @@ class AutoShape(nn.Module):
             return self._run(self._checked(ims), augment, profile)
         if self.training:
             raise UserError("the network is in training mode; call .eval() first")
-        self._check_settings()
+        conf, iou, classes, max_det = self._settings()
         start = seconds()
         pictures, files = read_pictures(ims)
         only = getattr(self.model, "size", None)  # of an exported model
@@ -123,8 +124,7 @@ class AutoShape(nn.Module):
         loaded = seconds()
         prediction = self._run(batch, augment, profile)
         predicted = seconds()
-        found = non_max_suppression(prediction, self.conf, self.iou, self.classes, self.agnostic, self.multi_label,
-                                    self.max_det)  # fmt: skip
+        found = non_max_suppression(prediction, conf, iou, classes, self.agnostic, self.multi_label, max_det)
         for f, im in zip(found, pictures, strict=True):
             scale_boxes(tuple(batch.shape[2:]), f[:, :4], im.shape[:2])
         times = np.diff([start, loaded, predicted, seconds()]) * 1e3 / len(pictures)
@@ -143,15 +143,18 @@ class AutoShape(nn.Module):
                             f"{self.stride}; arrays and files may have any shape")  # fmt: skip
         return x
 
-    def _check_settings(self) -> None:
-        if not all(is_number(v) and 0 <= v <= 1 for v in (self.conf, self.iou)):
-            raise UserError(f".conf {self.conf!r} and .iou {self.iou!r} must be numbers between 0 and 1")
-        if not is_whole(self.max_det) or self.max_det < 1:
-            raise UserError(f".max_det {self.max_det} must be a whole number from 1")
-        wanted = [] if self.classes is None else self.classes
+    def _settings(self) -> tuple[float, float, list[int] | None, int]:
+        """Return `conf`, `iou`, `classes` and `max_det` as Python's own values. Raises UserError if one is invalid."""
+        conf, iou, classes, most = map(plain_value, (self.conf, self.iou, self.classes, self.max_det))
+        if not all(is_number(v) and 0 <= v <= 1 for v in (conf, iou)):
+            raise UserError(f".conf {conf!r} and .iou {iou!r} must be numbers between 0 and 1")
+        if not is_whole(most) or most < 1:
+            raise UserError(f".max_det {most} must be a whole number from 1")
+        wanted = [] if classes is None else classes
         if not isinstance(wanted, (list, tuple)) or not all(is_whole(c) and c in self.names for c in wanted):
             raise UserError(f".classes {wanted!r}: give a list of class indices, or None; this model has 0 to "
                             f"{len(self.names) - 1}")  # fmt: skip
+        return conf, iou, None if classes is None else list(classes), most
 
 
 @contextmanager
@@ -183,6 +186,7 @@ def fitting_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
     >>> fitting_size(600, 32), fitting_size((320, 600), 32)
     ((608, 608), (320, 608))
     """
+    size = plain_value(size)
     sizes = list(size) if isinstance(size, (list, tuple)) else [size] * 2
     if len(sizes) != 2 or not all(isinstance(s, Integral) and s > 0 for s in sizes):
         raise UserError(f"size={size!r}: give the longer side in pixels, or (height, width)")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +90,15 @@ def load_runtime(weights: str | Path, device: torch.device, half: bool = False, 
     if kind_of(Path(weights)):
         return ExportedRuntime(Path(weights), device, half, amp)
     content = load_checkpoint(weights)
-    return Runtime(model_from_checkpoint(content, weights), device, half, content.get("imgsz"), amp)
+    model = model_from_checkpoint(content, weights)
+    check_channels(model.yaml, weights)
+    return Runtime(model, device, half, content.get("imgsz"), amp)
+
+
+def check_channels(cfg: Mapping[str, Any], where: str | Path) -> None:
+    """Raise UserError if the network of a model config (the content of its yaml) does not take images of 3 channels."""
+    if (channels := cfg.get("ch", 3)) != 3:
+        raise UserError(f"{where}: takes {channels} input channels ('ch: {channels}'), but images are read with 3")
 
 
 def weights_file(weights: str | Path) -> Path:

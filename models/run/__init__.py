@@ -1,1 +1,1 @@
-"""The parts of a training run: setup, state, resume. The training loop itself is in train.py."""
+"""Parts of a training run: setup, state, resume. The training loop itself is in train.py."""

@@ -8,13 +8,14 @@ from typing import Any
 from models.run.setup import Run
 from models.weights.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from utils.errors import UserError
-from utils.files import git_commit, newest
+from utils.files import find_file, git_commit, newest
 from utils.settings.options import TrainOptions
 from utils.system.console import quoted, shown
 from utils.system.distributed import gather
 from utils.system.processes import is_main, world_size
 
-CHANGEABLE = ("cache", "device", "noplots", "tensorboard", "workers")  # flags that do not affect the trained weights
+# flags that do not affect the trained weights; --data only if images, labels and class names are the same
+CHANGEABLE = ("cache", "data", "device", "noplots", "tensorboard", "workers")
 METRICS = ("precision", "recall", "mAP50", "mAP50-95")
 
 
@@ -78,4 +79,16 @@ def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Pat
     for part in (*folder.glob(".*.part"), *folder.glob("weights/.*.part")):
         part.unlink(missing_ok=True)  # incomplete files of a killed process
     changed = {k: getattr(flags, k) for k in set(CHANGEABLE) & set(flags.given)}
-    return TrainOptions.from_flags({**content["options"], **changed}), content, folder
+    opt = TrainOptions.from_flags({**content["options"], **changed})
+    if "data" not in changed:
+        _check_data(opt.data)
+    return opt, content, folder
+
+
+def _check_data(name: str) -> None:
+    """Raise UserError if the dataset yaml of a run to be resumed does not exist any more."""
+    try:
+        find_file(name, ("data",), "--data")
+    except UserError as e:
+        raise UserError(f"--resume: the dataset yaml of this run is not there any more: {e}; give its new path with "
+                        "--data") from None  # fmt: skip

@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.blocks.memory import replace_strided_depthwise
-from models.inference.runtime import check_img_size
+from models.inference.runtime import check_channels, check_img_size
 from models.run.state import TrainState, data_digest
 from models.run.sync_bn import synchronise_batch_norms
-from models.weights.checkpoint import check_fit, load_checkpoint, model_from_checkpoint
+from models.weights.checkpoint import check_fit, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.weights.imagenet import TORCHVISION, start_backbone
 from models.weights.transfer import transfer_weights
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
@@ -35,7 +35,7 @@ from utils.system.device import describe_device, keep_freed_memory, seed_everyth
 from utils.system.distributed import connect, gather, locked, total
 from utils.system.precision import Precision, choose_precision
 from utils.system.processes import is_main, local_rank, local_world_size, rank, world_size
-from utils.training.anchors import adapt_anchors
+from utils.training.anchors import adapt_anchors, warn_of_unfit
 from utils.training.autobatch import check_train_batch_size
 from utils.training.loss import ComputeLoss, scaled_gains
 from utils.training.loss_checks import LossChecks
@@ -102,6 +102,7 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     digest = data_digest(index, val_index)
     if content:
         check_unchanged(content, names, digest, data, folder)
+        note_moved_data(content, opt.data, folder)
     if opt.batch_size != -1:
         check_batch_size(opt, len(index))
     if opt.image_weights and opt.rect:
@@ -124,6 +125,8 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         adapt_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
         if opt.weights not in ("", TORCHVISION) and not torch.equal(learnt, model.model[-1].anchors):
             LOGGER.warning("the head from --weights was trained with other anchors; --noautoanchor keeps them")
+    if not content:
+        warn_of_unfit(index, model.model[-1], hyp["anchor_t"], opt.imgsz, chosen=opt.noautoanchor)
     connect(device)  # as late as possible: a label scan may take longer than the timeout between processes
     if opt.batch_size == -1:
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
@@ -169,11 +172,22 @@ def check_unchanged(
 ) -> None:
     """Raise UserError if the classes, images or labels have changed since a run to be resumed began."""
     if list(content["names"].values()) != list(names.values()):
-        raise UserError(f"--resume: the class names in {data.yaml_file} have changed since this run began")
+        raise UserError(f"--resume: the class names in {data.yaml_file} have changed since this run began, or it is "
+                        "the yaml of another dataset")  # fmt: skip
     if content["training"].get("data") != digest:
         weights = quoted(shown(folder / "weights/last.pt"))
         raise UserError(f"--resume: the images or labels of {data.yaml_file} have changed since this run began; to "
                         f"train on the new ones, start a new run with --weights {weights}")  # fmt: skip
+
+
+def note_moved_data(content: dict[str, Any], data: str, folder: Path) -> None:
+    """Write the new path of the dataset yaml, if it has moved, to opt.yaml and last.pt, for the next `--resume`."""
+    if data == content["options"].get("data") or not is_main():
+        return
+    content["options"]["data"] = data
+    save_yaml(folder / "opt.yaml", content["options"])
+    save_checkpoint(folder / "weights" / "last.pt", content)
+    LOGGER.info(f"--data {data}: has the same images, labels and class names; this run uses it from now on")
 
 
 def build_model(
@@ -192,7 +206,8 @@ def build_model(
         check_fit(weights, opt.weights)
     cfg = opt.cfg or (weights["yaml"] if weights else DEFAULT_CFG)
     anchors = round(hyp["anchors"])
-    model = DetectionModel(cfg, nc=len(names), anchors=anchors or None)
+    model = DetectionModel(cfg, ch=None if opt.cfg else 3, nc=len(names), anchors=anchors or None)
+    check_channels(model.yaml, f"--cfg {opt.cfg}")
     model.names = names
     if opt.noautoanchor and isinstance(model.yaml["anchors"], int):
         raise UserError("the hyp file or the model yaml gives only a number of anchors: leave out --noautoanchor")

@@ -1,1 +1,1 @@
-"""Replace layers of a trained model with lighter ones, initialized from its weights. No command line."""
+"""Replacement of layers of a trained model by lighter ones, initialized from its weights. No command line."""

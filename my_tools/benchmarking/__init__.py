@@ -1,1 +1,1 @@
-"""The cases that `benchmark.py` times."""
+"""The cases that `benchmark.py` times. No command line."""

@@ -1,1 +1,1 @@
-"""The models and experiments that `compare.py` measures."""
+"""The models and experiments that `compare.py` measures. No command line."""

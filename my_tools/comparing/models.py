@@ -16,7 +16,14 @@ import torch
 from models.export.engines import kind_of
 from models.export.exported import ExportedRuntime
 from models.inference.hub import AutoShape
-from models.inference.runtime import DEFAULT_IMGSZ, AnyRuntime, Runtime, check_img_size, weights_file
+from models.inference.runtime import (
+    DEFAULT_IMGSZ,
+    AnyRuntime,
+    Runtime,
+    check_channels,
+    check_img_size,
+    weights_file,
+)
 from models.weights.checkpoint import load_checkpoint, model_from_checkpoint, weights_size
 from models.weights.transfer import with_classes
 from models.yolo import DetectionModel, coarse_stride_warning
@@ -142,6 +149,7 @@ def _candidate(
                   count_gflops(model, size), size, tuple(int(s) for s in model.stride), training=training)  # fmt: skip
     if warning := coarse_stride_warning(model):
         LOGGER.warning(f"{label}: {warning}")
+    check_channels(model.yaml, source)
     return Candidate(entry, Runtime(model.eval(), device, half, size), trained)
 
 

@@ -1,1 +1,1 @@
-"""The files that `web_demo.py` serves; the page itself is in `web_demo/`."""
+"""The files that `web_demo.py` serves. The sources of the page are in `web_demo/`."""

@@ -323,27 +323,27 @@ def test_the_article_stands_beside_models_of_vocs_classes_only(tmp_path: Path, d
 def test_what_makes_a_comparison_unfair_is_said(runs: list[Path], data: Path, tmp_path: Path) -> None:
     candidates = compare.load_candidates([*map(str, runs)], [], [], load_data(data), None, torch.device("cpu"), False)
     entries = [c.entry for c in candidates]
-    assert not [n for n in compare.notes_of(entries) if "alike" in n or "sizes" in n]
+    assert not [n for n in compare.notes_of(entries) if "differently" in n or "sizes" in n]
     entries[1].training.options["epochs"] = 300
     entries[1].training.hyp["mosaic"] = 0.0
     entries[1].imgsz, entries[1].strides = 128, (32, 64, 128)
     notes = " ".join(compare.notes_of(entries))
-    assert "Not trained alike, epochs: yolov5_shufflenet 1, yolov5_stem_shufflenet_p3 300" in notes
-    assert "alike, hyper-parameter mosaic: yolov5_shufflenet 1.0, yolov5_stem_shufflenet_p3 0.0" in notes
+    assert "Trained differently, epochs: yolov5_shufflenet 1, yolov5_stem_shufflenet_p3 300" in notes
+    assert "differently, hyper-parameter mosaic: yolov5_shufflenet 1.0, yolov5_stem_shufflenet_p3 0.0" in notes
     assert "different sizes (px): yolov5_shufflenet 64, yolov5_stem_shufflenet_p3 128" in notes
     assert "objects under about 32 px" in notes
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     ({}, "nothing to compare"),
-    ({"weights": ["x.pt"], "epochs": 3}, "--epochs is for the training of --reproduce"),
+    ({"weights": ["x.pt"], "epochs": 3}, "--epochs only applies to the training of --reproduce"),
     ({"reproduce": "voc", "weights": ["x.pt"]}, "leave out --weights"),
     ({"reproduce": "coco"}, "one of voc"),
     ({"cfg": ["yolov5n.yaml"], "conf_thres": 2.0}, "between 0 and 1"),
     ({"cfg": ["yolov5n.yaml"], "draws": -1}, "--draws is -1"),
     ({"cfg": ["yolov5n.yaml"], "draws": 5}, "--draws 5 are too few"),
     ({"cfg": ["yolov5n.yaml"], "source": "x.jpg"}, "--source needs trained models"),
-    ({"weights": ["x.pt"], "seed": 0}, "--seed is for the training of --reproduce"),
+    ({"weights": ["x.pt"], "seed": 0}, "--seed only applies to the training of --reproduce"),
     ({"weights": ["x.pt"], "source": "/no/such"}, "--source /no/such: no such file"),
     ({"reproduce": "voc", "source": "/no/such"}, "--source /no/such: no such file"),
     ({"reproduce": "voc", "labels": ["a"]}, "--labels: 1 for 3 models"),

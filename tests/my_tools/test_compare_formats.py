@@ -63,7 +63,7 @@ def test_what_cannot_be_had_is_left_out(
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"data": ""}, "--data: the set"), ({"engines": ["onnxx"]}, "--engines onnxx: one of pytorch, torchscript"),
+    [({"data": ""}, "--data is missing"), ({"engines": ["onnxx"]}, "--engines onnxx: one of pytorch, torchscript"),
      ({"seconds": 0}, "--seconds 0 must"), ({"seconds": float("nan")}, "--seconds nan must"),
      ({"imgsz": 0}, "--imgsz 0 must"), ({"weight": "a"}, "weight")],
 )  # fmt: skip

@@ -258,7 +258,7 @@ def test_a_slower_model_is_said_to_be_slower(flags: dict, printed: list[str]) ->
 
 def test_one_batch_is_warned_of(flags: dict, printed: list[str]) -> None:
     slim.run(**{**flags, "batches": 1, "layers": "4"})
-    assert any("one batch serves to fit and to measure" in line for line in printed)
+    assert any("the same batch is used to fit and to measure" in line for line in printed)
 
 
 @pytest.mark.parametrize("with_data", [True, False])
@@ -304,7 +304,7 @@ def test_memory_bounds_the_batches(flags: dict, monkeypatch: pytest.MonkeyPatch,
         ({"max_error": 0.0}, "--max-error 0.0 must be above 0"),
         ({"data": "no_such.yaml"}, "--data 'no_such.yaml' does not exist"),
         ({"too": "slimneck"}, "slim.run: unknown key 'too'"),
-        ({"imgsz": 0}, "--imgsz 0: sides are in pixels, from 1"),
+        ({"imgsz": 0}, "--imgsz 0: must be 1 or more pixels"),
         ({"seed": 10**30}, r"--seed 1000000000000000000000000000000: it must be from 0 to 2\^63 - 1"),
         ({"layers": 7}, "there is no layer 7"),
     ],

@@ -110,6 +110,26 @@ ATTACKS = [
             "10^9 repeats": ("[-1, 1000000000, Conv, [8, 3, 2]]", "repeats is"),
             "60 layers of 60,000 channels": ("[-1, 60, Conv, [60000, 3, 1]]", "it needs [0-9,]+ parameters"),
             "a kernel of 10^6 x 10^6": ("[-1, 1, Conv, [8, 1000001, 2]]", "it needs [0-9,]+ parameters"),
+            "Python code as the activation of a layer": (
+                "[-1, 1, Conv, [8, 3, 2, 1, 1, 1, \"__import__('os').system('touch ran')\"]]",
+                "'act' is wrong: unknown activation",
+            ),
+            "Python code as the argument of an activation": (
+                "[-1, 1, Conv, [8, 3, 2, 1, 1, 1, \"nn.LeakyReLU(open('ran', 'w'))\"]]",
+                "'act' is wrong: unknown activation",
+            ),
+            "an activation of 10^6 characters": (
+                f"[-1, 1, Conv, [8, 3, 2, 1, 1, 1, 'nn.ReLU({'True,' * 200000})']]",
+                "layer 0",
+            ),
+            "a kernel of 10^6 x 10^6 as a pair": (
+                "[-1, 1, Conv, [8, [1000001, 1000003], 2]]",
+                "it needs [0-9,]+ parameters",
+            ),
+            "a pair of 10^5 values as the kernel": (
+                f"[-1, 1, Conv, [8, [{','.join(['3'] * 100000)}], 2]]",
+                "argument 'k' is",
+            ),
             "padding of 10^9": ("[-1, 1, Conv, [8, 3, 2, 1000000000]]", "layer 0"),
             "upsampling by a factor of 10^6": ("[-1, 1, nn.Upsample, [None, 1000000, nearest]]", "is too large"),
             "concatenation along dimension 10^6": ("[[-1, -1], 1, Concat, [1000000]]", "layer 0"),

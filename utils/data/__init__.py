@@ -1,1 +1,1 @@
-"""Image and label files, caching, augmentation and data loading. Models and drawing are in other packages."""
+"""Image and label files, caching, augmentation and data loading. Contains no models and no drawing."""

@@ -6,6 +6,7 @@ that the results do not depend on how the images were distributed over processes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor
 
 from utils.boxes import scale_boxes, xywhn2xyxy, xyxy2xywhn
+from utils.data.naming import stems_of
 from utils.evaluation.coco import Annotated, score_coco
 from utils.evaluation.metrics import IOU_THRESHOLDS, ConfusionMatrix, Curves, ap_per_class, process_batch
 from utils.evaluation.mistakes import Mistake, Mistakes, worst
 from utils.evaluation.protocols import SIZES, ProtocolScore, class_counts, score_voc, size_ap
 from utils.files import atomic_write
 from utils.settings.options import PROTOCOLS
+from utils.system.console import LOGGER
 
 HEADER = ("%22s" + "%11s" * 6) % ("Class", "Images", "Instances", "P", "R", "mAP50", "mAP50-95")
 
@@ -30,8 +33,9 @@ HEADER = ("%22s" + "%11s" * 6) % ("Class", "Images", "Instances", "P", "R", "mAP
 class Settings:
     """How detections are computed and scored, and which files are written to `folder`.
 
-    annotations: image path -> exact boxes from a COCO file. writes: whether this process writes the files that cover
-    all images; of several processes only one does, while each writes labels/*.txt for its own images. by_size: whether
+    annotations: image path -> exact boxes from a COCO file. files: the paths of all images, as bytes; with them, images
+    of the same name get separate files labels/*.txt. writes: whether this process writes the files that cover all
+    images; of several processes only one does, while each writes labels/*.txt for its own images. by_size: whether
     COCO's AP by object size is computed, which takes about a millisecond per image.
     """
 
@@ -47,6 +51,7 @@ class Settings:
     save_hybrid: bool = False
     protocol: str = "yolov5"
     annotations: Mapping[str, Annotated] = field(default_factory=dict)
+    files: Sequence[bytes] | np.ndarray = ()
     writes: bool = True
     by_size: bool = True
 
@@ -117,6 +122,11 @@ class Scorer:
         self.settings = settings
         self.images: list[ImageRecord] = []
         self.mistakes = Mistakes(names)
+        self._stems: dict[str, str] = {}  # image path -> name of its label file without suffix
+        if settings.save_txt:
+            self._stems, renamed = stems_of(os.fsdecode(bytes(file)) for file in settings.files)
+            if renamed and settings.writes:
+                LOGGER.info(f"labels/*.txt: {renamed}")
 
     def add_image(self, image: Tensor, found: Tensor, labels: Tensor, record: ImageRecord, shapes: Any) -> None:
         """Add one image and its record; the other arguments as for `record_of`."""
@@ -125,7 +135,8 @@ class Scorer:
             self.mistakes.add(image, found, true, self._ignored(record.path, shapes[1]), record.path)
         self.images.append(record)
         if self.settings.save_txt:
-            self._save_txt(record.found, shapes[0], Path(record.path))
+            stem = self._stems.get(record.path, Path(record.path).stem)
+            self._save_txt(record.found, shapes[0], self.settings.folder / "labels" / f"{stem}.txt")
 
     def _ignored(self, path: str, ratio_pad: Any) -> np.ndarray:
         """Return the difficult objects of an image, (k, 5) class, corners in pixels of the network's input."""
@@ -137,12 +148,12 @@ class Scorer:
         rows[:, 1:] = rows[:, 1:] * (ratio_w, ratio_h, ratio_w, ratio_h) + (pad_w, pad_h, pad_w, pad_h)
         return rows
 
-    def _save_txt(self, found: np.ndarray, shape: tuple[int, int], path: Path) -> None:
+    def _save_txt(self, found: np.ndarray, shape: tuple[int, int], file: Path) -> None:
         lines = []
         for row, box in zip(found.tolist(), xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist(), strict=True):
             values = [*box, row[4]] if self.settings.save_conf else box
             lines.append(" ".join([f"{int(row[5])}", *(f"{v:.6g}" for v in values)]))
-        with atomic_write(self.settings.folder / "labels" / f"{path.stem}.txt", "w", durable=False) as f:
+        with atomic_write(file, "w", durable=False) as f:
             f.write("".join(f"{line}\n" for line in lines))
 
 

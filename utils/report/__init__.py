@@ -1,1 +1,1 @@
-"""The reports of `compare.py` in HTML and Markdown, with charts. Measures nothing itself."""
+"""The HTML and Markdown reports of `compare.py`, with their charts. Does not measure anything."""

@@ -1,1 +1,1 @@
-"""Options, flags and yaml files, read as data and validated. Loads without torch."""
+"""Options, flags and yaml files: parsing and validation. Does not import torch."""

@@ -1,10 +1,10 @@
-"""The command line: flags in groups, each with its default in the help, and mistakes told in one line.
+"""Parsing of the command line: flags in groups, defaults in the help, and one-line error messages.
 
-A script defines its flags before it imports anything heavy, so that `--help` and a misspelt flag are answered at once:
+A script defines its flags before its slow imports, so that `--help` and errors in flags appear at once:
 
     parser = Parser(description="Train a detector")
     data = parser.group("data")
-    data("--imgsz", type=int, default=640, help="image size in pixels")  # the help ends in (640)
+    data("--imgsz", type=int, default=640, help="image size in pixels")  # the help text ends with (640)
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import did_you_mean
 from utils.files import ROOT
-from utils.settings.config import check_keys
+from utils.settings.values import converted_flags, hints_of
 from utils.system.console import fail
 
 GROUPS = ("data", "model", "optimisation", "output", "speed", "more")  # in the order in which --help shows them
@@ -26,19 +25,19 @@ T = TypeVar("T")
 
 
 def options_from(options: Callable[..., T], flags: Mapping[str, Any], where: str) -> T:
-    """Return an options object, of a dataclass, from flags by their names in code; None means not given.
+    """Build an options object, an instance of a dataclass, from flags by their names in code; None means not given.
 
-    Raises UserError for a name that the dataclass does not have; `where` is the function that was called.
+    Raises UserError for a name that the dataclass does not have, and for a value that cannot be converted to the type
+    of its flag; `where` is the name of the called function.
     """
-    check_keys(flags, [f.name for f in fields(options)], where)
-    return options(**{k: v for k, v in flags.items() if v is not None})
+    return options(**converted_flags(flags, hints_of(options), where))
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with groups, whose mistakes are told in one line, with exit code 1.
+    """An argument parser with groups of flags, which prints an error as one line and exits with code 1.
 
-    description: one line; what follows it, such as examples, is shown below the flags. options: a class whose
-    attributes are the defaults. unset: let flags that were not given be None, so that the caller can tell.
+    description: its first line is shown above the flags, the rest, such as examples, below. options: a class whose
+    attributes are the defaults. unset: set flags that were not given to None, so that the caller can detect them.
     """
 
     def __init__(self, description: str, options: type | None = None, unset: bool = False) -> None:
@@ -50,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         self._groups["more"].add_argument("-h", "--help", action="help", help="show this message and exit")
 
     def group(self, name: str) -> Callable[..., argparse.Action]:
-        """Return the function that adds flags to a group: `add_argument` with `shown`, the default that help shows."""
+        """Return a function that adds a flag to a group: `add_argument` plus `shown`, the default shown in the help."""
 
         def add(*names: str, shown: object = None, help: str, **kwargs: Any) -> argparse.Action:
             dest = names[0].lstrip("-").replace("-", "_")
@@ -64,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         return add
 
     def add_output(self, project: str, name: str = "exp") -> None:
-        """Add --project, --name and --exist-ok, with the defaults to show; `project` is below the checkout."""
+        """Add --project, --name and --exist-ok, with their defaults; `project` is relative to the repository root."""
         output = self.group("output")
         output("--project", default=str(ROOT / project), metavar="FOLDER", shown=project,
                help="write the results to FOLDER/NAME")  # fmt: skip
@@ -77,13 +76,13 @@ class Parser(argparse.ArgumentParser):
                             help="cpu, mps, or the number of a GPU")  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and end the process with exit code 1."""
+        """Print one line and exit with code 1."""
         rest = message.removeprefix("unrecognized arguments: ")
         if rest != message:
             flag = rest.split()[0].partition("=")[0]
             known = did_you_mean(flag, self._option_string_actions)
-            message = f"unknown flag {flag}{known}" if flag.startswith("-") else f"'{flag}' belongs to no flag"
-            message += "; --help lists all"
+            message = f"unknown flag {flag}{known}" if flag.startswith("-") else f"'{flag}' does not belong to a flag"
+            message += "; --help lists all flags"
         fail(message)
 
 

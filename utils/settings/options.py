@@ -1,4 +1,4 @@
-"""The options of train.py and val.py: a validated object each, from flags, keyword arguments and YOLOv5's files."""
+"""The options of train.py and val.py as dataclasses that validate their values."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any
 from utils.errors import UserError, did_you_mean, shorten
 from utils.files import ROOT, find_file
 from utils.settings.config import LARGEST_IMAGE, check_keys, is_whole, load_hyp
+from utils.settings.values import converted_flags, hints_of
 
 SPLITS, TASKS = ("train", "val", "test"), ("train", "val", "test", "speed", "study")
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 AMP_CHOICES = ("auto", "off", "fp16", "bf16")
 PROTOCOLS = {
-    "yolov5": "P, R, mAP50 and mAP50-95 as YOLOv5 has them",
+    "yolov5": "P, R, mAP50 and mAP50-95 as YOLOv5 computes them",
     "voc07": "PASCAL VOC 2007: AP at IoU 0.5 from 11 points of recall",
     "voc12": "PASCAL VOC 2012: AP at IoU 0.5, area under the envelope",
-    "coco": "COCO's 12 figures, by faster-coco-eval",
+    "coco": "COCO's 12 metrics, by faster-coco-eval",
 }
-# what a data yaml's `defaults:` may set, for flags that are not given
+# keys allowed in a dataset yaml's `defaults:`, which apply to flags that are not given
 DATA_DEFAULTS = ("hyp", "epochs", "batch_size", "imgsz", "optimizer", "cache", "cos_lr", "patience", "amp")
 
 
 @dataclass
 class TrainOptions:
-    """Options of train.py, named as its flags. Raises UserError for a value that cannot be.
+    """Options of train.py, named like its flags. Raises UserError for invalid values.
 
-    `given` are the names that the user set, which a data yaml's defaults leave alone.
+    `given` lists the options that the user set, which a dataset yaml's `defaults:` do not change.
     """
 
     weights: str = ""
@@ -78,21 +79,23 @@ class TrainOptions:
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> TrainOptions:
-        """Options from keyword arguments; None means not given. Raises UserError for an unknown one."""
-        known = [f.name for f in fields(cls) if f.name != "given"]
-        check_keys(flags, known, "train.run")
-        given = {k: v for k, v in flags.items() if v is not None}
+        """Build options from keyword arguments; None means not given. Raises UserError for unknown or invalid ones."""
+        hints = {name: hint for name, hint in hints_of(cls).items() if name != "given"}
+        given = converted_flags(flags, hints, "train.run")
+        for name in {"resume", "resume_evolve"} & set(given):
+            given[name] = _switch(given[name])
+        given = {k: v for k, v in given.items() if k not in ("resume", "resume_evolve") or v}  # off: as if not given
         return cls(**given, given=tuple(sorted(given)))
 
     def with_defaults(self, defaults: Mapping[str, Any], where: str) -> list[str]:
-        """Take a data yaml's `defaults:` for options that were not given; returns them as `flag value` texts."""
+        """Apply a dataset yaml's `defaults:` to options that were not given; return these as `--flag value` texts."""
         taken = []
         check_keys(defaults, DATA_DEFAULTS, f"{where}: defaults")
         for key, value in defaults.items():
             if key not in self.given:
                 if key == "hyp" and find_file(str(value), ("data/hyps",), "--hyp").parent != ROOT / "data/hyps":
                     raise UserError(f"{where}: defaults: hyp is {shorten(value)}, it must lead to a file in data/hyps; "
-                                    "give another one with --hyp")  # fmt: skip
+                                    "give any other file with --hyp")  # fmt: skip
                 setattr(self, key, value)
                 taken.append(f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}"))
         self.check(f"{where}: defaults: ")
@@ -136,46 +139,52 @@ class TrainOptions:
                 raise UserError(f"{where}{flag} {value}{did_you_mean(value, known)}: one of {words}")
 
     def _check_freeze(self, where: str) -> None:
-        """A single number counts layers (10: the first ten), several name them (0 1 2)."""
+        """Check --freeze: one number counts layers (10: the first ten), several are layer indices (0 1 2)."""
         if is_whole(self.freeze):
             self.freeze = (self.freeze,)
         if not isinstance(self.freeze, (list, tuple)) or not all(is_whole(v) and v >= 0 for v in self.freeze):
-            raise UserError(f"{where}--freeze is {self.freeze!r}: a number of layers, or the layers' numbers")
+            raise UserError(f"{where}--freeze is {self.freeze!r}, it must be a number of layers or layer indices")
         self.freeze = tuple(self.freeze)
 
     @property
     def frozen_layers(self) -> tuple[int, ...]:
-        """The numbers of the layers that are not trained."""
+        """The indices of the layers that are not trained."""
         return self.freeze if len(self.freeze) > 1 else tuple(range(*self.freeze))
 
     def check_together(self) -> None:
-        """Raise UserError for flags given that contradict each other."""
+        """Raise UserError for flags that cannot be combined."""
         if self.resume_evolve and (not self.evolve or set(self.given) - {"evolve", "resume_evolve"}):
-            raise UserError("--resume-evolve goes with --evolve N, up to how many generations, and with no other flag")
+            raise UserError("--resume-evolve goes with --evolve N, the generations in total, and with no other flag")
         if self.evolve and self.resume:
-            raise UserError("--evolve is gone on with by --resume-evolve, not by --resume")
+            raise UserError("an evolution is continued by --resume-evolve, not by --resume")
         if self.fresh_head and not self.weights:
-            raise UserError("--fresh-head is for --weights: without them the whole network starts fresh")
+            raise UserError("--fresh-head needs --weights: without them the whole network is newly initialized")
         if self.weights and self.backbone_weights:
-            raise UserError("--weights and --backbone-weights both say where the backbone comes from: give one of them")
+            raise UserError("--weights and --backbone-weights both initialize the backbone: give only one of them")
 
     def plain(self) -> dict[str, Any]:
-        """The options as plain values, for opt.yaml and the checkpoint."""
+        """Return the options as plain values, for opt.yaml and the checkpoint."""
         plain = {k: v for k, v in asdict(self).items() if k != "given"}
         return {**plain, "freeze": list(self.freeze)}
 
 
+def _switch(value: bool | str) -> bool | str:
+    """Return True or False for the words true and false in any case, unless a file or folder of that name exists."""
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return value if word not in ("true", "false") or Path(value).exists() else word == "true"
+
+
 def effective_hyp(opt: TrainOptions) -> dict[str, float]:
-    """The hyper-parameters of the hyp file, with `--label-smoothing` in its place."""
+    """Load the hyper-parameters of the hyp file; `--label-smoothing` replaces the value in the file."""
     hyp = load_hyp(opt.hyp)
     return {**hyp, "label_smoothing": opt.label_smoothing} if opt.label_smoothing else hyp
 
 
 @dataclass
 class ValOptions:
-    """The flags of val.py by their names in code; weights and imgsz are one value or several.
+    """The flags of val.py, with their names in code; weights and imgsz are one value or several.
 
-    Raises UserError for values out of range and for flags that do not go together.
+    Raises UserError for values out of range and for flags that cannot be combined.
     """
 
     data: str = "shapes.yaml"
@@ -209,14 +218,14 @@ class ValOptions:
         for flag, value, least in (("batch-size", self.batch_size, 1), ("max-det", self.max_det, 1),
                                    ("workers", self.workers, 0)):  # fmt: skip
             if value < least:
-                raise UserError(f"--{flag} {value}: {least} or more")
+                raise UserError(f"--{flag} {value}: must be {least} or more")
         for flag, value, known in (("task", self.task, TASKS), ("protocol", self.protocol, PROTOCOLS)):
             if value not in known:
                 raise UserError(f"--{flag} {value}: one of {', '.join(known)}{did_you_mean(value, known)}")
         if len(self.files) > 1 and self.task in SPLITS:
             raise UserError("--weights: several files are for --task speed and --task study; give one")
         if min(self.sizes, default=1) < 1:
-            raise UserError(f"--imgsz {min(self.sizes)}: sizes are in pixels, from 1")
+            raise UserError(f"--imgsz {min(self.sizes)}: must be 1 or more pixels")
         if len(self.sizes) > 1 and self.task != "study":
             raise UserError("--imgsz: val.py takes one size; several are for --task study")
         for flag in ("save_txt", "save_hybrid", "save_json"):
@@ -224,14 +233,14 @@ class ValOptions:
                 raise UserError(f"--{flag.replace('_', '-')} is of no use with --task {self.task}: leave it out")
         self.save_txt |= self.save_hybrid
         if self.save_hybrid and self.conf_thres == ValOptions.conf_thres:
-            self.conf_thres = 0.25  # what is as good as a label, not all that an AP is worked out from
+            self.conf_thres = 0.25  # only detections good enough as labels, not all that AP needs
 
     @property
     def files(self) -> list[Path]:
-        """The weights asked for, none for the newest."""
+        """The weights files given; empty for best.pt of the newest run."""
         return [Path(w) for w in ([self.weights] if isinstance(self.weights, (str, Path)) else self.weights) if str(w)]
 
     @property
     def sizes(self) -> list[int]:
-        """The sizes asked for, none for the model's own."""
+        """The image sizes given; empty for the model's own size."""
         return [] if self.imgsz is None else [self.imgsz] if isinstance(self.imgsz, int) else list(self.imgsz)

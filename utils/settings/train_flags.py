@@ -13,12 +13,12 @@ def train_parser(description: str) -> Parser:
     _add_optimisation(parser)
     _add_output_and_speed(parser)
     more = parser.group("more")
-    more("--seed", type=int, help="seed of everything random")
-    more("--evolve", nargs="?", type=int, const=300, metavar="N", shown="off; without N 300",
-         help="search for hyper-parameters, in N generations")  # fmt: skip
+    more("--seed", type=int, help="random seed")
+    more("--evolve", nargs="?", type=int, const=300, metavar="N", shown="off; without N: 300",
+         help="evolve the hyper-parameters for N generations")  # fmt: skip
     more("--resume-evolve", "--resume_evolve", nargs="?", const=True, metavar="FOLDER", shown="the newest evolution",
          help="continue an evolution, up to --evolve generations")  # fmt: skip
-    more("--verbose", action="store_true", help="print for each layer what was taken from --weights")
+    more("--verbose", action="store_true", help="print for each layer what was loaded from --weights")
     return parser
 
 
@@ -35,8 +35,8 @@ def _add_data_and_model(parser: Parser) -> None:
           help="model yaml, also looked for in models/, models/hub/ and models/zoo/")  # fmt: skip
     model("--weights", metavar="PT", shown="from scratch",
           help="checkpoint to start from, or 'torchvision': ImageNet weights for the backbone, downloaded")  # fmt: skip
-    model("--backbone-weights", metavar="PTH", help="file of a torchvision ShuffleNetV2 to start the backbone from")
-    model("--fresh-head", action="store_true", help="take nothing for the head from --weights")
+    model("--backbone-weights", metavar="PTH", help="torchvision ShuffleNetV2 weights to start the backbone from")
+    model("--fresh-head", action="store_true", help="do not load the head from --weights")
     model("--freeze", nargs="+", type=int, metavar="N",
           help="layers not to train: 10 freezes the first ten, 0 1 2 these three")  # fmt: skip
     model("--noautoanchor", action="store_true", help="do not adapt the anchors to the labels")
@@ -50,24 +50,24 @@ def _add_optimisation(parser: Parser) -> None:
     add("--hyp", metavar="YAML", help="hyper-parameters, also looked for in data/hyps/")
     add("--optimizer", metavar="NAME", help=f"one of {', '.join(OPTIMIZERS)}")
     add("--cos-lr", action="store_true", help="cosine learning rate schedule")
-    add("--label-smoothing", type=float, metavar="X", help="share of a class target that goes to the other classes")
-    add("--patience", type=int, metavar="N", help="stop after so many epochs without improvement; 0: never")
+    add("--label-smoothing", type=float, metavar="X", help="share of a class target that is moved to the other classes")
+    add("--patience", type=int, metavar="N", help="stop after N epochs without improvement; 0: never")
     add("--sync-bn", action="store_true", help="batch norm statistics over the batches of all processes")
 
 
 def _add_output_and_speed(parser: Parser) -> None:
     output, speed = parser.group("output"), parser.group("speed")
     parser.add_output("runs/train")
-    output("--resume", nargs="?", const=True, metavar="PT", shown="off; without PT the newest run",
+    output("--resume", nargs="?", const=True, metavar="PT", shown="off; without PT: the newest run",
            help="continue an interrupted run")  # fmt: skip
     output("--nosave", action="store_true", help="write checkpoints only at the end")
     output("--save-period", type=int, metavar="N", help="also keep the weights of every Nth epoch; -1: never")
     output("--noval", action="store_true", help="validate only after the last epoch")
-    output("--noplots", action="store_true", help="draw no figures")
+    output("--noplots", action="store_true", help="draw no plots")
     output("--tensorboard", action="store_true", help="also log for TensorBoard (pip install tensorboard)")
     parser.add_device()
-    speed("--workers", type=int, metavar="N", help="worker processes that load images, at most")
-    speed("--cache", nargs="?", const="ram", metavar="WHERE", shown="off; without WHERE ram",
+    speed("--workers", type=int, metavar="N", help="maximum number of worker processes that load images")
+    speed("--cache", nargs="?", const="ram", metavar="WHERE", shown="off; without WHERE: ram",
           help="keep decoded images in ram or on disk")  # fmt: skip
     speed("--amp", choices=AMP_CHOICES, help="number format of the forward pass")
     speed("--compile", action="store_true", help="compile the network with torch.compile, on a GPU")

@@ -1,2 +1,2 @@
 """Machine and process: device, precision, distributed training, console, signals, downloads.
-Nothing here depends on object detection."""
+Does not depend on object detection."""

@@ -1,1 +1,1 @@
-"""Components of training: loss, optimizer, anchors, evolution, logs. The training loop itself is in train.py."""
+"""Parts of training: loss, optimizer, anchors, evolution, logs. The training loop itself is in train.py."""

@@ -91,6 +91,33 @@ def adapt_anchors(index: LabelIndex, head: nn.Module, threshold: float, imgsz: i
     head.anchors.copy_(per_map.to(stride) / stride)
 
 
+def warn_of_unfit(index: LabelIndex, head: nn.Module, threshold: float, imgsz: int, chosen: bool = False) -> None:
+    """Warn if not a single label fits an anchor of `head`, with the sizes of the labels and of the anchors.
+
+    chosen: whether the anchors were chosen by the user with --noautoanchor, rather than adapted.
+    """
+    if not len(index.values):
+        return
+    sizes = label_sizes(index, imgsz)
+    stride = head.stride.reshape(-1, 1, 1).to(head.anchors)
+    anchors = (head.anchors * stride).reshape(-1, 2).cpu().numpy()
+    if best_possible_recall(sizes, anchors, threshold)[0]:
+        return
+    advice = "leave out --noautoanchor, or " if chosen else ""
+    LOGGER.warning(f"none of the {len(sizes)} labels fits an anchor, so the boxes will hardly be learnt: at --imgsz "
+                   f"{imgsz} the labels are {_size_range(sizes)} px, the anchors {_size_range(anchors)} px, and both "
+                   f"sides must be within a factor of {threshold:g} (anchor_t); {advice}choose another --imgsz, or "
+                   "check the labels")  # fmt: skip
+
+
+def _size_range(sizes: np.ndarray) -> str:
+    """Return the smallest and the largest size by area, as text such as `3x2 to 40x64`."""
+    by_area = sizes[np.argsort(sizes.prod(1))]
+    ends = (by_area[0], by_area[-1])
+    small, large = ("x".join(f"{side:.2g}" if side < 10 else f"{side:.0f}" for side in size) for size in ends)
+    return small if small == large else f"{small} to {large}"
+
+
 def check_anchors(dataset: Any, model: nn.Module, thr: float = 4.0, imgsz: int = 640) -> None:
     """Call `adapt_anchors` with the dataset of `create_dataloader` and a whole model, as YOLOv5's scripts do."""
     adapt_anchors(dataset.index, model.model[-1], thr, imgsz)

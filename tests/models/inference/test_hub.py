@@ -334,6 +334,24 @@ def test_crop(model: AutoShape, tmp_path: Path) -> None:
     assert len(results.crop(save=False, save_dir=tmp_path / "none")) == 2 * MOST and not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "written"),
+    [
+        (["a.jpg", "b.jpg"], ["a.jpg", "b.jpg"]),
+        (["A.jpg", "a.jpg"], ["A.jpg", "a_2.jpg"]),
+        (["a.jpg", "a.png"], ["a.jpg", "a_2.png"]),
+        (["a.jpg", "a.jpg", "a_2.jpg"], ["a.jpg", "a_2.jpg", "a_3.jpg"]),
+    ],
+)
+def test_saved_files_do_not_overwrite_each_other(files: list[str], written: list[str], tmp_path: Path) -> None:
+    found = [torch.tensor([[10.0, 10, 40, 40, 0.5, 0]])] * len(files)
+    results = detections.Detections([RGB] * len(files), found, files, names={0: "hat"})
+    assert sorted(p.name for p in results.save(save_dir=tmp_path / "s").iterdir()) == sorted(written)
+    results.crop(save_dir=tmp_path / "c")
+    crops = sorted(p.name for p in (tmp_path / "c/crops/hat").iterdir())
+    assert crops == sorted(f"{Path(name).stem}-1.jpg" for name in written)
+
+
 def test_show_without_a_display(model: AutoShape, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):

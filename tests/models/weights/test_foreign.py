@@ -268,9 +268,9 @@ def test_convert_once(tmp_path: Path) -> None:
     content = torch.load(target, weights_only=True)
     assert (content["format"], content["imgsz"], content["names"]) == ("yolov5-light", 640, model.names)
     assert torch.equal(output(model_from_checkpoint(load_checkpoint(target))), output(model))
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         convert(source)
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         convert(target, target, exist_ok=True)
     assert convert(source, tmp_path / "b.pt").is_file() and convert(source, exist_ok=True) == target
     with pytest.raises(UserError, match="no folder"):

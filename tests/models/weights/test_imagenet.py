@@ -277,8 +277,8 @@ def test_a_broken_torchvision_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"weights": "best.pt", "backbone_weights": "a.pth"}, "--weights and --backbone-weights both say"),
-        ({"weights": "torchvision", "backbone_weights": "a.pth"}, "--weights and --backbone-weights both say"),
+        ({"weights": "best.pt", "backbone_weights": "a.pth"}, "--weights and --backbone-weights both initialize"),
+        ({"weights": "torchvision", "backbone_weights": "a.pth"}, "--weights and --backbone-weights both initialize"),
         ({"resume": "runs", "backbone_weights": "a.pth"}, "--resume .*leave out --backbone-weights"),
         ({"resume": "runs", "weights": "torchvision"}, "--resume .*leave out --weights"),
     ],

@@ -17,11 +17,11 @@ from helpers import write_yolo_set
 
 from utils.data import dataset as module
 from utils.data.dataset import DetectionDataset, EpochBatches, ImagesLost, quad_item, rescale, sort_by_proportion
-from utils.data.image_weights import image_weights
 from utils.data.images import read_image
 from utils.data.labels import LabelIndex, load_labels
 from utils.data.loader import LoaderError, batches_of, create_loader
 from utils.settings.config import load_hyp
+from utils.training.image_weights import image_weights
 
 
 @pytest.fixture

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from utils.data import sources
-from utils.data.sources import LoadImages, LoadStreams, open_source
+from utils.data.sources import LoadImages, LoadStreams, frame_rate, list_media, open_source
 from utils.errors import UserError
 
 
@@ -27,6 +29,34 @@ def video(path: Path, frames: int = 6) -> Path:
         writer.write(np.full((60, 80, 3), 20 * k, np.uint8))
     writer.release()
     return path
+
+
+def damaged(file: Path, frames: set[int]) -> Path:
+    """Overwrite the pixel data of these frames of an MJPG .avi, counted from 1."""
+    content = bytearray(file.read_bytes())
+    at = content.index(b"movi")
+    for number in range(1, 7):
+        at = content.index(b"00dc", at) + 8
+        if number in frames:
+            size = struct.unpack_from("<I", content, at - 4)[0]
+            content[at : at + size] = bytes(size)
+    file.write_bytes(content)
+    return file
+
+
+def counted(file: Path, count: int) -> Path:
+    """Write another number of frames into the header of an .avi."""
+    content = bytearray(file.read_bytes())
+    struct.pack_into("<I", content, content.index(b"avih") + 24, count)
+    struct.pack_into("<I", content, content.index(b"strh") + 40, count)
+    file.write_bytes(content)
+    return file
+
+
+def cut(file: Path, share: float) -> Path:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    return file
 
 
 @pytest.fixture
@@ -66,6 +96,110 @@ def test_video(tmp_path: Path, stride: int, expected: list[int]) -> None:
     loader = LoadImages(str(video(tmp_path / "v.avi")), 64, vid_stride=stride)
     seen = [(loader.frame, loader.mode, im0.shape, capture is not None) for _, _, im0, capture, _ in loader]
     assert seen == [(n, "video", (60, 80, 3), True) for n in expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "stride", "expected", "said"),
+    [
+        (lambda f: f, 1, [1, 2, 3, 4, 5, 6], "v.avi: 6 of 6 frames"),
+        (lambda f: damaged(f, {3}), 1, [1, 2, 4, 5, 6], "5 of 6 frames could be read"),
+        (lambda f: damaged(f, {1}), 1, [2, 3, 4, 5, 6], "5 of 6 frames could be read"),
+        (lambda f: damaged(f, {2, 3, 4}), 1, [1, 5, 6], "3 of 6 frames could be read"),
+        (lambda f: damaged(f, {6}), 1, [1, 2, 3, 4, 5], "5 of 6 frames could be read; the file ends after frame 5"),
+        (lambda f: damaged(f, {2}), 2, [1, 3, 5], "5 of 6 frames could be read, 3 of them used (--vid-stride 2)"),
+        (lambda f: damaged(f, {3}), 2, [1, 5], "5 of 6 frames could be read, 2 of them used (--vid-stride 2)"),
+        (lambda f: counted(f, 10**9), 1, [1, 2, 3, 4, 5, 6], "6 of 1000000000 frames could be read; the file ends"),
+        (lambda f: counted(f, 0), 1, [1, 2, 3, 4, 5, 6], "v.avi: 6 of 6 frames"),
+        (lambda f: counted(damaged(f, {3}), 0), 1, [1, 2, 4, 5, 6], "5 of 6 frames could be read"),
+        (lambda f: counted(f, 3), 1, [1, 2, 3, 4, 5, 6], "v.avi: 6 of 6 frames"),
+        (lambda f: damaged(f, {1, 2, 3, 4, 5, 6}), 1, [], "no frame could be read from this video; the file is cut"),
+        (lambda f: cut(f, 0), 1, [], "no frame could be read from this video; the file is empty"),
+    ],
+)
+def test_damaged_video(change, stride: int, expected: list[int], said: str, tmp_path: Path, caplog) -> None:
+    """Frames keep their numbers, the video ends, and it is said how many frames were read."""
+    caplog.set_level("INFO", "yolov5")
+    loader = LoadImages(str(change(video(tmp_path / "v.avi"))), 64, vid_stride=stride)
+    seen = [(loader.frame, round(im0.mean() / 20) + 1) for _, _, im0, _, _ in loader]
+    assert seen == [(n, n) for n in expected]  # the grey value of a frame is its number
+    assert said in caplog.text and caplog.text.count("v.avi") == 1
+    incomplete = "could be read" in said and bool(expected)
+    assert (said.partition(" could")[0] in loader.left_out()) == incomplete
+
+
+def test_a_video_that_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loader = LoadImages(str(cut(video(tmp_path / "v.avi", 12), 0.85)), 64)
+    numbers = [loader.frame for _ in loader]
+    assert numbers == list(range(1, len(numbers) + 1)) and 1 < len(numbers) < 12
+    assert f"{len(numbers)} of 12 frames could be read; the file ends after frame {len(numbers)}" in caplog.text
+
+
+def test_a_gif_and_a_video_of_one_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "yolov5")
+    frames = [Image.new("RGB", (32, 32), (60 * k, 0, 0)) for k in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=40)
+    video(tmp_path / "one.avi", 1)
+    loader = LoadImages(str(tmp_path), 64)
+    assert [(Path(p).name, loader.frame) for p, *_ in loader] == [*(("a.gif", n) for n in (1, 2, 3)), ("one.avi", 1)]
+    assert "a.gif: 3 of 3 frames" in caplog.text and "one.avi: 1 of 1 frames" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(25.0, 25.0), (0.5, 0.5), (0.0, 30.0), (-1.0, 30.0), (90000.0, 30.0), (float("nan"), 30.0), (float("inf"), 30.0)],
+)
+def test_frame_rate(given: float, expected: float) -> None:
+    """OpenCV writes no video at 90000 frames per second, and would never end at infinitely many."""
+    assert frame_rate(SimpleNamespace(get=lambda _: given)) == expected
+
+
+def test_a_video_file_listed_as_a_stream_continues_after_a_damaged_frame(tmp_path: Path, caplog) -> None:
+    (tmp_path / "a.streams").write_text(str(damaged(video(tmp_path / "v.avi"), {1, 3})))
+    loader = open_source(str(tmp_path / "a.streams"), imgsz=64)
+    assert [round(frames[0].mean() / 20) + 1 for _, _, frames, _, _ in loader] == [2, 4, 5, 6]
+    assert "v.avi: 4 of 6 frames could be read" in caplog.text
+
+
+def test_a_stream_that_changes_its_size(tmp_path: Path) -> None:
+    """As a camera may after a reconnect, here while another stream keeps its size."""
+    (tmp_path / "a.streams").write_text(f"{video(tmp_path / 'a.avi', 2)}\n{video(tmp_path / 'b.avi', 2)}\n")
+    loader = open_source(str(tmp_path / "a.streams"), imgsz=64)
+    loader._frames[1] = np.zeros((80, 60, 3), np.uint8)
+    assert next(iter(loader))[1].shape == (2, 3, 64, 64)
+    loader.close()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("rtsp://cam/1\nrtmp://cam/2\n", "not files .line 1: rtsp://cam/1.; name it .streams, as in .*x.streams"),
+        ("\nHTTP://cam/video.mjpg", "line 2: HTTP://cam/video.mjpg.; name it .streams"),
+        ("https://cam/a.mp4\n0", "name it .streams"),
+        ("https://x.org/a.jpg", "contains no image or video"),
+        ("http://[\nrtsp://[x", "contains no image or video"),
+        (f"rtsp://{'x' * 5000}", "name it .streams"),
+    ],
+)
+def test_a_list_of_streams_without_its_suffix(lines: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text(lines)
+    with pytest.raises(UserError, match=message) as e:
+        open_source(str(tmp_path / "x.txt"))
+    assert len(str(e.value)) < 1000 and "\n" not in str(e.value)
+
+
+def test_a_list_of_images_and_others(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line for each kind of what is left out."""
+    (media / "x.txt").write_text("a.jpg\nrtsp://cam/1\nhttps://x.org/a.jpg\nmissing.jpg\nb.PNG\nrtsp://cam/2\n")
+    assert [Path(f).name for f in list_media(str(media / "x.txt"))] == ["a.jpg", "b.PNG"]
+    assert [r.getMessage().partition("x.txt: ")[2][:36] for r in caplog.records] == [
+        "2 of 6 lines are streams and skipped", "skipped 2 of 6 lines: https://x.org/"]  # fmt: skip
+
+
+def test_what_a_folder_holds_besides(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(media / "c.jpg").rename(media / "._c.jpg")
+    (media / "d.HEIC").write_bytes(b"x")
+    assert [Path(f).name for f in list_media(str(media))] == ["a.jpg", "b.PNG", "broken.jpg"]
+    assert "formats that cannot be read: 1, such as d.HEIC" in caplog.text and len(caplog.records) == 1
 
 
 def test_streams_end_with_their_sources(tmp_path: Path) -> None:

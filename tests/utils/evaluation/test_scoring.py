@@ -159,3 +159,17 @@ def test_a_scorer_moves_boxes_to_the_files_pixels(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.true, [[0, 0, 0, 100, 50]], atol=1e-4)
     assert image.correct.all() and found[0, 5] == 2  # what was given stays as it is
     assert (tmp_path / "labels/x.txt").read_text() == "0 0.25 0.25 0.5 0.5 0.5\n"
+
+
+def test_equal_names_in_two_folders_have_label_files_of_their_own(tmp_path: Path) -> None:
+    """Whatever the order in which the images come, and also if they are of several processes."""
+    (tmp_path / "labels").mkdir()
+    paths = ["/b/x.jpg", "/a/x.jpg", "/a/X.png", "/a/x_2.jpg", "/a/y.jpg"]
+    settings = Settings(folder=tmp_path, save_txt=True, files=np.array([p.encode() for p in paths]))
+    for cls, path in enumerate(paths):
+        scorer = Scorer(NAMES, settings)
+        found = np.array([[0, 0, 10, 10, 0.5, cls]], np.float32)
+        record = ImageRecord(path, found, np.zeros((0, 5)), np.zeros((1, 10), bool))
+        scorer.add_image(torch.zeros(3, 8, 8), torch.zeros(0, 6), torch.zeros(0, 5), record, ((10, 10), None))
+    written = {p.name: int(p.read_text().split()[0]) for p in (tmp_path / "labels").iterdir()}
+    assert written == {"X.txt": 2, "x_3.txt": 1, "x_4.txt": 0, "x_2.txt": 3, "y.txt": 4}

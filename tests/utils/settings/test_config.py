@@ -108,7 +108,7 @@ def test_load_yaml_of_binary_file(tmp_path: Path) -> None:
         ({"batch_size": "16"}, "--batch-size is '16', it must be a whole number"),
         ({"optimizer": "adamw"}, "did you mean 'AdamW'"),
         ({"cache": "tape"}, "--cache tape: one of ram, disk"),
-        ({"rect": 1}, "--rect is 1"),
+        ({"rect": 2}, "--rect is 2, it must be True or False"),
     ],
 )
 def test_wrong_options(flags: dict, message: str) -> None:

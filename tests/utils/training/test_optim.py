@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from models.yolo import Model
 from utils.data.labels import LabelIndex
 from utils.settings.config import load_hyp, load_model_cfg
-from utils.training.anchors import adapt_anchors, best_possible_recall, fit_anchors, label_sizes
+from utils.training.anchors import adapt_anchors, best_possible_recall, fit_anchors, label_sizes, warn_of_unfit
 from utils.training.optim import EarlyStopping, ModelEMA, create_optimizer, lr_factor, set_rates
 
 
@@ -100,6 +102,27 @@ def test_new_anchors_follow_the_order_of_the_strides() -> None:
     adapt_anchors(index_of(rng.uniform(0.001, 0.006, (300, 2)).tolist()), head, 4.0, 640)
     areas = (head.anchors * head.stride.reshape(-1, 1, 1)).prod(-1).mean(-1)
     assert head.stride.tolist() == [32, 16, 8] and areas[0] > areas[1] > areas[2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen", "words"),
+    [
+        ([(0.001, 0.001)] * 5, False, "none of the 5 labels fits .* 0.64x0.32 px, the anchors 10x13 to 373x326 px"),
+        ([(0.5, 0.001), (0.002, 0.004)], False, "the labels are 1.3x1.3 to 320x0.32 px"),
+        ([(0.001, 0.001)], True, "leave out --noautoanchor"),
+        ([(0.001, 0.001), (0.1, 0.2)], True, ""),  # one label fits
+        ([], True, ""),
+    ],
+)
+def test_labels_that_fit_no_anchor_are_a_warning(
+    sizes: list, chosen: bool, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = Model("yolov5_shufflenet.yaml").model[-1]
+    index = index_of(sizes) if sizes else LabelIndex(np.array([b"a"]), np.array([[9, 9]], np.int32),
+                                                     np.zeros((0, 5), np.float32), np.array([0, 0]))  # fmt: skip
+    warn_of_unfit(index, head, 4.0, 640, chosen)
+    assert re.search(words, caplog.text) if words else not caplog.text
+    assert ("--noautoanchor" in caplog.text) == (chosen and bool(words))
 
 
 def test_kmeans_with_fewer_kinds_of_labels_than_anchors() -> None:
