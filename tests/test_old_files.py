@@ -113,5 +113,5 @@ def test_a_label_cache_is_used() -> None:
 
 def test_a_label_cache_has_the_same_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert labels._fingerprint(["/a/images/x.png"], 2) == FACTS["fingerprint_of_missing"]
-    monkeypatch.setattr(labels.os, "stat", lambda path: SimpleNamespace(st_size=123, st_mtime_ns=456))
+    monkeypatch.setattr(labels.os, "stat", lambda path, **_: SimpleNamespace(st_size=123, st_mtime_ns=456))
     assert labels._fingerprint(["/a/images/x.png", "/a/images/ü.jpg"], 2) == FACTS["fingerprint"]

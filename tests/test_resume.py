@@ -282,7 +282,7 @@ def moved(unfinished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_data_yaml_that_has_moved_is_asked_for(unfinished: Path, moved: Path) -> None:
-    with pytest.raises(UserError, match="dataset yaml of this run .*before.squares.yaml.* new path with --data") as e:
+    with pytest.raises(UserError, match="yaml .*before.squares.yaml, does not exist .* new path with --data") as e:
         train.run(resume=str(unfinished))
     assert "\n" not in str(e.value)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, shorten
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_FOLDERS = ("models", "models/hub", "models/zoo")  # folders of model yamls, below ROOT
@@ -184,13 +184,15 @@ def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
     if not str(name):
         raise UserError(f"{what} is empty")
     name = Path(name)
+    if not name.name:  # . or /
+        raise UserError(f"{what} '{name}' is a folder; give a yaml file")
     names = [name] if name.suffix in (".yaml", ".yml") else [name, name.with_name(f"{name.name}.yaml")]
     for n in names:
         for path in (n, ROOT / n):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path.resolve()
         below = Path(n.name) if n.parent.as_posix() in folders else n
-        found = [ROOT / folder / below for folder in folders if (ROOT / folder / below).is_file()]
+        found = [ROOT / folder / below for folder in folders if os.path.isfile(ROOT / folder / below)]
         if len(found) > 1:
             both = " and ".join(path.relative_to(ROOT).as_posix() for path in found)
             raise UserError(f"{what} '{name}' is ambiguous: there are {both}; give the path of one, or rename one")
@@ -199,9 +201,10 @@ def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:
     known = sorted({p.name for folder in folders for p in (ROOT / folder).glob("*.yaml")})
     hint = did_you_mean(name.name, known)
     listed = f"; known: {', '.join(known)}" if known and not hint else ""
-    if name.is_dir():
-        raise UserError(f"{what} '{name}' is a folder; give a yaml file")
-    raise UserError(f"{what} '{name}' does not exist{hint}{listed}")
+    if os.path.isdir(name):
+        yamls = ", ".join(sorted(p.name for p in name.glob("*.yaml"))[:5])
+        raise UserError(f"{what} '{name}' is a folder; give a yaml file{f' in it: {yamls}' if yamls else ''}")
+    raise UserError(f"{what} '{shorten(name)}' does not exist{hint}{listed}")
 
 
 def model_yamls() -> dict[str, Path]:

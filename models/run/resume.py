@@ -89,6 +89,6 @@ def _check_data(name: str) -> None:
     """Raise UserError if the dataset yaml of a run to be resumed does not exist any more."""
     try:
         find_file(name, ("data",), "--data")
-    except UserError as e:
-        raise UserError(f"--resume: the dataset yaml of this run is not there any more: {e}; give its new path with "
-                        "--data") from None  # fmt: skip
+    except UserError:
+        raise UserError(f"--resume: the dataset yaml of this run, {name}, does not exist any more; give its new path "
+                        "with --data") from None  # fmt: skip

@@ -363,7 +363,7 @@ def test_models_of_other_classes_and_folders_without_weights_are_refused(
     save_checkpoint(tmp_path / "five.pt", weights_content(Model(MODELS[0], nc=5), 64))
     words = ["--data", data, "--project", tmp_path, "--device", "cpu"]
     assert run_main(monkeypatch, compare, "--weights", tmp_path / "five.pt", *words) == 1
-    assert "knows 5 classes" in capsys.readouterr().err
+    assert "has 5 classes" in capsys.readouterr().err
     assert run_main(monkeypatch, compare, "--weights", tmp_path, *words) == 1
     assert "a folder without weights/best.pt" in capsys.readouterr().err
 

@@ -305,7 +305,7 @@ def test_memory_bounds_the_batches(flags: dict, monkeypatch: pytest.MonkeyPatch,
         ({"data": "no_such.yaml"}, "--data 'no_such.yaml' does not exist"),
         ({"too": "slimneck"}, "slim.run: unknown key 'too'"),
         ({"imgsz": 0}, "--imgsz 0: must be 1 or more pixels"),
-        ({"seed": 10**30}, r"--seed 1000000000000000000000000000000: it must be from 0 to 2\^63 - 1"),
+        ({"seed": 10**30}, r"--seed 1000000000000000000000000000000 is too large"),
         ({"layers": 7}, "there is no layer 7"),
     ],
 )

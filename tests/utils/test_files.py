@@ -103,6 +103,12 @@ def test_no_two_model_yamls_share_a_name() -> None:
     assert len(model_yamls()) == sum(len(list((ROOT / folder).glob("*.yaml"))) for folder in MODEL_FOLDERS)
 
 
+@pytest.mark.parametrize("name", [".", "/", "..", "a" * 300, "a/" * 3000 + "b"])
+def test_names_that_are_no_file(name: str) -> None:
+    with pytest.raises(UserError, match="is a folder|does not exist"):
+        find_file(name, ("data",), "--data")
+
+
 def test_a_folder_is_no_yaml(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder; give a yaml file"):
         find_file(tmp_path, ("data",), "--data")

@@ -49,7 +49,7 @@ def decode_image(content: bytes, reduce: int = 1) -> np.ndarray:
         if _is_float(content):
             raise ImageError("its pixels are floating-point or 32-bit numbers; convert it to 8 or 16 bits")
         raise ImageError("the file is not an image that OpenCV can read, or is too large")
-    return image if image.dtype == np.uint8 else to_8_bit(image)
+    return image if image.dtype == np.uint8 else to_8_bit(np.clip(image, 0, None))
 
 
 def is_deep(content: bytes) -> bool:
@@ -76,7 +76,7 @@ def _tiff_bits(content: bytes) -> list[int]:
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
-    """Scale an image (h, w, 3) uint16 to uint8 by the bits it uses: 8, 10, 12, 14 or 16.
+    """Scale an image (h, w, 3) of 16 bits, without negative values, to uint8 by the bits it uses: 8, 10, 12, 14 or 16.
 
     Cameras store 12-bit data in 16-bit files; the usual division by 256 would make them almost black.
     """

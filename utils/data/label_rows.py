@@ -10,6 +10,7 @@ import numpy as np
 
 LEAST_SIDE = 1e-6  # of a box, as a fraction of the image's side
 HAIR = 1e-3  # a coordinate this little outside 0 to 1 is clipped
+BORDER = 0.02  # a box with keypoints extends at most this far beyond the image
 QUOTE = " in '"  # precedes the quoted text of a label file in an error message
 KEYPOINTS, POLYGONS, CLIPPED = "keypoints", "polygons", "clipped"  # what `Rows.counts` counts
 
@@ -20,13 +21,13 @@ class Rows:
 
     values: (n, 5) float32 class, cx, cy, w, h normalised, clipped to the image, without duplicates. counts: rows with
     keypoints, with polygons, and with clipped values. sure: of the long rows, by columns and kind, those whose numbers
-    can only be of that kind. unsure: columns of the rows that could be either.
+    can only be of that kind. unsure: the others, with the likelier kind.
     """
 
     values: np.ndarray
     counts: Counter[str] = field(default_factory=Counter)
     sure: Counter[tuple[int, str]] = field(default_factory=Counter)
-    unsure: set[int] = field(default_factory=set)
+    unsure: Counter[tuple[int, str]] = field(default_factory=Counter)
 
 
 def parse_labels(text: str, nc: int, keypoints: bool = False) -> np.ndarray:
@@ -74,7 +75,7 @@ def _box(values: list[float], number: int, keypoints: bool, kinds: dict[int, str
     if sure:
         parsed.sure[columns, kind] += 1
     else:
-        parsed.unsure.add(columns)
+        parsed.unsure[columns, kind] += 1
         kind = kinds.get(columns, kind)
     parsed.counts[kind] += 1
     if kind == KEYPOINTS:
@@ -96,27 +97,26 @@ def _clipped(coordinates: list[float], parsed: Rows) -> list[float]:
 def _kind(values: list[float]) -> tuple[str, bool]:
     """Whether a row of more than six columns is a box with keypoints or a polygon, and whether that is sure.
 
-    With keypoints, all points lie in the box, hidden ones aside: (-1, -1), (0, 0), or with a visibility of 0. As those
-    of a small polygon may do so too, the kind is sure only if width and height are no point near the others.
+    With keypoints, the box lies in the image and all points lie in the box, hidden ones aside: (-1, -1), (0, 0), or a
+    visibility of 0. The points of a small polygon may do so too: then it counts whether (width, height) would be a
+    point near the others, and what the other rows of the dataset are (`settled_kinds`).
     """
     columns = len(values)
     points, flagged = _points(values[5:])
-    if not points:
-        return (POLYGONS, True) if columns % 2 else ("", False)
     cx, cy, w, h = values[1:5]
     visible = [p for p in points if p not in ((-1.0, -1.0), (0.0, 0.0))]
-    slack_x, slack_y = 0.05 * w + HAIR, 0.05 * h + HAIR
-    inside = w > 0 and h > 0 and all(
-        abs(x - cx) <= w / 2 + slack_x and abs(y - cy) <= h / 2 + slack_y for x, y in visible
+    in_image = 0 < w <= 1 + HAIR and 0 < h <= 1 + HAIR and all(
+        -BORDER <= centre - side / 2 and centre + side / 2 <= 1 + BORDER for centre, side in ((cx, w), (cy, h))
     )  # fmt: skip
-    if not inside:
+    in_box = all(abs(x - cx) <= 0.55 * w + HAIR and abs(y - cy) <= 0.55 * h + HAIR for x, y in visible)
+    if not points or not in_image or not in_box:
         return (POLYGONS, True) if columns % 2 else ("", False)
-    if flagged or not visible:  # polygons have neither visibilities nor hidden points
-        return KEYPOINTS, True
+    if columns % 2 == 0 or len(visible) < len(points) or flagged and len(points) > 2:
+        return KEYPOINTS, True  # polygons have an odd number of columns, no hidden points and no visibilities
     xs, ys = [cx, *(x for x, _ in visible)], [cy, *(y for _, y in visible)]
-    near = all(min(v) - (max(v) - min(v)) <= side <= max(v) + (max(v) - min(v)) for side, v in ((w, xs), (h, ys)))
-    hidden = len(visible) < len(points) or min(values[5:]) < 0
-    return (KEYPOINTS, True) if hidden or not near else (POLYGONS, False)
+    reach = 2 * max(max(xs) - min(xs), max(ys) - min(ys))
+    near = all(min(v) - reach <= side <= max(v) + reach for side, v in ((w, xs), (h, ys)))
+    return (KEYPOINTS if flagged or not near else POLYGONS), False
 
 
 def _points(values: list[float]) -> tuple[list[tuple[float, float]], bool]:
@@ -143,10 +143,16 @@ def _checked_row(values: list[float], nc: int, number: int) -> tuple[float, ...]
 
 
 def settled_kinds(files: list[Rows]) -> dict[int, str]:
-    """What the unsure rows of a dataset are, by their number of columns: as the sure ones, if those are of one kind."""
+    """Decide what the unsure rows of a dataset are, by their number of columns.
+
+    They are as the sure rows, if those are of one kind. Without sure rows, they are keypoints only if four of five
+    look like it; otherwise polygons.
+    """
     sure: Counter[tuple[int, str]] = sum((rows.sure for rows in files), Counter())
+    unsure: Counter[tuple[int, str]] = sum((rows.unsure for rows in files), Counter())
     settled = {}
-    for columns in set().union(*(rows.unsure for rows in files)):
-        kinds = {kind for (n, kind), count in sure.items() if n == columns and count}
-        settled[columns] = kinds.pop() if len(kinds) == 1 else POLYGONS
+    for columns in {columns for columns, _ in unsure}:
+        kinds = {kind for n, kind in sure if n == columns}
+        likely = unsure[columns, KEYPOINTS] >= 0.8 * (unsure[columns, KEYPOINTS] + unsure[columns, POLYGONS])
+        settled[columns] = kinds.pop() if len(kinds) == 1 else KEYPOINTS if likely and not kinds else POLYGONS
     return settled

@@ -21,7 +21,6 @@ from utils.data.label_rows import (
     CLIPPED,
     KEYPOINTS,
     LEAST_SIDE,
-    POLYGONS,
     QUOTE,
     Rows,
     parse_rows,
@@ -124,21 +123,21 @@ def _read_list(source: Path, roots: tuple[Path, ...]) -> list[str]:
         raise UserError(f"{source}: {e.strerror}") from e
     if "\0" in text:
         raise UserError(f"{source}: a list of images must be a text file, but this one contains zero bytes")
+    names = [name for line in text.splitlines() if (name := line.strip().strip("'\""))]
     # relative to the list, as in YOLOv5; or to the dataset's folder, with or without data/, as CVAT writes it
     starts = [(base, cut) for base in dict.fromkeys((source.parent, *roots)) for cut in ("", "data/")]
-    paths = []
-    for line in text.splitlines():
-        name = line.strip().strip("'\"")
-        if not name:
-            continue
-        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
-            found = next(((k, p) for k, (base, cut) in enumerate(starts) if spelling.startswith(cut)
-                          and os.path.exists(p := os.path.normpath(base / spelling[len(cut) :]))), None)  # fmt: skip
-            if found:
-                starts.insert(0, starts.pop(found[0]))  # the others will be there too
-                break
-        paths.append(found[1] if found else os.path.normpath(source.parent / name))
-    return paths
+    sample = names[:: max(len(names) // 100, 1)]
+    base, cut = max(starts, key=lambda start: sum(os.path.exists(_joined(name, *start)) for name in sample))
+    if base != source.parent:
+        LOGGER.info(f"{source}: its images are taken from {base}")
+    return [_joined(name, base, cut) for name in names]
+
+
+def _joined(name: str, base: Path, cut: str) -> str:
+    """A line of a list as a path; its backslashes are slashes if there is no such file otherwise."""
+    if "\\" in name and not os.path.exists(base / name):
+        name = name.replace("\\", "/")
+    return os.path.normpath(base / name.removeprefix("./").removeprefix(cut))
 
 
 @dataclass
@@ -258,7 +257,7 @@ def _scan(images: list[str], nc: int, desc: str, keypoints: bool = False) -> Lab
         results = list(progress(examined, f"{desc}scanning", total=len(images)))
     kinds = settled_kinds([r.rows for r in results])
     for image, r in zip(images, results, strict=True):
-        if any(kinds[columns] != POLYGONS for columns in r.rows.unsure):  # what they were taken for at first
+        if any(kinds[columns] != kind for columns, kind in r.rows.unsure):
             r.rows, r.problem = _read_rows(_beside(image) or label_path(image), nc, keypoints, kinds)
     good = [(image, r) for image, r in zip(images, results, strict=True) if r.shape]
     return LabelIndex(
@@ -304,11 +303,24 @@ def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> Lab
                 return None
             arrays = {k: z[k] for k in ("files", "shapes", "values", "offsets")}
             problems = tuple(str(p) for p in json.loads(str(z["problems"])))
+            if "notes" not in z and (problems or _has_long_rows(images)):  # of a version that read them otherwise
+                return None
             notes = tuple(printable(str(n))[:200] for n in json.loads(str(z["notes"]))) if "notes" in z else ()
         index = LabelIndex(**arrays, problems=problems, notes=notes)
         return index if _is_sound(index, images, nc) else None
     except Exception:  # an unusable cache is rebuilt
         return None
+
+
+def _has_long_rows(images: list[str]) -> bool:
+    """Whether the label file of an image begins with a row of more than five columns, or lies beside the image."""
+    for image in images:
+        with contextlib.suppress(OSError), open(label_path(image), "rb") as f:
+            if len(f.read(400).partition(b"\n")[0].split()) > 5:
+                return True
+        if _beside(image):
+            return True
+    return False
 
 
 def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:

@@ -71,7 +71,10 @@ def load_data(name: str | Path) -> DataConfig:
     content = load_yaml(file)
     _check_keys(content, file)
     bases = list(_bases(content.get("path"), file))
-    found = {split: _split_paths(content.get(split), bases, f"{file}: {split}") for split in SPLITS}
+    # one base for all splits: they are not to come from different datasets
+    by_base = [(base, {split: _split_paths(content.get(split), base, f"{file}: {split}") for split in SPLITS})
+               for base in bases]  # fmt: skip
+    base, found = max(by_base, key=lambda pair: sum(count for _, count in pair[1].values()))
     if not any(parts for parts, _ in found.values()):
         raise UserError(f"{file}: there is no 'train:' or 'val:' in it")
     tried = {split: _tried(content.get(split), bases) for split in SPLITS}
@@ -81,7 +84,6 @@ def load_data(name: str | Path) -> DataConfig:
     hint = " ".join(str(content.get("hint", "")).split())
     if content.get("download") and not hint:
         hint = "Its 'download:' is not run: put the images there, or correct 'path:' or the split in the yaml"
-    base = next((base for parts, base in found.values() if parts and base), bases[0])
     for split, (parts, _) in found.items():
         if parts and os.path.exists(parts[0]) and parts[0] != tried[split][0]:
             LOGGER.info(f"{file.name}: '{split}' found at {parts[0]}")
@@ -154,18 +156,16 @@ def _tried(value: Any, bases: list[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(p.resolve() for v in values[:3] if isinstance(v, str) for p, _ in _candidates(v, bases)))
 
 
-def _split_paths(value: Any, bases: list[Path], where: str) -> tuple[tuple[Path, ...], Path | None]:
-    """The paths of a split, and the base they were found below, if they were."""
+def _split_paths(value: Any, base: Path, where: str) -> tuple[tuple[Path, ...], int]:
+    """The paths of a split below a base, and how many of them exist."""
     values = value if isinstance(value, list) else [] if value in (None, "") else [value]
     if not all(isinstance(v, str) and "\0" not in v for v in values):
         raise UserError(f"{where} must be a folder, a .txt list of images, or a list of these")
-    paths, found = [], None
+    paths = []
     for v in values:
-        candidates = list(_candidates(v, bases))
-        path, base = next(((p, b) for p, b in candidates if os.path.exists(p)), (candidates[0][0], None))
-        paths.append(path.resolve())
-        found = found or base
-    return tuple(paths), found
+        candidates = [p for p, _ in _candidates(v, [base])]
+        paths.append(next((p for p in candidates if os.path.exists(p)), candidates[0]).resolve())
+    return tuple(paths), sum(map(os.path.exists, paths))
 
 
 def _has_keypoints(shape: Any, file: Path) -> bool:

@@ -84,16 +84,21 @@ def _keep_texts(root: yaml.Node) -> None:
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value not in TEXTS:
             continue
-        values = value.value if isinstance(value, yaml.SequenceNode) else []
+        if isinstance(value, yaml.SequenceNode):
+            value.value = [_as_text(v) for v in value.value]
         if isinstance(value, yaml.MappingNode):
-            values, seen = [v for _, v in value.value], set()
+            seen = set()
             for k, _ in value.value:
                 if isinstance(k, yaml.ScalarNode) and k.value in seen:
                     raise YamlError(f"class {k.value[:20]} has two names", k.start_mark.line + 1)
                 seen.add(k.value if isinstance(k, yaml.ScalarNode) else None)
-        for v in values:
-            if isinstance(v, yaml.ScalarNode) and v.tag in GUESSED and v.value:
-                v.tag = "tag:yaml.org,2002:str"
+            value.value = [(k, _as_text(v)) for k, v in value.value]
+
+
+def _as_text(node: yaml.Node) -> yaml.Node:
+    # a node of its own: an alias elsewhere in the file may stand for the same one
+    guessed = isinstance(node, yaml.ScalarNode) and node.tag in GUESSED and node.value
+    return yaml.ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark, node.end_mark) if guessed else node
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

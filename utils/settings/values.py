@@ -135,7 +135,8 @@ def _as(plain: Any, value: Any, kind: Any) -> Any:
     if isinstance(plain, bool):
         return _MISSING
     if kind is int:
-        return int(plain) if isinstance(plain, Integral) else _MISSING
+        whole = isinstance(plain, Integral) or isinstance(plain, Real) and math.isfinite(plain) and plain == int(plain)
+        return int(plain) if whole else _MISSING
     if kind is float and isinstance(plain, Real):
         return plain if type(plain) in (int, float) else float(plain)
     if kind is str and isinstance(plain, (str, os.PathLike, Integral)):  # whole numbers: --device 0, --source 0
@@ -164,7 +165,7 @@ def _checked(result: Any, flag: str) -> Any:
     """Raise UserError for NaN and for a text that cannot be part of a path; otherwise return `result`."""
     for item in result if isinstance(result, (list, tuple)) else [result]:
         if isinstance(item, float) and math.isnan(item):
-            raise UserError(f"{flag} is nan, it must be a number")
+            raise UserError(f"{flag} nan must be a number")
         if isinstance(item, int) and not -LARGEST <= item <= LARGEST:
             raise UserError(f"{flag} {_shown(item)} is too large, the largest is {LARGEST}")
         if not isinstance(item, (str, Path)):

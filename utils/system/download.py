@@ -128,12 +128,12 @@ def check_yaml(file: str | Path, suffix: str | Sequence[str] = (".yaml", ".yml")
 
 def is_url(url: str | Path, check: bool = True) -> bool:
     """Whether `url` is an http(s) URL; with `check`, also whether a request to it succeeds."""
-    if urllib.parse.urlsplit(str(url)).scheme not in ("http", "https"):
-        return False
     try:
+        if urllib.parse.urlsplit(str(url)).scheme not in ("http", "https"):
+            return False
         if check:
             _opener().open(str(url), timeout=30).close()
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
 
@@ -147,8 +147,11 @@ def safe_download(
     """
     for address in filter(None, (url, url2)):
         try:
+            there = Path(file).exists()
             if download(address, file).stat().st_size >= min_bytes:
                 return
+            if there:
+                raise UserError(f"{file} is smaller than {min_bytes:,.0f} bytes; remove it to download it again")
             Path(file).unlink()
             reason = f"{address} is smaller than {min_bytes:,.0f} bytes"
         except UserError as e:

@@ -66,6 +66,7 @@ def convert(opt: Options) -> Summary:
         found = "; ".join(dict.fromkeys(f"{voc.files.where}: {describe(voc.files)}" for voc in sets[:SHOWN]))
         raise UserError(f"nothing to convert: no images: {found}; give the folder of the images as another --source")
     records = read_splits(jobs, opt, problems)
+    _check_out(out, records)
     names = list(opt.names or ()) or (_classes(records) if custom else list(VOC_NAMES))
     summary = Summary(out, names, problems=problems, missing=[] if custom else _missing(jobs, opt, places))
     try:
@@ -81,6 +82,16 @@ def convert(opt: Options) -> Summary:
     if not any(summary.images.values()):
         raise UserError("nothing was converted: there is no usable annotation with a usable image")
     return summary
+
+
+def _check_out(out: Path, records: dict[str, list[Record]]) -> None:
+    """Raise UserError if the images to convert lie where the converted ones go, which would overwrite them."""
+    folders = {os.path.realpath(out / "images" / split) for split in records}
+    for part in records.values():
+        for record in part:
+            where = record.voc.files.where
+            if where.is_dir() and os.path.dirname(os.path.realpath(where / record.image)) in folders:
+                raise UserError(f"{out} holds the images to convert, which would be overwritten: give another --out")
 
 
 # Reading

@@ -192,7 +192,7 @@ def _add(layout: Layout, files: Files, name: str, below: str) -> None:
     if layout.xmls.setdefault(key, name) != name:
         layout.odd.append((f"{layout.name}/{key}.xml", f"two xml files of this name: {layout.xmls[key]} is used"))
         return
-    split = path_split([files.title, *name.split("/")[:-1]])
+    split = path_split(name.split("/")[:-1])
     if split:
         layout.splits[key] = split
 

@@ -166,6 +166,7 @@ class _Doubtful:
 
     found: list[tuple[list[Content], int, str]]
     utf8: bool = False  # other files are in UTF-8 and not in ASCII
+    files: int = 0  # of the source, all of them
 
 
 def _read_annotations(split: str, job: Job, opt: Options, sources: dict[int, _Doubtful]) -> list[Content]:
@@ -174,8 +175,10 @@ def _read_annotations(split: str, job: Job, opt: Options, sources: dict[int, _Do
     for voc, key in progress(job, desc=f"{split}: annotations"):
         try:
             data = voc.read_annotation(key)
+            source = sources.setdefault(id(voc.files), _Doubtful([]))
+            source.files += 1
             if opt.encoding is None and not data.isascii():
-                source, kind = sources.setdefault(id(voc.files), _Doubtful([])), doubt(data)
+                kind = doubt(data)
                 if kind:
                     source.found.append((rows, len(rows), kind))
                 source.utf8 |= not kind
@@ -188,7 +191,9 @@ def _read_annotations(split: str, job: Job, opt: Options, sources: dict[int, _Do
 def _read_again(source: _Doubtful) -> None:
     """Read the doubtful files of a source once more, in an encoding guessed from all of them together."""
     sure = [row for row in source.found if row[2] == "not utf-8"]
-    doubtful = sure if source.utf8 else source.found
+    # one short name among many may be a letter of its own, such as ñ
+    rare = not sure and len(source.found) < 2 and source.files > 2
+    doubtful = sure if source.utf8 or rare else source.found
     sample = [rows[k][0].read_annotation(rows[k][1]) for rows, k, _ in (sure or doubtful)[:_SAMPLE]]
     encoding = guess_encoding(sample)
     if encoding is None:
@@ -218,23 +223,26 @@ def _formulas(contents: dict[str, list[Content]], opt: Options) -> dict[int, str
     """Return the formula of the boxes of each source.
 
     CVAT and LabelMe count pixels from 0 and write fractions; VOC and LabelImg count from 1. A source counts from 0 if
-    more of its files have a coordinate that is 0 or has a fraction than have a box that begins at pixel 1.
+    more of its files have a coordinate of 0 than have a box that begins at pixel 1, or if most of them have fractions.
     """
-    sources: dict[int, list[int]] = {}  # files with a coordinate of 0 or a fraction, files with a box at 1, all files
+    # files with a coordinate of 0 or a fraction, with a box at 1, with objects, with a coordinate of 0
+    sources: dict[int, list[int]] = {}
     sets: dict[int, VocSet] = {}
     for voc, _, content in (row for rows in contents.values() for row in rows):
         sets.setdefault(id(voc.files), voc)
-        counts = sources.setdefault(id(voc.files), [0, 0, 0])
+        counts = sources.setdefault(id(voc.files), [0, 0, 0, 0])
         if isinstance(content, UserError):
             continue
-        zero = any(value == 0 or value % 1 for thing in content.objects for value in thing.box)
-        counts[0] += zero
+        zero = any(value == 0 for thing in content.objects for value in thing.box)
+        counts[0] += zero or any(value % 1 for thing in content.objects for value in thing.box)
         counts[1] += not zero and any(1 in thing.box[:2] for thing in content.objects)
-        counts[2] += 1
+        counts[2] += bool(content.objects)
+        counts[3] += zero
     formulas = {}
-    for source, (zeros, ones, total) in sources.items():
+    for source, (zeros, ones, total, at_zero) in sources.items():
         voc = sets[source]
-        formulas[source] = opt.box if opt.box != "auto" else "zero" if zeros > ones and voc.year is None else "exact"
+        from_0 = voc.year is None and (at_zero > ones or 2 * zeros >= total + ones)
+        formulas[source] = opt.box if opt.box != "auto" else "zero" if from_0 else "exact"
         if opt.box == "auto" and zeros and voc.year is None:
             first, other = ("0", "exact counts from 1") if formulas[source] == "zero" else ("1", "zero counts from 0")
             LOGGER.warning(

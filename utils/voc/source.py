@@ -257,12 +257,23 @@ def open_sources(paths: Sequence[Path]) -> tuple[list[VocSet], list[tuple[str, s
     others. The images of sources without xml files are available to all datasets.
     """
     sets, problems, pools = _open_all(paths)
+    _split_by_source(sets)
     for voc in sets:
         voc.elsewhere = pools
         problems += voc.layout.odd
     if not sets:  # a source that contains only images is not a problem if another one has xml files
         problems += [(str(pool.files.where), f"no VOC dataset: {describe(pool.files)}; {WANTED}") for pool in pools]
     return sets, problems
+
+
+def _split_by_source(sets: list[VocSet]) -> None:
+    """Let the names of the sources, such as train.zip and test.zip, be splits, if they name several."""
+    named = {id(voc): split for voc in sets if (split := split_of(voc.files.title))}
+    if len(set(named.values())) < 2:
+        return
+    for voc in sets:
+        for key in voc.layout.xmls if id(voc) in named else ():
+            voc.layout.splits.setdefault(key, named[id(voc)])
 
 
 def _open_all(paths: Sequence[Path]) -> tuple[list[VocSet], list[tuple[str, str]], list[Pool]]:

@@ -92,10 +92,11 @@ def test_more_than_a_hair_is_refused(row: str) -> None:
 
 def test_unsure_rows_are_what_the_sure_ones_of_their_length_are() -> None:
     unsure, face, polygon = parse_rows(CLOSE_FACE, 1), parse_rows(FACE, 1), parse_rows(POLYGON, 2)
-    assert unsure.unsure == {15} and unsure.counts == {POLYGONS: 1}
-    assert settled_kinds([unsure, face, polygon]) == {15: KEYPOINTS}
+    assert unsure.unsure == {(15, POLYGONS): 1} and unsure.counts == {POLYGONS: 1}
+    assert settled_kinds([unsure, parse_rows(HALF_HIDDEN_FACE, 1), polygon]) == {15: KEYPOINTS}
+    assert settled_kinds([unsure, *[face] * 4]) == {15: KEYPOINTS} and settled_kinds([unsure, face]) == {15: POLYGONS}
     assert settled_kinds([unsure, polygon]) == {15: POLYGONS}
-    both = Rows(np.zeros((0, 5)), sure=face.sure + type(face.sure)({(15, POLYGONS): 3}))
+    both = Rows(np.zeros((0, 5)), sure=parse_rows(HIDDEN_FACE, 1).sure + type(face.sure)({(15, POLYGONS): 3}))
     assert settled_kinds([unsure, both]) == {15: POLYGONS}
 
 
@@ -125,6 +126,32 @@ def test_a_polygon_dataset_stays_one(tmp_path: Path) -> None:
     index = load_labels((write_set(tmp_path, [POLYGON, SMALL_POLYGON, ORIENTED]),), 2)
     np.testing.assert_allclose(index.values[:, 1:3], [[0.3, 0.2], [0.63, 0.64], [0.325, 0.375]], atol=1e-6)
     assert index.notes == ()
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [[(-1, -1), (1, -1), (0, 1)], [(0, -1), (1, 1), (-1, 1)], [(0, -1), (1, 0), (0, 1), (-1, 0)],
+     [(-1, -1), (1, -1), (1, 1), (-1, 1)], [(0, -1), (1, -0.3), (0.6, 1), (-0.6, 1), (-1, -0.3)]],
+    ids=["triangle", "upright triangle", "diamond", "square", "pentagon"],
+)  # fmt: skip
+@pytest.mark.parametrize("start", range(3))
+def test_a_dataset_of_small_polygons_is_none_of_keypoints(corners: list, start: int, tmp_path: Path) -> None:
+    rng, rows, boxes = np.random.default_rng(0), [], []
+    for _ in range(30):
+        (cx, cy), side = rng.uniform(0.4, 0.7, 2), rng.uniform(0.03, 0.09)
+        points = np.array(corners[start:] + corners[:start]) * side + (cx, cy)
+        rows.append("0 " + " ".join(f"{v:.6f}" for v in points.flatten()))
+        low, high = points.min(0), points.max(0)
+        boxes.append([*(low + high) / 2, *(high - low)])
+    index = load_labels((write_set(tmp_path, rows),), 1)
+    order = sorted(range(30), key=str)  # images are sorted by name
+    np.testing.assert_allclose(index.values[:, 1:], np.array(boxes)[order], atol=1e-5)
+    assert index.notes == ()
+
+
+def test_a_polygon_at_the_border_has_no_visibilities() -> None:
+    row = "0 .8 .9 .85 .8 .95 .8 1 .9 .95 1"
+    np.testing.assert_allclose(parse_labels(row, 1), [[0, 0.9, 0.9, 0.2, 0.2]], atol=1e-6)
 
 
 def test_refused_rows_still_name_file_and_line(tmp_path: Path) -> None:

@@ -73,6 +73,28 @@ def test_beside_the_yaml_comes_first(elsewhere: Path) -> None:
     assert load_data(elsewhere / "set/data.yaml").train == (elsewhere / "set/train",)
 
 
+def test_all_splits_are_of_one_dataset(elsewhere: Path) -> None:
+    write_images(elsewhere / "set", "images/a.jpg", "images/b.jpg")
+    write_images(elsewhere / "work", "images/a.jpg", "valid/a.jpg")
+    (elsewhere / "set/data.yaml").write_text("train: images\nval: valid" + NAMES)
+    data = load_data(elsewhere / "set/data.yaml")
+    bases = {data.train[0].parent, data.val[0].parent}
+    assert len(bases) == 1
+    (elsewhere / "set/valid").mkdir()
+    assert load_data(elsewhere / "set/data.yaml").val == (elsewhere / "set/valid",)
+
+
+def test_a_list_is_of_one_dataset(elsewhere: Path) -> None:
+    names = [f"images/{k}.jpg" for k in range(5)]
+    write_images(elsewhere / "set", *names[1:])
+    write_images(elsewhere / "work", *names)
+    (elsewhere / "set/train.txt").write_text("\n".join(names))
+    (elsewhere / "set/data.yaml").write_text("train: train.txt" + NAMES)
+    data = load_data(elsewhere / "set/data.yaml")
+    (elsewhere / "set/train.txt").write_text("\n".join(["images/none.jpg", *names[1:]]))
+    assert list_images(data.train, data.roots)[:4] == [str(elsewhere / f"set/{name}") for name in names[1:]]
+
+
 def test_every_place_is_named(elsewhere: Path) -> None:
     (elsewhere / "set/data.yaml").write_text("train: ../train/images" + NAMES)
     with pytest.raises(UserError, match="'train' does not exist") as e:
@@ -183,6 +205,7 @@ def test_class_names_are_texts(names: str, expected: list[str], tmp_path: Path) 
     [
         ("{0: cat, 0: dog}", "d.yaml:2: not valid yaml .class 0 has two names"),
         ("{0: cat, '0': dog}", "class 0 has two names"),
+        ("{0: &x 1.0, 1: *x}\nnc: 3", "nc is 3, but there are 2 names"),
         ("{a: cat}", "the keys of 'names' must be 0 to 0"),
         ("\n  0: cat\n  1:\n", "class 1 in 'names' has no name"),
         ("['']", "class 0 in 'names' has no name"),
