@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from utils.data.augment import letterbox
-from utils.data.images import ImageError, read_image
+from utils.data.images import ImageError, decode_image, is_deep, read_content
 from utils.errors import UserError, shorten
 from utils.files import (
     IMAGE_SUFFIXES,
@@ -199,6 +199,7 @@ class LoadImages:
         self.frames_read = self.frames_lost = 0  # of all videos so far
         self.mode = "image"  # kind of the frame yielded last: image or video
         self.frame = 0  # number of that frame in its video, from 1
+        self.scaled = 0  # number of images with 16 bits per channel
         self.folder: tempfile.TemporaryDirectory | None = None
 
     def __len__(self) -> int:
@@ -216,10 +217,12 @@ class LoadImages:
                 yield from self._video(path, where)
                 continue
             try:
-                im0 = read_image(path)
+                content = read_content(path)
+                im0 = decode_image(content)
             except ImageError as e:
                 self._skip(path, str(e))
                 continue
+            self.scaled += is_deep(content)
             self.mode, self.frame = "image", 0
             im = network_input(im0, self.img_size, self.stride, self.auto)
             yield path, im, im0, None, f"image {where} {printable(path)}: "
@@ -248,10 +251,11 @@ class LoadImages:
         log(f"video {where} {printable(path)}: {video}{used}")
 
     def left_out(self) -> str:
-        """Return the numbers of unreadable files and of readable video frames, as the end of a sentence."""
+        """Return the numbers of unreadable files, readable video frames and scaled images, as the end of a sentence."""
         files = f"; {len(self.skipped)} could not be read" if self.skipped else ""
         frames = f"; {self.frames_read} of {self.frames_read + self.frames_lost} frames of videos could be read"
-        return files + (frames if self.frames_lost else "")
+        scaled = f"; {self.scaled} images of 16 bits per channel were scaled to 8 by the range that each uses"
+        return files + (frames if self.frames_lost else "") + (scaled if self.scaled else "")
 
     def _skip(self, path: str, reason: str) -> None:
         self.skipped.append(path)

@@ -239,3 +239,12 @@ def test_nothing_to_look_at(media: Path, source: str, message: str) -> None:
     (media / "bad.streams").write_text(str(media / "missing.avi"))
     with pytest.raises(UserError, match=message):
         open_source(source if source.startswith("screen") else str(media / source))
+
+
+def test_16_bit_images_are_scaled_and_counted(tmp_path: Path) -> None:
+    for k in range(2):
+        cv2.imwrite(str(tmp_path / f"deep{k}.png"), np.full((40, 60), 4095 >> k, np.uint16))
+    cv2.imwrite(str(tmp_path / "plain.png"), np.full((40, 60), 90, np.uint8))
+    source = LoadImages(str(tmp_path), img_size=64, stride=32)
+    assert [int(im0.max()) for _, _, im0, _, _ in source] == [255, 127, 90]
+    assert "; 2 images of 16 bits per channel were scaled" in source.left_out()
