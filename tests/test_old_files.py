@@ -115,3 +115,18 @@ def test_a_label_cache_has_the_same_fingerprint(monkeypatch: pytest.MonkeyPatch)
     assert labels._fingerprint(["/a/images/x.png"], 2) == FACTS["fingerprint_of_missing"]
     monkeypatch.setattr(labels.os, "stat", lambda path, **_: SimpleNamespace(st_size=123, st_mtime_ns=456))
     assert labels._fingerprint(["/a/images/x.png", "/a/images/ü.jpg"], 2) == FACTS["fingerprint"]
+
+
+def test_a_label_cache_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(OLD / "set", tmp_path / "set")
+    images = tmp_path / "set/images/train"
+    labels.load_labels((images,), 2)
+    cache = tmp_path / "set/labels/train.cache.npz"
+    with np.load(cache, allow_pickle=False) as z:
+        np.savez(cache, **{k: v for k, v in z.items() if k != "notes"})  # as the older version wrote it
+    calls, real = [], labels._has_long_rows
+    monkeypatch.setattr(labels, "_has_long_rows", lambda files: (calls.append(1), real(files))[1])
+    monkeypatch.setattr(labels, "_scan", lambda *_: pytest.fail("scanned again"))
+    for _ in range(2):
+        assert labels.load_labels((images,), 2).notes == ()
+    assert len(calls) == 1

@@ -11,7 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class LabelIndex:
     values: np.ndarray
     offsets: np.ndarray
     problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] | None = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -189,13 +189,19 @@ def _fingerprint(images: list[str], nc: int, keypoints: bool = False) -> str:
     """Return a hash that changes with the path, size or modification time of any image or label file."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {nc}{' keypoints' if keypoints else ''}".encode())
     for image in images:
-        for path in (image, str(_beside(image) or label_path(image))):
-            try:
-                s = os.stat(path)
-                digest.update(f"\0{path}\0{s.st_size}\0{s.st_mtime_ns}".encode(errors="surrogateescape"))
-            except OSError:
-                digest.update(b"\0missing")
+        label = str(label_path(image))
+        digest.update(_state_of(image) or b"\0missing")
+        digest.update(_state_of(label) or _state_of(str(_beside(image) or label)) or b"\0missing")
     return digest.hexdigest()
+
+
+def _state_of(path: str) -> bytes:
+    """Return what a fingerprint takes from a file; nothing if it does not exist."""
+    try:
+        s = os.stat(path)
+    except OSError:
+        return b""
+    return f"\0{path}\0{s.st_size}\0{s.st_mtime_ns}".encode(errors="surrogateescape")
 
 
 def index_split(data: DataConfig, split: str, desc: str | None = None) -> LabelIndex:
@@ -220,6 +226,9 @@ def load_labels(
     index = next(filter(None, (_read_cache(c, fingerprint, images, nc) for c in caches)), None)
     if index is None:
         index = _scan(images, nc, desc, keypoints)
+        _write_cache(caches, fingerprint, index)
+    elif index.notes is None:  # written by an older version, and looked through now
+        index = replace(index, notes=())
         _write_cache(caches, fingerprint, index)
     for note in index.notes:
         LOGGER.warning(f"{desc}{note}")
@@ -305,7 +314,7 @@ def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> Lab
             problems = tuple(str(p) for p in json.loads(str(z["problems"])))
             if "notes" not in z and (problems or _has_long_rows(images)):  # of a version that read them otherwise
                 return None
-            notes = tuple(printable(str(n))[:200] for n in json.loads(str(z["notes"]))) if "notes" in z else ()
+            notes = tuple(printable(str(n))[:200] for n in json.loads(str(z["notes"]))) if "notes" in z else None
         index = LabelIndex(**arrays, problems=problems, notes=notes)
         return index if _is_sound(index, images, nc) else None
     except Exception:  # an unusable cache is rebuilt

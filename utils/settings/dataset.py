@@ -88,8 +88,7 @@ def load_data(name: str | Path) -> DataConfig:
         if parts and os.path.exists(parts[0]) and parts[0] != tried[split][0]:
             LOGGER.info(f"{file.name}: '{split}' found at {parts[0]}")
     return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, roots=tuple(bases),
-                      keypoints=_has_keypoints(content.get("kpt_shape"), file),
-                      tried=tried,
+                      keypoints=_has_keypoints(content.get("kpt_shape"), file), tried=tried,
                       **{split: parts for split, (parts, _) in found.items()})  # fmt: skip
 
 
@@ -140,20 +139,17 @@ def _bases(value: Any, file: Path) -> Iterator[Path]:
         yield from dict.fromkeys(p.resolve() for p in sorted(places, key=lambda p: not os.path.exists(p)))
 
 
-def _candidates(value: str, bases: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Where a split may be: (path, base), first as it is written, then without its leading ../ (Roboflow's yamls)."""
+def _candidates(value: str, bases: list[Path]) -> list[Path]:
+    """Where a split may be: below each base as it is written, then without its leading ../ (Roboflow's yamls)."""
     below = value.replace("\\", "/")
     while below.startswith("../"):
         below = below[3:]
-    for base in bases:
-        yield base / value, base
-        if below != value:
-            yield base / below, base
+    return [base / name for base in bases for name in dict.fromkeys((value, below))]
 
 
 def _tried(value: Any, bases: list[Path]) -> tuple[Path, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(p.resolve() for v in values[:3] if isinstance(v, str) for p, _ in _candidates(v, bases)))
+    return tuple(dict.fromkeys(p.resolve() for v in values[:3] if isinstance(v, str) for p in _candidates(v, bases)))
 
 
 def _split_paths(value: Any, base: Path, where: str) -> tuple[tuple[Path, ...], int]:
@@ -163,7 +159,7 @@ def _split_paths(value: Any, base: Path, where: str) -> tuple[tuple[Path, ...], 
         raise UserError(f"{where} must be a folder, a .txt list of images, or a list of these")
     paths = []
     for v in values:
-        candidates = [p for p, _ in _candidates(v, [base])]
+        candidates = _candidates(v, [base])
         paths.append(next((p for p in candidates if os.path.exists(p)), candidates[0]).resolve())
     return tuple(paths), sum(map(os.path.exists, paths))
 
