@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -142,14 +143,21 @@ def _checked_row(values: list[float], nc: int, number: int) -> tuple[float, ...]
     return (cls, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
 
 
+def total(counts: Iterable[Counter]) -> Counter:
+    """Return the sum of many counters, most of them empty."""
+    summed: Counter = Counter()
+    for count in filter(None, counts):
+        summed.update(count)
+    return summed
+
+
 def settled_kinds(files: list[Rows]) -> dict[int, str]:
     """Decide what the unsure rows of a dataset are, by their number of columns.
 
     They are as the sure rows, if those are of one kind. Without sure rows, they are keypoints only if four of five
     look like it; otherwise polygons.
     """
-    sure: Counter[tuple[int, str]] = sum((rows.sure for rows in files), Counter())
-    unsure: Counter[tuple[int, str]] = sum((rows.unsure for rows in files), Counter())
+    sure, unsure = total(rows.sure for rows in files), total(rows.unsure for rows in files)
     settled = {}
     for columns in {columns for columns, _ in unsure}:
         kinds = {kind for n, kind in sure if n == columns}

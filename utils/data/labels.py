@@ -25,6 +25,7 @@ from utils.data.label_rows import (
     Rows,
     parse_rows,
     settled_kinds,
+    total,
 )
 from utils.errors import UserError, shorten
 from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, UNREADABLE_SUFFIXES, atomic_write, no_file, read_file, walk
@@ -164,8 +165,9 @@ def _examine(image: str, nc: int, keypoints: bool) -> _Examined:
     if min(shape) < 10:
         size = f"{shape[1]}x{shape[0]} px is too small; each side must be at least 10 px"
         return _Examined(None, problem=f"{image}: {size}")
-    beside = _beside(image)
-    rows, problem = _read_rows(beside or label_path(image), nc, keypoints, {})
+    label = label_path(image)
+    beside = None if os.path.exists(label) else _beside(image)
+    rows, problem = _read_rows(beside or label, nc, keypoints, {})
     return _Examined(None if problem else shape, rows, problem, beside is not None, is_deep(content))
 
 
@@ -280,7 +282,7 @@ def _scan(images: list[str], nc: int, desc: str, keypoints: bool = False) -> Lab
 
 
 def _notes(good: list[_Examined]) -> tuple[str, ...]:
-    counts = sum((r.rows.counts for r in good), Counter())
+    counts = total(r.rows.counts for r in good)
     beside, scaled = sum(r.beside for r in good), sum(r.scaled for r in good)
     return tuple(note for n, note in (
         (beside, f"{beside} images have their label file beside them, none in labels/"),
