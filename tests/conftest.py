@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def same_numbers() -> None:
     random.seed(20)
     np.random.seed(20)
     torch.manual_seed(20)
+
+
+@pytest.fixture(autouse=True)
+def every_log_level() -> None:
+    """Reset the levels of pytest's own log handlers, because libraries of exports raise those of all root handlers."""
+    for handler in logging.root.handlers:
+        handler.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
