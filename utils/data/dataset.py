@@ -7,7 +7,6 @@ A mosaic combines images that are near each other in the epoch's order, so that 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +32,7 @@ from utils.data.mosaic import mosaic
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.system.console import LOGGER, progress
+from utils.system.cores import granted_cores
 from utils.system.device import available_memory
 from utils.system.opencv import cv2
 from utils.system.processes import local_world_size
@@ -255,7 +255,7 @@ class DetectionDataset(Dataset):
         return False
 
     def _preload(self) -> list[np.ndarray]:
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        with ThreadPoolExecutor(min(granted_cores(), 8)) as pool:
             images = pool.map(self._read, range(len(self)))
             return list(progress(images, "caching images in memory", total=len(self)))
 

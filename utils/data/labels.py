@@ -31,6 +31,7 @@ from utils.errors import UserError, shorten
 from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, UNREADABLE_SUFFIXES, atomic_write, no_file, read_file, walk
 from utils.settings.dataset import DataConfig
 from utils.system.console import LOGGER, printable, progress
+from utils.system.cores import granted_cores
 
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
@@ -263,7 +264,7 @@ def _report(problems: tuple[str, ...], file: Path) -> None:
 
 
 def _scan(images: list[str], nc: int, desc: str, keypoints: bool = False) -> LabelIndex:
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding leaves the interpreter lock
+    with ThreadPoolExecutor(min(granted_cores(), 8)) as pool:  # decoding leaves the interpreter lock
         examined = pool.map(lambda im: _examine(im, nc, keypoints), images)
         results = list(progress(examined, f"{desc}scanning", total=len(images)))
     kinds = settled_kinds([r.rows for r in results])

@@ -19,6 +19,7 @@ import torch
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.system.console import LOGGER
+from utils.system.cores import granted_cores
 from utils.system.opencv import cv2
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
@@ -36,8 +37,9 @@ def select_device(
     if name == "cuda":
         name = "0"
     if not name:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), granted_cores()))  # torch does not see a container's quota
         return torch.device("cpu")
     if name == "mps":
         if not torch.backends.mps.is_available():
