@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
 CHANNELS_LAST = torch.channels_last
 
@@ -84,6 +83,17 @@ class _Deinterleave(torch.autograd.Function):
         return tuple(map(_dense_like_channels_last, _interleaved(*grad.chunk(2, 1)).split(ctx.widths, 1)))
 
 
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple) -> Tensor:
+    """Return the gradient of the input x (b, c, h, w) of a depthwise convolution, computed in float32."""
+    stride, padding, dilation, groups = geometry
+    # x in float32 would only provide shape and memory format; with these, the result is channels-last like x
+    like_x = torch.empty_like(x, dtype=torch.float32)
+    return torch.ops.aten.convolution_backward(
+        grad.float(), like_x, weight.float(), None, stride, padding, dilation, False, [0, 0], groups,
+        [True, False, False],
+    )[0].to(x.dtype)
+
+
 class _DepthwiseConvolution(torch.autograd.Function):
     """Depthwise convolution in bfloat16 whose input gradient is computed in float32."""
 
@@ -103,7 +113,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
         _, of_weight, of_bias = torch.ops.aten.convolution_backward(
             grad, x, weight, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, [False, *needs]
         )
-        of_x = conv2d_input(x.shape, weight.float(), grad.float(), *ctx.geometry).to(x.dtype) if needs_x else None
+        of_x = _input_gradient(grad, x, weight, ctx.geometry) if needs_x else None
         return (of_x, of_weight, of_bias, *[None] * len(ctx.geometry))
 
 
