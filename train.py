@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+from utils.settings.flags import read_first
 from utils.settings.train_flags import train_parser
 
 
@@ -23,20 +23,20 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.inference.runtime import Runtime, to_input
+from models.inference.runtime import Runtime
 from models.run.resume import open_resumed, resume_command, save_state, save_weights
 from models.run.setup import Run, eval_loader, setup
+from models.run.step import Computed, Group, accumulated, compute, groups_of, warmed_up
 from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
-from utils.data.batch_augment import augment_batch
-from utils.data.dataset import rescale
+from utils.data.dataset import Batch
 from utils.data.images import write_image
-from utils.data.loader import LoaderError, batches_of, close_loader
+from utils.data.loader import LoaderError, batches_of
 from utils.draw.boxes import draw_batch
 from utils.draw.plots import plot_results
 from utils.errors import UserError, no_memory
@@ -46,6 +46,7 @@ from utils.evaluation.scoring import Part
 from utils.files import ROOT, atomic_write
 from utils.settings.dataset import DataConfig, load_data
 from utils.settings.options import TrainOptions, effective_hyp
+from utils.system.background import one_torch_thread
 from utils.system.console import LOGGER, progress, quoted, run_script, shown
 from utils.system.distributed import disconnect, gather, highest, locked, lost_process_is_told, spread, total
 from utils.system.processes import is_main, rank, world_size
@@ -54,7 +55,7 @@ from utils.training.evolve import run_evolution
 from utils.training.image_weights import image_weights
 from utils.training.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
 from utils.training.loss_checks import BadLoss
-from utils.training.optim import lr_factor, set_rates, warmup_steps
+from utils.training.optim import lr_factor, set_rates
 from utils.training.tensorboard import PICTURES, TensorBoardLog, require_package
 from utils.voc.default_set import prepare_shapes
 from val import Results, Settings, evaluate, results_table
@@ -112,55 +113,46 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     if run.opt.image_weights and state.class_maps:
         loader.batch_sampler.weights = image_weights(loader.dataset.index, state.class_maps)
     LOGGER.info(PROGRESS_HEADER)
-    bar = progress(batches_of(loader), total=len(loader), initial=state.batch)
     start = shown_at = time.perf_counter()
-    for images, targets, paths, _ in bar:
-        start = spend(run, "data", start)
-        stopping = train_batch(run, images, targets, paths, stop)
-        if run.device.type == "cpu" or state.batch == len(loader) or start - shown_at > 1:  # synchronizes a GPU
-            show_progress(run, bar, len(targets), images.shape[-1])
-            shown_at = start
-        start = spend(run, "step", start)
-        if stopping or state.batch == len(loader):
-            if bad := run.checks.last():
-                refuse_loss(run, bad)
-        if stopping:
-            bar.close()
-            raise Stopped
+    with progress(total=len(loader), initial=state.batch) as bar:
+        for group in groups_of(run, batches_of(loader)):
+            start = spend(run, "data", start)
+            stopping = train_group(run, group, stop)
+            bar.update(len(group.batches))
+            if run.device.type == "cpu" or state.batch == len(loader) or start - shown_at > 1:  # synchronizes a GPU
+                images, targets, *_ = group.batches[-1]
+                show_progress(run, bar, len(targets), images.shape[-1])
+                shown_at = start
+            start = spend(run, "step", start)
+            if stopping or state.batch == len(loader):
+                if bad := run.checks.last():
+                    refuse_loss(run, bad)
+            if stopping:
+                raise Stopped
 
 
-def train_batch(run: Run, images: Tensor, targets: Tensor, paths: Sequence[str], stop: StopRequest) -> bool:
-    """Compute the loss and gradients of a batch; every few batches, step the optimizer. Return whether to stop."""
-    opt, hyp, state, batches = run.opt, run.hyp, run.state, len(run.loader)
-    step = state.batch + state.epoch * batches
-    warmup = warmup_steps(hyp["warmup_epochs"], batches, opt.epochs)
-    part = min(step / warmup, 1.0) if warmup else 1.0
-    set_rates(state.optimizer, part, hyp["lr0"] * lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)(state.epoch), hyp)
-    accumulate = max(round(1 + part * (max(hyp["nbs"] / opt.batch_size, 1.0) - 1)), 1)
-    x = to_input(images, run.device, torch.float32 if opt.multi_scale or opt.gpu_augment else run.precision.dtype)
-    if opt.gpu_augment:
-        rng = np.random.default_rng((opt.seed, state.epoch, state.batch, rank(), 3))
-        x, targets = augment_batch(x, targets, hyp, rng)
-    if opt.multi_scale:
-        rng = np.random.default_rng((opt.seed, state.epoch, state.batch))
-        x = rescale(x, opt.imgsz, int(run.model.stride.max()), rng)
-    try:
-        with run.precision.autocast():
-            raw = run.network(x)
-    except ValueError as e:
-        if "more than 1 value per channel" not in str(e):
-            raise
-        raise UserError("batch norm cannot learn from a single image whose smallest feature map has a single cell: use "
-                        "a larger --batch-size or --imgsz") from e  # fmt: skip
-    loss, parts = run.train_loss(raw, targets)
-    loss = loss * 4 if opt.quad else loss
+def train_group(run: Run, group: Group, stop: StopRequest) -> bool:
+    """Train on a group of batches that are computed at once. Return whether to stop."""
+    with one_torch_thread(run.parallel is not None):
+        computed = compute(run, group)
+        return any([train_batch(run, batch, one, stop) for batch, one in zip(group.batches, computed, strict=True)])
+
+
+def train_batch(run: Run, batch: Batch, computed: Computed, stop: StopRequest) -> bool:
+    """Check the loss of a batch; every few batches, step the optimizer. Return whether to stop."""
+    opt, hyp, state, (images, _, paths, _) = run.opt, run.hyp, run.state, batch
+    loss, parts, targets = computed
+    step = state.batch + state.epoch * len(run.loader)
+    lr = hyp["lr0"] * lr_factor(opt.epochs, hyp["lrf"], opt.cos_lr)(state.epoch)
+    set_rates(state.optimizer, warmed_up(run, step), lr, hyp)
     bad = run.checks.add(loss, (state.batch, images, targets, paths))
     signal = highest(2 if bad else int(stop.requested), run.device)
     if signal == 2:
         refuse_loss(run, bad)
-    # with several processes, each loss is one share of the total, and gradients are averaged, not summed
-    state.scaler.scale(loss * world_size()).backward()
-    if step - state.last_step >= accumulate:
+    if run.parallel is None:
+        # with several processes, each loss is one share of the total, and gradients are averaged, not summed
+        state.scaler.scale(loss * world_size()).backward()
+    if step - state.last_step >= accumulated(run, step):
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(run.model.parameters(), max_norm=10.0, foreach=run.device.type != "mps")
         state.scaler.step(state.optimizer)
@@ -368,8 +360,7 @@ def train_and_finish(
             raise
         raise UserError(f"{told}; {resume_command(training)}") from e
     finally:
-        close_loader(training.loader)
-        close_loader(training.val_loader)
+        training.close()
     disconnect()
     return training, results
 

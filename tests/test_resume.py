@@ -17,7 +17,7 @@ from helpers import ROOT, write_yolo_set
 
 import train
 import val
-from models.run import resume
+from models.run import parallel, resume
 from models.run.state import data_digest
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from my_tools.check_resume import differences, unequal
@@ -125,6 +125,35 @@ def test_stopped_after_a_batch_and_resumed(batch: int, folder: Path, monkeypatch
     assert (state["epoch"], state["batch"]) == (epoch, done + 1)
     train.run(resume=str(folder / name / "weights/last.pt"))
     assert differences(folder / "whole", folder / name) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="helper processes are forked on Linux only")
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_run_with_batches_at_once_is_stopped_within_a_group_and_resumed_on_any_number_of_cores(
+    cores: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**flags(folder, "parallel"), "parts": 2, "batch_size": 8, "epochs": 4, "noval": True,
+               "image_weights": False, "hyp": str(folder / "hyp16.yaml"), "exist_ok": True}  # fmt: skip
+    hyp = yaml.safe_load((folder / "hyp.yaml").read_text())
+    Path(options["hyp"]).write_text(yaml.safe_dump({**hyp, "nbs": 16}))  # pairs of batches after the warm-up
+    train.run(**options)
+    real, calls = train.train_batch, []
+
+    def interrupted(*args) -> bool:
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)
+        return real(*args)
+
+    with monkeypatch.context() as m:
+        m.setattr(train, "train_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="and saved; to resume"):
+            train.run(**{**options, "name": f"cut{cores}"})
+    monkeypatch.setattr(parallel, "granted_cores", lambda: cores)
+    train.run(resume=str(folder / f"cut{cores}"))
+    assert differences(folder / "parallel", folder / f"cut{cores}") == []
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from helpers import write_yolo_set
 
 import models.run.setup
 import train
+from models.run import step
 from models.run.setup import Run
 from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
@@ -78,7 +79,7 @@ def csv_rows(run: Run) -> list[dict[str, float]]:
 
 
 def test_batch_size_minus_one(trained: Train, batches: list) -> None:
-    run = trained(batch_size=-1)
+    run = trained(batch_size=-1, parts=1)
     chosen = yaml.safe_load((run.folder / "opt.yaml").read_text())["batch_size"]
     assert chosen == run.opt.batch_size == 8 and (8, 3, 64, 64) in batches
 
@@ -331,7 +332,7 @@ def test_gpu_augment_draws_colours_and_flips_in_the_step(
         seen.append((images, targets, *augment_batch(images, targets, *args)))
         return seen[-1][2:]
 
-    monkeypatch.setattr(train, "augment_batch", noting)
+    monkeypatch.setattr(step, "augment_batch", noting)
     run = trained(gpu_augment=True)
     assert not run.loader.dataset.colours and len(seen) == 2
     assert all(not torch.equal(before, after) for before, _, after, _ in seen)

@@ -35,7 +35,8 @@ def save_state(run: Run, finished: bool = False) -> None:
         facts = _facts(run, run.state.epoch - 1)
         content = weights_content(run.state.ema.ema, run.opt.imgsz, half=False, **facts)
         content["kind"] = "training"
-        content["training"] = {**state, "data": run.digest, "amp": run.precision.amp, "finished": finished}
+        content["training"] = {**state, "data": run.digest, "amp": run.precision.amp, "finished": finished,
+                               "several_batches": run.parallel is not None and run.parallel.several}  # fmt: skip
         save_checkpoint(run.last, content)
     gather(None)  # all processes wait: if one exited during the write, torchrun would stop the writing process
 
@@ -79,7 +80,8 @@ def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Pat
     for part in (*folder.glob(".*.part"), *folder.glob("weights/.*.part")):
         part.unlink(missing_ok=True)  # incomplete files of a killed process
     changed = {k: getattr(flags, k) for k in set(CHANGEABLE) & set(flags.given)}
-    opt = TrainOptions.from_flags({**content["options"], **changed})
+    # a run of an earlier version, without this option, computed each batch as a whole
+    opt = TrainOptions.from_flags({"parts": 1, **content["options"], **changed})
     if "data" not in changed:
         _check_data(opt.data)
     return opt, content, folder

@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.blocks.memory import replace_strided_depthwise
-from models.inference.runtime import check_channels, check_img_size
+from models.inference.runtime import check_channels, check_img_size, to_input
+from models.run.parallel import ParallelSteps, number_of_parts
+from models.run.shared_network import has_running_means
 from models.run.state import TrainState, data_digest
 from models.run.sync_bn import synchronise_batch_norms
 from models.weights.checkpoint import check_fit, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.weights.imagenet import TORCHVISION, start_backbone
 from models.weights.transfer import transfer_weights
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import DetectionDataset, rescale
 from utils.data.labels import LabelIndex, index_split, label_path
-from utils.data.loader import create_loader
+from utils.data.loader import close_loader, create_loader
 from utils.draw.plots import plot_labels
 from utils.errors import UserError
 from utils.files import find_file, git_commit, increment_path
@@ -36,7 +39,7 @@ from utils.system.distributed import connect, gather, locked, total
 from utils.system.precision import Precision, choose_precision
 from utils.system.processes import is_main, local_rank, local_world_size, rank, world_size
 from utils.training.anchors import adapt_anchors, warn_of_unfit
-from utils.training.autobatch import check_train_batch_size
+from utils.training.autobatch import check_train_batch_size, memory_suffices
 from utils.training.loss import ComputeLoss, scaled_gains
 from utils.training.loss_checks import LossChecks
 from utils.training.optim import EarlyStopping, ModelEMA, create_optimizer
@@ -46,7 +49,11 @@ DEFAULT_CFG = "models/yolov5_shufflenet.yaml"
 
 @dataclass
 class Run:
-    """All objects of a training run. network: the model as it is called, wrapped for several processes or compiled."""
+    """All objects of a training run.
+
+    network: the model as it is called, wrapped for several processes or compiled. parallel: computes batches with
+    several processes on a CPU; None: each batch is computed in this process.
+    """
 
     opt: TrainOptions
     hyp: dict[str, float]
@@ -61,11 +68,19 @@ class Run:
     train_loss: ComputeLoss
     val_loss: ComputeLoss
     checks: LossChecks
+    parallel: ParallelSteps | None = None
 
     @property
     def model(self) -> DetectionModel:
         """The model itself, without wrappers."""
         return self.state.model
+
+    def close(self) -> None:
+        """End the processes that load images and compute batches."""
+        close_loader(self.loader)
+        close_loader(self.val_loader)
+        if self.parallel:
+            self.parallel.close()
 
     @property
     def names(self) -> dict[int, str]:
@@ -132,9 +147,12 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
         check_batch_size(opt, len(index))
     model.hyp = scaled_gains(hyp, model.model[-1], opt.imgsz)
+    opt.parts = parts_of_batches(opt, model, device)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
-    return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index)
+    several = content["training"].get("several_batches", False) if content else opt.parts > 1 and memory_suffices(
+        model, opt.imgsz, opt.parts * opt.batch_size, precision.autocast)  # fmt: skip
+    return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index, several)
 
 
 def training_device(opt: TrainOptions) -> torch.device:
@@ -270,7 +288,7 @@ def new_folder(opt: TrainOptions, hyp: dict[str, float], model: DetectionModel, 
 
 def assemble(
     opt: TrainOptions, hyp: dict[str, float], data: DataConfig, digest: str, folder: Path, precision: Precision,
-    model: DetectionModel, index: LabelIndex, val_index: LabelIndex | None,
+    model: DetectionModel, index: LabelIndex, val_index: LabelIndex | None, several: bool,
 ) -> Run:  # fmt: skip
     """Create the optimizer, EMA weights, losses and loaders for a model and return the run."""
     world, stride, device = world_size(), int(model.stride.max()), precision.device
@@ -279,6 +297,7 @@ def assemble(
     ema = ModelEMA(model)
     if opt.sync_bn and world > 1:
         synchronise_batch_norms(model, device)
+    parallel = parallel_steps(model, opt, precision, stride, several) if opt.parts > 1 else None
     optimizer = create_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
     network = model
     if world > 1:
@@ -289,15 +308,51 @@ def assemble(
                                  single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad,
                                  colours=not opt.gpu_augment)  # fmt: skip
     loader = create_loader(train_set, opt.batch_size, opt.workers, shuffle=not opt.rect,
-                           pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False)  # fmt: skip
+                           pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False,
+                           niceness=loader_niceness(opt, device))  # fmt: skip
     state = TrainState(model, ema, optimizer, precision.scaler(), EarlyStopping(opt.patience),
                        torch.zeros(3, device=device))  # fmt: skip
     run = Run(opt, hyp, data, digest, folder, precision, network, state, loader, None,
               ComputeLoss(model, total if world > 1 else None), ComputeLoss(model),
-              LossChecks(device.type == "cuda"))  # fmt: skip
+              LossChecks(device.type == "cuda"), parallel)  # fmt: skip
     if val_index is not None:
         run.val_loader = eval_loader(run, "val", stride, val_index)
     return run
+
+
+def parts_of_batches(opt: TrainOptions, model: DetectionModel, device: torch.device) -> int:
+    """Return how many batches, or parts of a batch, are computed at once: `--parts`, or as many as suit the cores."""
+    if device.type != "cpu" or world_size() > 1 or opt.compile or opt.gpu_augment:
+        if opt.parts > 1:
+            LOGGER.warning(f"--parts {opt.parts} is for a CPU and one process, without --compile and --gpu-augment: "
+                           "each batch is computed as a whole")  # fmt: skip
+        return 1
+    images = opt.batch_size // 4 if opt.quad else opt.batch_size
+    parts = opt.parts or (number_of_parts(images, torch.get_num_threads()) if has_running_means(model) else 1)
+    if parts > 1:
+        LOGGER.info(f"{parts} batches, or parts of a batch, are computed at once, each on one core (--parts 1: all "
+                    "cores work on each operation)")  # fmt: skip
+    return parts
+
+
+def loader_niceness(opt: TrainOptions, device: torch.device) -> int:
+    """Return by how much to lower the priority of the processes that load images; they must not delay the model."""
+    if device.type != "cpu":
+        return 0
+    return 5 if opt.parts > 1 else 19
+
+
+def parallel_steps(
+    model: DetectionModel, opt: TrainOptions, precision: Precision, stride: int, several: bool
+) -> ParallelSteps:
+    """Return the object that computes batches with several processes; the model moves to memory that they share."""
+    def prepare(images: Tensor, seed: tuple[int, ...]) -> Tensor:
+        if not opt.multi_scale:
+            return to_input(images, precision.device, precision.dtype)
+        return rescale(to_input(images, precision.device), opt.imgsz, stride, np.random.default_rng(seed))
+
+    values = opt.batch_size * 3 * opt.imgsz**2
+    return ParallelSteps(model, precision, opt.parts, values, prepare, 4.0 if opt.quad else 1.0, several)
 
 
 def share_gradients(model: DetectionModel, device: torch.device) -> DistributedDataParallel:

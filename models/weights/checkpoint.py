@@ -15,7 +15,8 @@ from which a run can be resumed:
     training  only in "training": model (the weights being trained), gradients (not yet applied), optimizer, scaler,
               ema_updates, epoch and batch to resume at, last_step, processes (mean losses so far and random states of
               each process), rows (of results.csv), seconds, class_maps, best_fitness, best_epoch, data (hash of images
-              and labels), amp, done, finished. seed, epoch and class_maps determine the order of the images.
+              and labels), amp, done, finished, several_batches (whether they are computed at once, see
+              `models.run.parallel`). seed, epoch and class_maps determine the order of the images.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import train
+from models.run import step
 from models.run.setup import Run
 from utils.system.console import run_script
 from utils.system.signals import StopRequest
@@ -54,19 +55,19 @@ def kill_worker(run: Run) -> None:
 
 def kill_in_step(run: Run) -> None:
     def killing(*args: object) -> torch.Tensor:
-        train.to_input = real
+        step.to_input = real
         kill_worker(run)
         time.sleep(1)  # time for the SIGCHLD of the killed process to arrive
         return real(*args)
 
-    real, train.to_input = train.to_input, killing
+    real, step.to_input = step.to_input, killing
 
 
 def nan(run: Run) -> None:
     def spoiled(images: torch.Tensor, *rest: object) -> torch.Tensor:
         return real(images, *rest) * float("nan")
 
-    real, train.to_input = train.to_input, spoiled
+    real, step.to_input = step.to_input, spoiled
 
 
 def read_only(run: Run) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from utils.data.dataset import Batch, DetectionDataset, EpochBatches, ImagesLost, Item
 from utils.errors import UserError, shorten
+from utils.system.cores import granted_cores
 from utils.system.opencv import cv2
 from utils.system.processes import local_world_size, world_size
 
@@ -43,12 +44,12 @@ def collate(items: list[Item]) -> Batch:
     return stacked, labels, paths, shapes
 
 
-def _start_worker(background: bool, worker: int) -> None:
+def _start_worker(niceness: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the main process decides how to stop
     if world_size() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to every process, also on Ctrl-C
-    if background and hasattr(os, "nice"):
-        os.nice(19)  # lower priority: a delayed thread of the model would stall all its other threads
+    if niceness and hasattr(os, "nice"):
+        os.nice(niceness)
     cv2.setNumThreads(0)  # there is one worker per core already
     torch.set_num_threads(1)
 
@@ -72,17 +73,19 @@ class Loader(DataLoader):
 
 def create_loader(
     dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, pin_memory: bool = False,
-    rank: int = 0, world: int = 1, whole: bool = True,
+    rank: int = 0, world: int = 1, whole: bool = True, niceness: int = 0,
 ) -> Loader:  # fmt: skip
     """Create a loader for a dataset. `loader.batch_sampler.epoch = n` sets the epoch of the next pass.
 
-    pin_memory: set for a GPU; otherwise the model is assumed to share the CPU cores with the workers, which then run at
-    low priority. rank, world, whole: the part of the batches that this process gets, see `EpochBatches`.
+    pin_memory: set for a GPU. rank, world, whole: the part of the batches that this process gets, see `EpochBatches`.
+    niceness: by how much to lower the priority of the workers, for a model that computes on the same cores. A thread of
+    an operation on several cores that is delayed delays all the others; but at the lowest priority, workers get hardly
+    any time beside other busy programs.
     """
     # batch norm cannot train on a single image whose coarsest feature map has only one cell
     least = 4 if dataset.quad else min(2, batch_size // world)
     batches = EpochBatches(len(dataset), batch_size, shuffle, dataset.seed, rank, world, whole, least)
-    workers = min(workers, max((os.cpu_count() or 1) // local_world_size(), 1), max(len(dataset) // batch_size, 1))
+    workers = min(workers, max(granted_cores() // local_world_size(), 1), max(len(dataset) // batch_size, 1))
     return Loader(
         dataset,
         batch_sampler=batches,
@@ -92,7 +95,7 @@ def create_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=partial(_start_worker, not pin_memory),
+        worker_init_fn=partial(_start_worker, niceness),
         generator=torch.Generator(),  # a separate one, so that the training's random state is unchanged
     )
 

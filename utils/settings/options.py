@@ -70,6 +70,7 @@ class TrainOptions:
     tensorboard: bool = False
     compile: bool = False
     gpu_augment: bool = False
+    parts: int = 0
     evolve: int = 0
     resume_evolve: bool | str = False
     given: tuple[str, ...] = field(default=(), repr=False)
@@ -113,7 +114,8 @@ class TrainOptions:
                 raise UserError(f"{flag} is {value!r}, it must be a text")
             if f.type == "bool" and not isinstance(value, bool):
                 raise UserError(f"{flag} is {value!r}, it must be true or false")
-        least = {"epochs": 1, "imgsz": 32, "workers": 0, "patience": 0, "seed": 0, "save_period": -1, "evolve": 0}
+        least = {"epochs": 1, "imgsz": 32, "workers": 0, "patience": 0, "seed": 0, "save_period": -1, "evolve": 0,
+                 "parts": 0}  # fmt: skip
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{where}--{name.replace('_', '-')} is {getattr(self, name)}, the least is {low}")

@@ -69,6 +69,8 @@ def _add_output_and_speed(parser: Parser) -> None:
     speed("--workers", type=int, metavar="N", help="maximum number of worker processes that load images")
     speed("--cache", nargs="?", const="ram", metavar="WHERE", shown="off; without WHERE: ram",
           help="keep decoded images in ram or on disk")  # fmt: skip
+    speed("--parts", type=int, metavar="N", shown="one per core",
+          help="on a CPU, compute N batches, or N parts of one, at once; 1: share each operation")  # fmt: skip
     speed("--amp", choices=AMP_CHOICES, help="number format of the forward pass")
     speed("--compile", action="store_true", help="compile the network with torch.compile, on a GPU")
     speed("--gpu-augment", action="store_true", help="change colours and flip images on the GPU, not in the workers")

@@ -80,6 +80,17 @@ def calls_at_a_time(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
+def one_torch_thread(wanted: bool = True) -> Iterator[None]:
+    """Limit torch's operations to one thread inside the context, if `wanted`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def opencv_on_one_thread() -> Iterator[None]:
     """Limit OpenCV to one thread inside the context, for code that already keeps all cores busy."""
     threads = cv2.getNumThreads()

@@ -107,6 +107,20 @@ def _line(per_image: float, imgsz: int, fixed: float, share: float, free: float,
             f"{share:.0%} of {free / 2**30:.1f} GiB free ({note})")  # fmt: skip
 
 
+def memory_suffices(
+    model: nn.Module, imgsz: int, images: int, autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> bool:
+    """Whether the free memory of a CPU surely suffices to train on this number of images at once."""
+    free = available_memory()
+    if free is None:
+        return False
+    try:
+        per_image, fixed = memory_line(*measure_cpu(model, imgsz, torch.device("cpu"), autocast))
+    except ValueError:  # too small to be measured
+        return True
+    return fixed + per_image * CPU_FACTOR * images < SHARE_CPU * free
+
+
 def measure_cuda(
     model: nn.Module, imgsz: int, device: torch.device, autocast: Callable[[], AbstractContextManager] = nullcontext
 ) -> tuple[list[int], list[int]]:

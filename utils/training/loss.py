@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,18 @@ def scaled_gains(hyp: Mapping[str, float], head: nn.Module, imgsz: int) -> dict[
     }
 
 
+def moved(levels: Sequence[LevelTargets], move: Callable[[Tensor], Tensor]) -> list[LevelTargets]:
+    """Apply `move`, which copies a tensor to another device, to the targets of all maps at once.
+
+    On a GPU a few large copies from pinned memory take less time than many small ones, and the host does not wait.
+    """
+    sizes = [len(level[0]) for level in levels]
+    whole = move(torch.cat([torch.stack((*level[:4], level[6])) for level in levels], 1)).split(sizes, 1)
+    sides = move(torch.cat([torch.cat((level[4], level[5]), 1) for level in levels])).split(sizes)
+    return [(*numbers[:4], floats[:, :4], floats[:, 4:], numbers[4])
+            for numbers, floats in zip(whole, sides, strict=True)]  # fmt: skip
+
+
 class ComputeLoss:
     """Loss of a detector; `model` needs a head as its last layer (`na nc nl anchors stride`) and `hyp`.
 
@@ -62,9 +74,28 @@ class ComputeLoss:
             raise ValueError(f"the loss supports up to {len(self.balance)} output maps, but the head has {self.nl}")
 
     def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
-        box = obj = cls = torch.zeros(1, device=preds[0].device)
         levels = self.build_targets(preds, targets)
-        images, matches = self._counts(preds, levels)
+        return self._loss(preds, levels, *self._counts(preds, levels))
+
+    def of_part(self, preds: list[Tensor], targets: Tensor, first: int, images: int) -> tuple[Tensor, Tensor]:
+        """Return the share of a part of a batch in the loss of the whole batch, and in its parts.
+
+        preds: the raw maps of the part's images; targets: those of the whole batch of `images` images. first: index of
+        the part's first image in the batch.
+        """
+        levels = self.build_targets(preds, targets)
+        matches = [len(level[0]) for level in levels]
+        own = []
+        for image, *rest in levels:
+            here = (image >= first) & (image < first + preds[0].shape[0])
+            own.append((image[here] - first, *(t[here] for t in rest)))
+        return self._loss(preds, own, images, matches)
+
+    def _loss(
+        self, preds: list[Tensor], levels: Sequence[LevelTargets], images: int, matches: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of assigned targets; images, matches: the counts by which its means are divided."""
+        box = obj = cls = torch.zeros(1, device=preds[0].device)
         for raw, weight, level, count in zip(preds, self.balance, levels, matches, strict=False):
             raw = raw.float()
             image, anchor, y, x, true_box, anchor_wh, true_cls = level
@@ -109,6 +140,8 @@ class ComputeLoss:
         """
         targets, device = targets.cpu(), preds[0].device
         levels = [self._level_targets(preds[i].shape, self.anchors[i], targets) for i in range(self.nl)]
+        if device.type == "cuda":
+            return moved(levels, lambda t: (t.pin_memory() if t.numel() else t).to(device, non_blocking=True))
         return [tuple(t.to(device, non_blocking=True) for t in level) for level in levels]
 
     def _level_targets(self, shape: torch.Size, anchors: Tensor, targets: Tensor) -> LevelTargets:

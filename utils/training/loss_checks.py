@@ -24,13 +24,16 @@ class LossChecks:
     def __init__(self, late: bool) -> None:
         self.late = late
         self._waiting: tuple[Tensor, torch.cuda.Event, tuple[Any, ...]] | None = None
+        self._copied: tuple[Tensor, torch.cuda.Event] | None = None  # pinned memory is slow to allocate
 
     def add(self, loss: Tensor, batch: tuple[Any, ...]) -> BadLoss | None:
         """Check a loss, shape (1,), with data to keep of its batch; return this or the previous loss if it is bad."""
         if not self.late:
             return _bad(loss.detach(), batch)
         known = self.last()
-        copy, event = torch.empty(1, pin_memory=True), torch.cuda.Event()
+        if self._copied is None:
+            self._copied = torch.empty(1, pin_memory=True), torch.cuda.Event()
+        copy, event = self._copied  # free again, as the previous loss has been read
         copy.copy_(loss.detach(), non_blocking=True)
         event.record()
         self._waiting = copy, event, batch

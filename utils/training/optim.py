@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +76,31 @@ class ModelEMA:
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.updates = updates
         self.decay, self.tau = decay, tau
+        self._model: nn.Module | None = None  # of the last update, and the pairs of its tensors and the averaged ones
+        self._averaged = self._copied = ([], [])
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the current weights; integer buffers are copied."""
         self.updates += 1
         share = 1 - self.decay * (1 - math.exp(-self.updates / self.tau))
-        old, new = _tensors(self.ema), _tensors(model)
-        pairs = [(o, n) for o, n in zip(old, new, strict=True) if o.is_floating_point()]
-        torch._foreach_lerp_([o for o, _ in pairs], [n for _, n in pairs], share)
-        for o, n in zip(old, new, strict=True):
-            if not o.is_floating_point():
-                o.copy_(n)
+        if self._model is not model:  # collecting hundreds of tensors takes as long as averaging them
+            pairs = list(zip(_tensors(self.ema), _tensors(model), strict=True))
+            self._model = model
+            self._averaged = _unzipped(p for p in pairs if p[0].is_floating_point())
+            self._copied = _unzipped(p for p in pairs if not p[0].is_floating_point())
+        torch._foreach_lerp_(*self._averaged, share)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+def _unzipped(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    pairs = list(pairs)
+    return [old for old, _ in pairs], [new for _, new in pairs]
 
 
 class EarlyStopping:

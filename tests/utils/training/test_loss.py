@@ -11,7 +11,7 @@ import torch
 from helpers import golden
 
 from utils.settings.config import load_hyp
-from utils.training.loss import ComputeLoss, focal_weights
+from utils.training.loss import ComputeLoss, focal_weights, moved
 
 
 def loss_of(anchors: np.ndarray, nc: int, hyp: dict) -> ComputeLoss:
@@ -88,6 +88,19 @@ def test_a_centre_on_the_far_border_is_the_far_edge_of_the_last_cell() -> None:
     for image, _, y, x, box, *_ in loss_of(ANCHORS, 2, load_hyp("hyp.scratch-low")).build_targets(maps(), targets):
         last = (y == y.max()) & (x == x.max())
         assert len(image) == 0 or (box[last, :2] == 1.0).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_targets_copied_together_are_the_same(count: int) -> None:
+    """As on a GPU: two copies in place of seven for each map."""
+    rng = np.random.default_rng(count)
+    numbers = [rng.integers(2, size=(count, 2)), rng.uniform(0.1, 0.9, (count, 4))]
+    targets = torch.from_numpy(np.concatenate(numbers, 1).astype(np.float32))
+    levels = loss_of(ANCHORS, 2, load_hyp("hyp.scratch-low")).build_targets(maps(), targets)
+    copies = []
+    for level, same in zip(levels, moved(levels, lambda t: copies.append(t) or t.clone()), strict=True):
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(level, same, strict=True))
+    assert len(copies) == 2
 
 
 def test_bfloat16_maps_are_scored_in_float32() -> None:

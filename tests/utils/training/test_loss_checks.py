@@ -51,3 +51,14 @@ def test_the_last_one_of_an_epoch_is_not_forgotten(late: LossChecks) -> None:
     assert late.add(torch.tensor([float("inf")]), (9,)) is None
     bad = late.last()
     assert bad is not None and bad.batch == (9,) and late.last() is None
+
+
+def test_pinned_memory_is_allocated_once(late: LossChecks) -> None:
+    sizes, empty = [], loss_checks.torch.empty
+    loss_checks.torch.empty = lambda *size, **kinds: sizes.append(size) or empty(*size, **kinds)
+    try:
+        for value in (1.0, float("nan"), 2.0):
+            late.add(torch.tensor([value]), ())
+    finally:
+        loss_checks.torch.empty = empty
+    assert sizes == [(1,)]
