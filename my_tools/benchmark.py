@@ -2,9 +2,10 @@
 
     python my_tools/benchmark.py                                    # the default dataset, a few minutes
     python my_tools/benchmark.py --cases train loader --data VOC.yaml --rounds 9
+    python my_tools/benchmark.py --cases gpu                        # training and inference on a GPU, seven minutes
 
-Writes table.csv, models.md (a row per model) and chart.png to runs/benchmark/exp. A ratio is the median over all
-rounds, given with its quartiles.
+Writes table.csv, models.md (a row per model; gpu.md for the case gpu) and chart.png to runs/benchmark/exp. A ratio is
+the median over all rounds, given with its quartiles.
 """
 
 from __future__ import annotations
@@ -14,16 +15,23 @@ import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if any("gpu" in word for word in sys.argv[1:]):  # this case can do without some of the packages imported below
+    from my_tools.benchmarking.gpu_packages import stand_in
+
+    stand_in()
+
 from utils.settings.flags import Parser
 from utils.settings.options import AMP_CHOICES
 from utils.settings.values import from_code
 
-CASE_NAMES = ("train", "loader", "val", "infer", "detect", "scale")
+USUAL_CASES = ("train", "loader", "val", "infer", "detect", "scale")
+CASE_NAMES = (*USUAL_CASES, "contention", "gpu")
 
 
 def parse_opt() -> argparse.Namespace:
@@ -31,17 +39,21 @@ def parse_opt() -> argparse.Namespace:
     parser = Parser(__doc__)
     data, model, speed, more = map(parser.group, ("data", "model", "speed", "more"))
     data("--data", default="shapes.yaml", metavar="YAML", help="dataset yaml, also looked for in data/")
-    data("--imgsz", "--img", "--img-size", type=int, default=320, metavar="PX",
+    data("--imgsz", "--img", "--img-size", type=int, metavar="PX", shown="320; gpu: 640",
          help="image size in pixels; infer and detect use 640")  # fmt: skip
-    model("--cfg", nargs="+", default=["yolov5_shufflenet.yaml", "yolov5s.yaml"], metavar="YAML", help="model yamls")
+    model("--cfg", nargs="+", metavar="YAML", help="model yamls",
+          shown="yolov5_shufflenet.yaml yolov5s.yaml; gpu: also yolov5l_slimneck.yaml")  # fmt: skip
     model("--weights", default="", metavar="PT", shown="an untrained model", help="trained model for val and detect")
     parser.add_output("runs/benchmark")
     parser.add_device()
-    speed("--batch-size", "--batch", type=int, default=16, metavar="N", help="images per training step")
-    speed("--workers", type=int, default=8, metavar="N", help="maximum number of worker processes that load images")
+    speed("--batch-size", "--batch", type=int, metavar="N", shown="16; gpu: 64", help="images per training step")
+    speed("--workers", type=int, metavar="N", shown="8; gpu: one per core",
+          help="maximum number of worker processes that load images")  # fmt: skip
     speed("--amp", default="auto", choices=AMP_CHOICES, help="number format of training")
-    more("--cases", nargs="+", default=list(CASE_NAMES), choices=CASE_NAMES, shown="all", help="what to measure")
+    more("--cases", nargs="+", default=list(USUAL_CASES), choices=CASE_NAMES, shown=" ".join(USUAL_CASES),
+         help=f"what to measure: {', '.join(CASE_NAMES)}")  # fmt: skip
     more("--rounds", type=int, default=5, metavar="N", help="rounds of timing; short cases get more")
+    more("--budget", type=int, default=420, metavar="SECONDS", help="time for the case gpu")
     return parser.parse_args()
 
 
@@ -53,6 +65,7 @@ from matplotlib.figure import Figure
 
 from models.inference.runtime import check_channels
 from models.weights.checkpoint import find_weights, load_checkpoint
+from my_tools.benchmarking import gpu
 from my_tools.benchmarking.cases import (
     AS_DETECTED,
     END_TO_END,
@@ -65,6 +78,7 @@ from my_tools.benchmarking.cases import (
     loading,
     training,
 )
+from my_tools.benchmarking.contention import contention
 from my_tools.benchmarking.engines import RUN_AS
 from my_tools.benchmarking.files import detecting, scaling
 from utils.errors import UserError, did_you_mean
@@ -76,7 +90,10 @@ from utils.system.device import describe_device, select_device
 from utils.voc.default_set import prepare_shapes
 
 CASES: Mapping[str, Callable[[Conditions], list[Row]]] = MappingProxyType(
-    dict(zip(CASE_NAMES, (training, loading, evaluation, inference, detecting, scaling), strict=True)))  # fmt: skip
+    dict(zip(CASE_NAMES, (training, loading, evaluation, inference, detecting, scaling, contention),
+             strict=False)))  # fmt: skip
+DEFAULTS = MappingProxyType({"cfg": ("yolov5_shufflenet.yaml", "yolov5s.yaml"), "imgsz": 320, "batch_size": 16,
+                             "workers": 8})  # fmt: skip
 LOOKED_AT = (AS_DETECTED, *RUN_AS)  # ways to run one image that have a column in models.md
 HEADER = "%-8s %-48s %9s   %-34s %9s   %-22s %s"
 
@@ -149,20 +166,27 @@ def draw_chart(rows: Sequence[Row], title: str, file: Path) -> None:
 
 @from_code("benchmark.run")
 def run(
-    cases: Sequence[str] = tuple(CASES), cfg: Sequence[str] = ("yolov5_shufflenet.yaml", "yolov5s.yaml"),
-    weights: str = "", data: str = "shapes.yaml", imgsz: int = 320, batch_size: int = 16, rounds: int = 5,
-    device: str = "", workers: int = 8, amp: str = "auto", project: str = str(ROOT / "runs/benchmark"),
-    name: str = "exp", exist_ok: bool = False,
+    cases: Sequence[str] = USUAL_CASES, cfg: Sequence[str] | None = None, weights: str = "", data: str = "shapes.yaml",
+    imgsz: int | None = None, batch_size: int | None = None, rounds: int = 5, device: str = "",
+    workers: int | None = None, amp: str = "auto", budget: int = gpu.BUDGET,
+    project: str = str(ROOT / "runs/benchmark"), name: str = "exp", exist_ok: bool = False,
 ) -> list[Row]:  # fmt: skip
     """Measure, write table.csv, models.md and chart.png, and return the rows. Raises UserError for bad input."""
-    if min(imgsz, batch_size, rounds) < 1 or workers < 0:
-        raise UserError("--imgsz, --batch-size and --rounds must be 1 or more, --workers 0 or more")
+    alone = tuple(cases) == ("gpu",)
+    cfg, imgsz, batch_size, workers = (
+        value if value is not None else (gpu.DEFAULTS if alone else DEFAULTS)[flag] for flag, value in
+        (("cfg", cfg), ("imgsz", imgsz), ("batch_size", batch_size), ("workers", workers)))  # fmt: skip
+    if min(imgsz, batch_size, rounds, budget) < 1 or workers < 0:
+        raise UserError("--imgsz, --batch-size, --budget and --rounds must be 1 or more, --workers 0 or more")
     for case in cases:
-        if case not in CASES:
-            raise UserError(f"--cases {case}{did_you_mean(case, CASES)}: one of {', '.join(CASES)}")
+        if case not in CASE_NAMES:
+            raise UserError(f"--cases {case}{did_you_mean(case, CASE_NAMES)}: one of {', '.join(CASE_NAMES)}")
     where = select_device(device)
+    if "gpu" in cases:
+        gpu.check_device(device, where)
     config = load_data(data)
-    prepare_shapes(config.yaml_file)
+    if not alone:
+        prepare_shapes(config.yaml_file)
     file = find_weights(weights) if weights else None
     conditions = Conditions(config, [str(find_file(c, MODEL_FOLDERS, "--cfg")) for c in cfg], file, imgsz, batch_size,
                             rounds, where, workers, amp)  # fmt: skip
@@ -176,6 +200,10 @@ def run(
     rows: list[Row] = []
     folder = None
     for case in cases:
+        if case == "gpu":
+            folder = folder or increment_path(Path(project) / name, exist_ok)
+            rows += gpu.measure(conditions, folder, budget, partial(write_more, tuple(rows), title, folder))
+            continue
         LOGGER.info(f"\n{case}: {rounds} rounds")
         new = CASES[case](conditions)
         LOGGER.info(table(new))
@@ -184,6 +212,12 @@ def run(
         write(rows, title, folder)
     LOGGER.info("\n\n".join(filter(None, ("", table(rows), by_model(rows), f"results in {shown(folder)}"))))
     return rows
+
+
+def write_more(before: Sequence[Row], title: str, folder: Path, rows: Sequence[Row]) -> None:
+    """Write the results of the cases `before` and the rows of a case that is not finished."""
+    if before or rows:
+        write([*before, *rows], title, folder)
 
 
 def write(rows: Sequence[Row], title: str, folder: Path) -> None:

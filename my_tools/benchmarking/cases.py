@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.inference.runtime import Runtime
-from models.run.setup import Run, setup
+from models.inference.runtime import Runtime, to_input
+from models.run.setup import Run, loader_niceness, setup
+from models.run.step import Group, compute, groups_of
 from models.weights.checkpoint import load_checkpoint
 from models.weights.transfer import with_classes
 from models.yolo import DetectionModel
 from my_tools.benchmarking.engines import TARGETS, engine_calls
-from train import prepare, train_batch, train_epoch
+from train import prepare, train_epoch, train_group
 from utils.boxes import xywhn2xyxy
 from utils.data.augment import augment_hsv, flip_left_right, letterbox, random_perspective
 from utils.data.dataset import DetectionDataset
@@ -107,17 +108,20 @@ def turns(what: str) -> Callable[[range], Iterable[int]]:
     return partial(progress, desc=what)
 
 
-def training_run(c: Conditions, cfg: str, folder: str) -> Run:
-    """Set up a training with STEPS batches per epoch, as train.py does."""
+def training_run(c: Conditions, cfg: str, folder: str, batches: int | None = None) -> Run:
+    """Set up a training with this number of batches per epoch (None: STEPS), as train.py does."""
     opt = TrainOptions.from_flags({
         "cfg": cfg, "data": str(c.data.yaml_file), "imgsz": c.imgsz, "batch_size": c.batch_size, "amp": c.amp,
         "device": str(c.device), "workers": c.workers, "noplots": True, "noautoanchor": True, "noval": True,
         "epochs": 1000})  # fmt: skip
-    run = setup(opt, effective_hyp(opt), prepare(opt), folder=Path(folder))
+    hyp = {**effective_hyp(opt), "warmup_epochs": 0.0}  # in the warm-up, the optimizer makes more steps than later
+    run = setup(opt, hyp, prepare(opt), folder=Path(folder))
     old = run.loader.dataset
-    index = old.index.take(np.arange(STEPS * opt.batch_size) % len(old.index))  # repeats a dataset with fewer images
+    images = np.arange((batches or STEPS) * opt.batch_size)
+    index = old.index.take(images % len(old.index))  # repeats a dataset with fewer images
     dataset = DetectionDataset(index, opt.imgsz, opt.batch_size, run.hyp, stride=int(run.model.stride.max()))
-    run.loader = create_loader(dataset, opt.batch_size, opt.workers, True, c.device.type == "cuda", whole=False)
+    run.loader = create_loader(dataset, opt.batch_size, opt.workers, True, c.device.type == "cuda", whole=False,
+                               niceness=loader_niceness(opt, c.device))  # fmt: skip
     return run
 
 
@@ -130,59 +134,73 @@ def train_one(c: Conditions, cfg: str) -> list[Row]:
     """Return the rows of `training` for one model."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         run = training_run(c, cfg, folder)
-        twin = copy.deepcopy(run.model).to(memory_format=torch.contiguous_format).train()
-        optimizer = torch.optim.SGD(twin.parameters(), lr=1e-4, momentum=0.9)
-        x = torch.rand(c.batch_size, 3, run.opt.imgsz, run.opt.imgsz, device=c.device)
-
+        plain = plain_steps(run.model, (c.batch_size, 3, run.opt.imgsz, run.opt.imgsz), STEPS // 2)
         gpu, stop = c.device.type == "cuda", SimpleNamespace(requested=False)
-        images, targets, paths, _ = next(iter(run.loader))
-
-        def plain() -> None:
-            for _ in range(STEPS // 2):
-                with torch.autocast("cuda", torch.bfloat16, enabled=gpu):
-                    loss = sum(y.square().mean() for y in twin(x))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+        batch = next(iter(run.loader))
 
         def whole() -> None:
             train_epoch(run, stop)
             run.state.epoch, run.state.batch = run.state.epoch + 1, 0
 
         def steps() -> None:
-            for _ in range(STEPS // 2):
-                train_batch(run, images, targets, paths, stop)
+            for group in groups_of(run, [batch] * STEPS):
+                train_group(run, group, stop)
             run.state.epoch, run.state.batch = run.state.epoch + 1, 0
 
         name = Path(cfg).stem
         seconds = time_in_turns([whole, plain, steps], c.rounds, budget=1e9, least=c.rounds, each=turns(name), before=1)
-        target = {"yolov5_shufflenet": 1.5, "yolov5s": 2.5}.get(name)
+        target = {"yolov5_shufflenet": 2.2, "yolov5s": 2.3}.get(name)
         few, many = STEPS // 2 * c.batch_size, STEPS * c.batch_size
         yardstick = f"{'bfloat16' if gpu else 'float32'} NCHW step alone"
         rows = [compared("train", f"{name}, {END_TO_END}", yardstick, seconds[:, :2], (many, few), True, target),
-                compared("train", f"{name}, its steps with one batch", END_TO_END, seconds[:, [2, 0]], (few, many))]
+                compared("train", f"{name}, its steps with one batch", END_TO_END, seconds[:, [2, 0]], (many, many))]
         rows += shares(c, run)
-        close_loader(run.loader)
+        run.close()
     return rows
 
 
+def plain_steps(model: DetectionModel, shape: Sequence[int], steps: int) -> Callable[[], None]:
+    """Return a function that makes plain training steps with a copy of a network, on a random batch of this shape.
+
+    A step is forward, backward and SGD, in float32 and NCHW (on a GPU in bfloat16), without data loading and loss.
+    """
+    twin = copy.deepcopy(model).to(memory_format=torch.contiguous_format).train()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=1e-4, momentum=0.9)
+    device = next(model.parameters()).device
+    x = torch.rand(*shape, device=device)
+
+    def plain() -> None:
+        for _ in range(steps):
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                loss = sum(y.square().mean() for y in twin(x))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return plain
+
+
 def shares(c: Conditions, run: Run) -> list[Row]:
-    """Time the loss (with its gradients), and the optimizer with the EMA, as fractions of a whole step."""
-    images, targets, *_ = next(iter(run.loader))
-    targets = targets.to(c.device)
+    """Time the loss (with its gradients), and the optimizer with the EMA, as fractions of a whole step.
+
+    All three are computed in this process, by all threads.
+    """
+    batch = next(iter(run.loader))
+    if run.parallel:
+        run.parallel.close()
+        run.parallel = None
     run.model.train()
-    x = (images.to(c.device).float() / 255).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), run.precision.autocast():
-        maps = [m.detach().requires_grad_() for m in run.model(x)]
+        maps = [m.detach().requires_grad_() for m in run.model(to_input(batch[0], c.device))]
 
     def step() -> None:
-        with run.precision.autocast():
-            raw = run.network(x)
-        run.train_loss(raw, targets)[0].backward()
+        computed = compute(run, Group([batch], True))[0]
+        if not run.parallel:
+            computed.loss.backward()
         update()
 
     def loss() -> None:
-        run.train_loss(maps, targets)[0].backward()
+        run.train_loss(maps, batch[1])[0].backward()
 
     def update() -> None:
         nn.utils.clip_grad_norm_(run.model.parameters(), max_norm=10.0)

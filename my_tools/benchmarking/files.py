@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 import detect
+from models.inference.engine import load_fastest
+from models.inference.runtime import AnyRuntime
 from models.weights.checkpoint import save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools.benchmarking.cases import INFERRED, Conditions, Row, compared, quiet, turns
@@ -48,7 +50,8 @@ def detecting(c: Conditions) -> list[Row]:
         for k in range(PICTURES):
             source = Path(index.file(k % len(index)))
             os.symlink(source, pictures / f"{k}{source.suffix}")
-        runtime = detect.load_runtime(weights, c.device, amp="auto")
+        runtime = load_fastest(Path(weights), c.device, amp="auto", imgsz=INFERRED,
+                               frames=lambda most: most)  # fmt: skip
         with quiet():
             source = LoadImages(str(pictures), INFERRED, runtime.stride)
             frames = list(detect.read_frames(source, 1))
@@ -84,7 +87,7 @@ def detecting(c: Conditions) -> list[Row]:
     return rows
 
 
-def look(runtime: detect.Runtime, frames: detect.Frames) -> torch.Tensor:
+def look(runtime: AnyRuntime, frames: detect.Frames) -> torch.Tensor:
     """Return the detections in an image, (m, 6), in pixels of the original image."""
     found = non_max_suppression(runtime.predict(frames.batch), max_det=1000)[0]
     scale_boxes(tuple(frames.batch.shape[2:]), found[:, :4], frames.originals[0].shape[:2])

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
+import os
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,9 +21,11 @@ from models.yolo import DetectionModel
 from my_tools import benchmark
 from my_tools.benchmark import aim, by_model, draw_chart, table
 from my_tools.benchmarking import cases as benchmark_cases
+from my_tools.benchmarking import contention
 from my_tools.benchmarking import engines as benchmark_engines
 from my_tools.benchmarking import files as benchmark_files
 from my_tools.benchmarking.cases import Conditions, Row, compared, fire_everywhere
+from utils.errors import UserError
 from utils.settings.dataset import load_data
 
 
@@ -74,7 +81,7 @@ def test_every_case_on_a_tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     save_checkpoint(tmp_path / "w.pt", weights_content(model, 64))
     rows = benchmark.run(cfg=["yolov5_shufflenet.yaml"], weights=str(tmp_path / "w.pt"), data=str(data), imgsz=64,
                          batch_size=4, rounds=1, device="cpu", workers=0, project=str(tmp_path / "out"))  # fmt: skip
-    assert {r.case for r in rows} == {*benchmark.CASES, "share"}
+    assert {r.case for r in rows} == {*benchmark.USUAL_CASES, "share"}
     assert all(r.ratio > 0 and r.ms > 0 and r.yardstick_ms > 0 for r in rows)
     with open(tmp_path / "out/exp/table.csv", newline="") as f:
         written = list(csv.DictReader(f))
@@ -146,3 +153,32 @@ def test_bad_input_is_one_line(
     told = capfd.readouterr()
     assert said in told.out + told.err and "Traceback" not in told.err
     assert not list(tmp_path.iterdir())
+
+
+def test_contention_compares_each_way_with_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, worked = [], []
+
+    @contextmanager
+    def trainer(c, cfg, way, cores=None):
+        started.append((way, cores))
+        yield SimpleNamespace(begin=lambda: worked.append(way), end=lambda: time.sleep(0.001))
+
+    monkeypatch.setattr(contention, "trainer", trainer)
+    c = SimpleNamespace(device=torch.device("cpu"), cfgs=["yolov5n.yaml"], rounds=2)
+    rows = contention.contention(c)
+    pinned = hasattr(os, "sched_setaffinity")
+    whats = [*contention.BESIDE, *([contention.ONE_CORE] if pinned else []), contention.TWO]
+    assert [r.what for r in rows] == [f"yolov5n, {way} {what}" for what in whats for way in ("train.py", "plain step")]
+    assert all(r.yardstick == "alone" and r.fast for r in rows)
+    assert [r.target for r in rows[::2]] == [contention.TARGETS[what] for what in whats]
+    assert all(r.target is None for r in rows[1::2])
+    assert len(started) == (6 if pinned else 4) and len(worked) == 2 * 2 * (len(whats) + 2)
+    with pytest.raises(UserError, match="add --device cpu"):
+        contention.contention(SimpleNamespace(device=torch.device("cuda:0")))
+
+
+def test_a_training_that_ends_early_is_told() -> None:
+    near, far = multiprocessing.Pipe()
+    far.close()
+    with pytest.raises(UserError, match="a training has ended early"):
+        contention.Trainer(near).end()
