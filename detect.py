@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.files import ROOT
-from utils.settings.flags import Parser
+from utils.settings.flags import Parser, read_first
 from utils.settings.options import AMP_CHOICES
 from utils.settings.values import from_code
 
@@ -54,153 +55,35 @@ def parse_opt() -> argparse.Namespace:
     speed("--half", action="store_true", help="float16, on a GPU")
     speed("--amp", default="auto", choices=AMP_CHOICES,
           help="number format of the network; auto: bf16 on CPUs that support it, off: float32")  # fmt: skip
+    speed("--engine", default="auto", choices=("auto", "pytorch", "onnx", "openvino"),
+          help="program that runs a checkpoint on a CPU; auto: the fastest one for many images")  # fmt: skip
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.inference.runtime import AnyRuntime, input_size, load_runtime, warm_up, weights_file
-from utils.boxes import scale_boxes, xyxy2xywhn
-from utils.data.images import write_image
-from utils.data.naming import Names, Stems
+from models.inference.engine import count_frames, load_fastest
+from models.inference.output import Output
+from models.inference.runtime import AnyRuntime, input_size, warm_up, weights_file
+from utils.boxes import scale_boxes
 from utils.data.sources import LoadImages, LoadStreams, frame_rate, open_source
-from utils.draw.boxes import Annotator, color_of, count_text, crop_box
+from utils.draw.boxes import count_text
 from utils.errors import UserError
 from utils.evaluation.nms import non_max_suppression
-from utils.files import atomic_write, csv_text, distinct, increment_path, safe_name
+from utils.files import distinct, increment_path, safe_name
 from utils.system.background import InOrder, calls_at_a_time, opencv_on_one_thread, read_ahead, share_of, side_by_side
 from utils.system.console import LOGGER, run_script
-from utils.system.device import describe_device, has_display, select_device
-from utils.system.opencv import cv2
-
-WRITABLE = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff".split())  # other image formats are written as .jpg
-
-
-@dataclass
-class Output:
-    """Draws the detections and writes the selected files to `folder`."""
-
-    folder: Path
-    names: dict[int, str]
-    save_img: bool = True
-    save_txt: bool = False
-    save_conf: bool = False
-    save_crop: bool = False
-    save_csv: bool = False
-    view_img: bool = False
-    line_thickness: int = 3
-    hide_labels: bool = False
-    hide_conf: bool = False
-    videos: dict[str, tuple[cv2.VideoWriter, tuple[int, int]]] = field(default_factory=dict)  # with (width, height)
-    image_names: Names = field(default_factory=Names)
-    video_names: Names = field(default_factory=Names)
-    folder_names: Names = field(default_factory=Names)
-    stems: Stems = field(default_factory=Stems)  # of labels and crops
-
-    def add(self, found: Tensor, im0: np.ndarray, path: str, mode: str, frame: int, fps: float) -> None:
-        """Write the results of one frame. found: (m, 6) corners in pixels of `im0`, confidence, class; best first."""
-        name, stem = self.names_of(path, mode, frame)
-        if self.save_txt:
-            self._write_txt(found, im0.shape, self.folder / "labels" / f"{stem}.txt")
-        if self.save_csv and len(found):
-            self._write_csv(found, name)
-        if self.save_crop:
-            for k, row in enumerate(found.tolist()):
-                folder = self.folder / "crops" / safe_name(self.names[int(row[5])])
-                folder.mkdir(parents=True, exist_ok=True)
-                write_image(folder / f"{stem}-{k + 1}.jpg", crop_box(im0, row[:4]))
-        if self.save_img or self.view_img:
-            picture = self.draw(found, im0)
-            if self.view_img:
-                show(name, picture)
-            if self.save_img and mode == "image":
-                write_image(self.folder / name, picture)
-            elif self.save_img:
-                self._write_video(name, picture, fps)
-
-    def draw(self, found: Tensor, im0: np.ndarray) -> np.ndarray:
-        """Return the frame with its boxes drawn, the most confident on top."""
-        painter = Annotator(im0, self.line_thickness)
-        for row in reversed(found.tolist()):
-            name = self.names[int(row[5])]
-            label = "" if self.hide_labels else name if self.hide_conf else f"{name} {row[4]:.2f}"
-            painter.box_label(row[:4], label, color_of(int(row[5])))
-        return painter.result()
-
-    def names_of(self, path: str, mode: str, frame: int) -> tuple[str, str]:
-        """Return the file name of an annotated image or video, and the stem of its labels and crops; all are unique."""
-        if mode == "image":
-            image, suffix = self.image_names.take(Path(path).stem, path), Path(path).suffix
-            return f"{image}{suffix if suffix.lower() in WRITABLE else '.jpg'}", self.stems.take(image, path)
-        video = self.video_names.take(safe_name(Path(path).stem if mode == "video" else path), path)
-        return f"{video}.mp4", self.stems.frame(video, frame)
-
-    def _write_txt(self, found: Tensor, shape: tuple[int, ...], file: Path) -> None:
-        boxes = xyxy2xywhn(found[:, :4], shape[1], shape[0]).tolist()
-        with atomic_write(file, "w", durable=False) as f:
-            for row, box in zip(found.tolist(), boxes, strict=True):
-                values = [*box, row[4]] if self.save_conf else box
-                f.write(" ".join([f"{int(row[5])}", *(f"{v:.6g}" for v in values)]) + "\n")
-
-    def _write_csv(self, found: Tensor, name: str) -> None:
-        file = self.folder / "predictions.csv"
-        new = not file.exists()
-        with open(file, "a", encoding="utf-8", newline="") as f:
-            writer = csv.writer(f)
-            if new:
-                writer.writerow(("Image Name", "Prediction", "Confidence"))
-            for row in found.tolist():
-                writer.writerow((csv_text(name), csv_text(self.names[int(row[5])]), f"{row[4]:.2f}"))
-
-    def _write_video(self, name: str, picture: np.ndarray, fps: float) -> None:
-        size = (picture.shape[1], picture.shape[0])
-        if name not in self.videos:
-            file = self.folder / name
-            writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), fps or 30, size)
-            if not writer.isOpened():
-                raise UserError(f"{file}: OpenCV cannot write this video; use --nosave or --save-txt")
-            self.videos[name] = writer, size
-        writer, first = self.videos[name]
-        # OpenCV silently drops frames of another size, which a camera may send after a reconnect
-        writer.write(picture if size == first else cv2.resize(picture, first))
-
-    def features_folder(self, path: str, mode: str, frame: int) -> Path:
-        """Return the folder for the feature maps of an image or frame; no two of them share it."""
-        stem = self.names_of(path, mode, frame)[1]
-        return self.folder / self.folder_names.take(f"features_{safe_name(stem)}", stem)
-
-    def close(self) -> None:
-        """Finish the video files, and log which outputs are not named after their source."""
-        for writer, _ in self.videos.values():
-            writer.release()
-        texts = self.save_txt or self.save_crop
-        for what, names, used in (("images", self.image_names, self.save_img or texts),
-                                  ("videos", self.video_names, self.save_img or texts),
-                                  ("labels and crops", self.stems, texts)):  # fmt: skip
-            if used and names.changes:
-                LOGGER.info(f"{what}: {names.summary()}")
-
-
-def show(title: str, picture: np.ndarray) -> None:
-    """Show an image in a window. Raises UserError if there is no display."""
-    if not has_display():
-        raise UserError("--view-img: there is no display here")
-    try:
-        cv2.imshow(title, picture)
-        cv2.waitKey(1)
-    except cv2.error as e:
-        raise UserError("--view-img: this OpenCV has no window support; run pip uninstall opencv-python-headless, then "
-                        "pip install opencv-python") from e  # fmt: skip
+from utils.system.device import describe_device, select_device
 
 
 def save_features(runtime: AnyRuntime, image: Tensor, folder: Path) -> None:
     """Write the feature maps of every layer for one image (1, 3, h, w), one file per layer."""
-    from utils.draw.plots import plot_features  # rarely used, and takes half a second to import
+    from utils.draw.plots import plot_features  # rarely used
 
     handles = []
     for layer in runtime.model.model[:-1]:
@@ -275,7 +158,6 @@ def predict_all(
 
     count, seconds, threads = 0, np.zeros(3), torch.get_num_threads()
     dataset = open_source(source, size, runtime.stride, runtime.size is None, vid_stride)
-    warm_up(runtime, *size)
     # a stream is already read in its own thread, and only its newest frame is wanted
     live = dataset.mode == "stream"
     for path in () if live else dataset.files:
@@ -283,7 +165,10 @@ def predict_all(
             names.reserve([Path(path).stem, safe_name(Path(path).stem)])
     every, at_a_time = read_frames(dataset, vid_stride), 1 if live or visualize else calls_at_a_time(runtime.device)
     every, total = (every, None) if live else (read_ahead(every), dataset.frames)
-    start = time.perf_counter()
+    first = list(islice(every, 1))
+    for frames in first:  # the network is slow at its first image of each size
+        warm_up(runtime, *frames.batch.shape[2:])
+    start, every = time.perf_counter() - sum(frames.seconds for frames in first), chain(first, every)
     with opencv_on_one_thread(), InOrder() as writer, closing(side_by_side(look, every, at_a_time, total)) as seen:
         for frames, found, (predicting, suppressing), share in seen:
             seconds += (frames.seconds, predicting * share, suppressing * share)
@@ -351,6 +236,7 @@ def run(
     half: bool = False,
     amp: str = "auto",
     vid_stride: int = 1,
+    engine: str = "auto",
 ) -> Path:
     """Detect objects and return the folder of the results. Raises UserError for bad input."""
     if not 0 <= conf_thres <= 1 or not 0 <= iou_thres <= 1:
@@ -359,7 +245,8 @@ def run(
         raise UserError("--max-det, --line-thickness and --vid-stride must be 1 or more")
     file = weights_file(weights)
     where = select_device(device)
-    runtime = load_runtime(file, where, half, amp)
+    only = "--augment" if augment else "--visualize" if visualize else ""
+    runtime = load_fastest(file, where, half, amp, engine, imgsz, partial(count_frames, source, vid_stride), only)
     check_model(runtime, file, classes, visualize=visualize, augment=augment)
     size = input_size(runtime, imgsz)
     LOGGER.info(f"detect: {file}, {size[0]}x{size[1]} px; {describe_device(where)}, {runtime.reason}")

@@ -18,11 +18,12 @@ from helpers import ROOT, run_main, run_script, write_yolo_set
 import detect
 import train
 import val
+from models.inference import output
 from models.weights.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from models.yolo import Model
 from utils.errors import UserError
 from utils.files import safe_name
-from utils.system import console
+from utils.system import console, device
 from utils.training.logs import COLUMNS
 
 QUICK = {"cfg": "yolov5_shufflenet.yaml", "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
@@ -213,7 +214,7 @@ def test_view_img_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="--view-img: there is no display"):
-        detect.show("x", np.zeros((4, 4, 3), np.uint8))
+        output.show("x", np.zeros((4, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -291,13 +292,14 @@ def test_wrong_number_of_classes(tmp_path: Path, yolo_set: Path) -> None:
 
 
 def test_pictures_looked_at_side_by_side_are_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every file, and the lines of the pictures in their order, whatever the number of threads."""
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "w.pt", weights_content(Model("yolov5_shufflenet.yaml", nc=2), 64))
     data = write_yolo_set(tmp_path / "set", 9)
     usual, lines = torch.get_num_threads(), {}
+    monkeypatch.setattr(device, "granted_cores", lambda: 3)
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)

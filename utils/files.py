@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -173,6 +174,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def user_cache() -> Path | None:
+    """Return this program's folder in the user's cache folder, which may not exist; None without a home folder."""
+    usual = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "")}.get(sys.platform, "~/.cache")
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or usual)
+    return Path(folder) / "yolov5-light" if os.path.isabs(folder) else None
 
 
 def find_file(name: str | Path, folders: tuple[str, ...], what: str) -> Path:

@@ -9,22 +9,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import logging
 import sys
+import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from models.export.facts import LARGEST, ExportFacts, facts_of_yolov5, read_facts
+from models.export.openvino_model import OpenVinoModel
 from utils.errors import UserError
 from utils.files import no_file
 
+V = TypeVar("V")
 Engine = Callable[[np.ndarray], np.ndarray]
 LOWEST = 0.001  # confidence threshold given to graphs with NMS, the same as val.py's
 INSIDE = "metadata.json"  # a file or field inside the exported model, or a file beside it if the format cannot hold one
@@ -42,8 +46,9 @@ PACKAGES = MappingProxyType({
 class Opened(NamedTuple):
     """An exported model, ready to run: `engine`, the model's metadata (facts), the engine's name and its dtype.
 
-    shared: whether several threads may call the engine at once, each with its share of the cores. Otherwise one call
-    uses all cores.
+    shared: whether several threads may call the engine at once, each with its share of the cores (torch's number of
+    threads in that thread). Otherwise one call uses all cores. expect: prepares the engine for many batches of a shape
+    (b, 3, h, w).
     """
 
     engine: Engine
@@ -51,6 +56,7 @@ class Opened(NamedTuple):
     name: str
     dtype: torch.dtype
     shared: bool = False
+    expect: Callable[[Sequence[int]], None] = lambda shape: None
 
 
 def need(package: str, what: str) -> ModuleType:
@@ -149,14 +155,30 @@ def open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Op
     return Opened(run, facts, f"TorchScript in torch {torch.__version__}", kind, shared=True)
 
 
-def onnx_session(source: str | bytes, device: torch.device) -> Any:
-    """Create an ONNX Runtime session from a file's path or bytes, with torch's number of threads.
+def built_once(build: Callable[..., V]) -> Callable[..., V]:
+    """Return `build` with a cache. If several threads ask for the same value at once, only one of them builds it."""
+    made: dict[tuple[Hashable, ...], V] = {}
+    lock = threading.Lock()
+
+    def get(*key: Hashable) -> V:
+        if key not in made:
+            with lock:
+                if key not in made:
+                    made[key] = build(*key)
+        return made[key]
+
+    return get
+
+
+def onnx_session(source: str | bytes, device: torch.device, threads: int = 0) -> Any:
+    """Create an ONNX Runtime session from a file's path or bytes; threads: 0 means torch's number of threads.
 
     It runs on a GPU if `device` is one and ONNX Runtime supports it, otherwise on the CPU.
     """
     onnxruntime = need("onnxruntime", "an .onnx file")
+    getattr(onnxruntime, "disable_telemetry_events", lambda: None)()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors only
     wanted = (GPU_PROVIDER,) * (device.type == "cuda") + ("CPUExecutionProvider",)
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
@@ -165,21 +187,33 @@ def onnx_session(source: str | bytes, device: torch.device) -> Any:
 
 def open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     """Open an ONNX file, exported by this program or by YOLOv5, on the CPU or a GPU."""
-    session = onnx_session(str(path), device)
+    return onnx_engine(str(path), device)
+
+
+def onnx_engine(source: str | bytes, device: torch.device, facts: ExportFacts | None = None) -> Opened:
+    """Open an ONNX file, or the content of one, in ONNX Runtime. facts: its metadata if the file has none.
+
+    There is one session for each number of threads that the callers have.
+    """
+    session_of = built_once(functools.partial(onnx_session, source, device))
+    session = session_of(torch.get_num_threads())
     fields, (first, *_) = session.get_modelmeta().custom_metadata_map, session.get_inputs()
-    facts = (read_facts(fields[INSIDE], str(path)) if INSIDE in fields
-             else facts_of_yolov5(fields, str(path), list(first.shape)))  # fmt: skip
+    if facts is None:
+        facts = (read_facts(fields[INSIDE], str(source)) if INSIDE in fields
+                 else facts_of_yolov5(fields, str(source), list(first.shape)))  # fmt: skip
     kind = np.float16 if "float16" in first.type else np.float32
+    on_gpu = GPU_PROVIDER in session.get_providers()
 
     def run(images: np.ndarray) -> np.ndarray:
+        mine = session if on_gpu else session_of(torch.get_num_threads())
         feed = {first.name: in_unit(images).astype(kind, copy=False), **low}
-        found = session.run(None, feed)[0].astype(np.float32, copy=False)
+        found = mine.run(None, feed)[0].astype(np.float32, copy=False)
         return as_decoded(found, len(images), len(facts.names), int(facts.nms["max_det"])) if facts.nms else found
 
     # a lower threshold only adds boxes, and the caller applies its own threshold later
     low = {"conf_thres": np.array([LOWEST], np.float32)} if facts.nms else {}
-    on_cpu = " on the CPU" * (device.type == "cuda" and GPU_PROVIDER not in session.get_providers())
-    return Opened(run, facts, f"ONNX Runtime {need('onnxruntime', '').__version__}{on_cpu}", torch.float32)
+    on_cpu = " on the CPU" * (device.type == "cuda" and not on_gpu)
+    return Opened(run, facts, f"ONNX Runtime {need('onnxruntime', '').__version__}{on_cpu}", torch.float32, not on_gpu)
 
 
 def as_decoded(rows: np.ndarray, batch: int, nc: int, most: int) -> np.ndarray:
@@ -209,31 +243,22 @@ def openvino_core() -> Any:
 
 def open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:
     """Open a folder with an OpenVINO model, on the CPU; dtype: float32 or bfloat16."""
-    openvino = need("openvino", "an OpenVINO model")
+    need("openvino", "an OpenVINO model")
     facts = _facts_beside(path)
-    core, bf16 = openvino_core(), dtype == torch.bfloat16
-    network = core.read_model(_only(path, "*.xml"))
+    return openvino_engine(_only(path, "*.xml"), facts, dtype)
 
-    @functools.cache
-    def request_for(element: np.dtype) -> Any:
-        """Compile the model for this input dtype. detect.py and val.py pass uint8, a quarter of float32's memory."""
-        asked = network
-        if element == np.uint8:
-            steps = openvino.preprocess.PrePostProcessor(network.clone())
-            steps.input().tensor().set_element_type(openvino.Type.u8)
-            steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
-            asked = steps.build()
-        return core.compile_model(asked, "CPU", {
-            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}).create_infer_request()  # fmt: skip
 
-    def run(images: np.ndarray) -> np.ndarray:
-        request = request_for(images.dtype)
-        request.infer({0: images})
-        return request.get_output_tensor(0).data.astype(np.float32)  # a copy, as the next call writes over it
+def openvino_engine(source: Path | bytes, facts: ExportFacts, dtype: torch.dtype, threads: int = 0) -> Opened:
+    """Open the .xml file of an OpenVINO model, or the content of an ONNX file, in OpenVINO; dtype: as above.
 
-    request_for(np.dtype(np.uint8))  # a model that cannot be compiled raises its error here
-    return Opened(run, facts, f"OpenVINO {openvino.__version__.split('-')[0]}", dtype if bf16 else torch.float32)
+    threads: that most calls will have; 0 means torch's number of threads.
+    """
+    openvino, bf16 = need("openvino", "OpenVINO"), dtype == torch.bfloat16
+    core = openvino_core()
+    network = core.read_model(io.BytesIO(source) if isinstance(source, bytes) else source)
+    model = OpenVinoModel(openvino, core, network, bf16, facts.dynamic, threads or torch.get_num_threads())
+    name = f"OpenVINO {openvino.__version__.split('-')[0]}"
+    return Opened(model, facts, name, dtype if bf16 else torch.float32, True, model.expect)
 
 
 def open_ncnn(path: Path, device: torch.device, dtype: torch.dtype) -> Opened:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.export.engines import first_line, open_engine
+from models.export.engines import Opened, first_line, open_engine
 from utils.errors import UserError, no_memory
 from utils.system.console import LOGGER
 from utils.system.precision import inference_precision
@@ -20,17 +20,20 @@ class ExportedRuntime:
     """An exported model, ready to predict; see `models.inference.runtime.Runtime` for the attributes.
 
     size: (h, w) that images must have, None for any. batch: the fixed batch size, None for any; other batches are
-    padded or split. facts: the model's metadata. `model` is None, as there is no network.
+    padded or split. facts: the model's metadata. `model` is None, as there is no network. opened: an engine that is
+    open already; otherwise `path` is opened.
     """
 
     model = None
 
-    def __init__(self, path: Path, device: torch.device, half: bool = False, amp: str = "off") -> None:
+    def __init__(
+        self, path: Path, device: torch.device, half: bool = False, amp: str = "off", opened: Opened | None = None
+    ) -> None:
         if half:
             LOGGER.warning("--half is for checkpoints; an exported model keeps the precision it was exported with")
         wanted = inference_precision("off" if half else amp, device)
-        opened = open_engine(path, device, wanted.dtype)
-        self.path = path
+        opened = opened or open_engine(path, device, wanted.dtype)
+        self.path, self.expect = path, opened.expect
         self.facts, self.device, self.dtype, self._engine = opened.facts, device, opened.dtype, opened.engine
         self.names, self.stride, self.imgsz = dict(self.facts.names), self.facts.stride, max(self.facts.imgsz)
         self.size = None if self.facts.dynamic else list(self.facts.imgsz)

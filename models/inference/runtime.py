@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.export.engines import kind_of
 from models.export.exported import ExportedRuntime
+from models.inference.biases import corrected_biases
 from models.inference.packed import pack
 from models.weights.checkpoint import find_weights, load_checkpoint, model_from_checkpoint
 from models.yolo import DetectionModel
@@ -19,6 +20,7 @@ from utils.errors import UserError
 from utils.evaluation.nms import non_max_suppression
 from utils.files import newest
 from utils.settings.config import LARGEST_IMAGE
+from utils.system.background import one_torch_thread
 from utils.system.console import LOGGER
 from utils.system.precision import inference_precision
 
@@ -47,10 +49,13 @@ class Runtime:
         self.device, self.dtype, self.reason = device, precision.dtype, precision.reason
         head = model.model[-1]
         anchors = head.anchors.float().to(device)  # half precision would round them
-        self.model = model.fuse().to(device, self.dtype, memory_format=torch.channels_last).eval()
+        model.fuse().eval()
+        rounded = device.type == "cpu" and self.dtype == torch.bfloat16
+        biases = corrected_biases(model) if rounded and _is_float32(model) else {}
+        self.model = model.to(device, self.dtype, memory_format=torch.channels_last)
         head.anchors = anchors
         if device.type == "cpu":
-            pack(self.model)
+            pack(self.model, biases)
         self.names, self.stride, self.imgsz = model.names, int(model.stride.max()), imgsz or DEFAULT_IMGSZ
 
     @torch.inference_mode()
@@ -64,6 +69,11 @@ class Runtime:
     def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, list[Tensor] | None]:
         """Return the output of `predict` and the head's raw maps, the input of the loss (None with `augment`)."""
         return self.model(to_input(images, self.device, self.dtype), augment=augment)
+
+
+def _is_float32(model: DetectionModel) -> bool:
+    """Whether the parameters are float32; a model that is packed already has none."""
+    return {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 AnyRuntime = Runtime | ExportedRuntime
@@ -89,10 +99,12 @@ def load_runtime(weights: str | Path, device: torch.device, half: bool = False, 
     """Load a checkpoint or an exported model for inference. Raises UserError if the file is neither."""
     if kind_of(Path(weights)):
         return ExportedRuntime(Path(weights), device, half, amp)
-    content = load_checkpoint(weights)
-    model = model_from_checkpoint(content, weights)
-    check_channels(model.yaml, weights)
-    return Runtime(model, device, half, content.get("imgsz"), amp)
+    # hundreds of small operations, in which several threads would mostly wait for each other, for seconds on a busy CPU
+    with one_torch_thread():
+        content = load_checkpoint(weights)
+        model = model_from_checkpoint(content, weights)
+        check_channels(model.yaml, weights)
+        return Runtime(model, device, half, content.get("imgsz"), amp)
 
 
 def check_channels(cfg: Mapping[str, Any], where: str | Path) -> None:

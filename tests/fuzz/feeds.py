@@ -6,15 +6,18 @@ A feed raises an exception if the reader raises an unexpected type of error or a
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import torch
 
+from models.inference.engine_cache import Record, cache_folder, read_model, read_record, write_record
 from models.weights.checkpoint import check_fit, load_checkpoint, weights_content
 from models.yolo import DetectionModel, parse_model
 from utils.data.images import ImageError, decode_image
@@ -29,6 +32,7 @@ from utils.voc.sizes import Header, find_frame, read_header
 from utils.voc.source import find_sets
 
 CLASSES = 3
+RECORDED = "a" * 64  # digest of the checkpoint that a record is for
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 SMALL = {"nc": 1, "anchors": 1, "backbone": [[-1, 1, "Conv", [8, 3, 8]]],
          "head": [[[-1], 1, "Detect", ["nc", "anchors"]]]}  # fmt: skip
@@ -185,6 +189,20 @@ def image(data: bytes) -> None:
     assert found.ndim == 3 and found.shape[2] == 3 and found.dtype == np.uint8
 
 
+def engine_record(data: bytes) -> None:
+    """A record of the cache of converted checkpoints: an accepted one has valid values, and can be written again."""
+    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(FOLDER / "cache")}):
+        write_record(Record(RECORDED))
+        (cache_folder() / f"{RECORDED}.json").write_bytes(data)
+        record = read_record(RECORDED)
+        assert record.weights == RECORDED and len(record.model) in (0, 64)
+        assert all(good in (True, False) for good in record.checked.values())
+        assert all(0 < ms < 1e9 for found in record.speeds.values() for ms in found.values())
+        assert read_model(record) is None
+        write_record(record)
+        assert read_record(RECORDED) == record
+
+
 def label_seeds() -> list[bytes]:
     polygon = b"1 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\n"
     face = b"0 0.50 0.30 0.04 0.07 0.49 0.29 -1 -1 0.505 0.30 0.495 0.31 0.51 0.31\n"
@@ -231,6 +249,13 @@ def pickle_seeds() -> list[bytes]:
         return [z.read(next(n for n in z.namelist() if n.endswith("data.pkl")))]
 
 
+def engine_record_seeds() -> list[bytes]:
+    speeds = {"640x640 px, torch 2": {"pytorch": 21.5, "onnx": 11.25}}
+    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(FOLDER / "cache")}):
+        write_record(Record(RECORDED, "b" * 64, "{}", {"float32, ONNX Runtime": True}, speeds))
+        return [(cache_folder() / f"{RECORDED}.json").read_bytes()]
+
+
 def image_seeds() -> list[bytes]:
     picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
     deep = [cv2.imencode(suffix, picture.astype(np.uint16) << 4)[1].tobytes() for suffix in (".png", ".tiff")]
@@ -242,4 +267,5 @@ FEEDS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "small_model": (small_model, model_seeds), "data_yaml": (data_yaml, data_seeds),
     "checkpoint": (checkpoint, checkpoint_seeds), "pickle": (pickled, pickle_seeds), "image": (image, image_seeds),
     "voc_names": (voc_names, voc_name_seeds), "image_header": (image_header, image_seeds),
+    "engine_record": (engine_record, engine_record_seeds),
 }  # fmt: skip

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 # number of files for each feed: 20,000 in total
 CASES = {"labels": 5200, "xml": 5000, "model_yaml": 700, "small_model": 100, "data_yaml": 1700, "checkpoint": 1500,
-         "pickle": 2500, "image": 2500, "voc_names": 400, "image_header": 400}  # fmt: skip
+         "pickle": 2500, "image": 2500, "voc_names": 400, "image_header": 400,
+         "engine_record": 150}  # fmt: skip
 WORDS = ["nan", "-1", "1e999", "0", "9" * 20, "0x7f", "[]", "{}", "*a", "&a ", "!!python/name:os.system ", "null", "\0",
          "-0.0", "1e-300", "<!ENTITY a 'b'>", "&a;", "</object>", "os.system", "\u202e", "'", '"', ": ", "\n- ",
          "<<: "]  # fmt: skip

@@ -8,12 +8,13 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (2, 1)]
 
-from security import attacks_checkpoint, attacks_files, attacks_names, attacks_yaml
+from security import attacks_checkpoint, attacks_engines, attacks_files, attacks_names, attacks_yaml
 from security.zoo import Attack
 
 ATTACKS: Sequence[Attack] = [
     *attacks_yaml.ATTACKS,
     *attacks_checkpoint.ATTACKS,
+    *attacks_engines.ATTACKS,
     *attacks_files.ATTACKS,
     *attacks_names.ATTACKS,
 ]
