@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, did_you_mean
-from utils.settings.flags import Parser, options_from
+from utils.settings.flags import Parser, options_from, read_first
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.settings.flags import Parser, options_from
+from utils.settings.flags import Parser, options_from, read_first
 from utils.settings.options import AMP_CHOICES, PROTOCOLS, SPLITS, TASKS, ValOptions
 
 
@@ -61,7 +61,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch

@@ -16,7 +16,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.settings.flags import Parser
+from utils.settings.flags import Parser, read_first
 
 
 def parse_opt() -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before torch is imported, so that --help and wrong flags are reported without that delay
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import torch
 from torch import Tensor, nn

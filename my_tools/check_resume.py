@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.settings.flags import Parser
+from utils.settings.flags import Parser, read_first
 from utils.settings.options import AMP_CHOICES
 
 
@@ -44,7 +44,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import torch
 from torch import Tensor

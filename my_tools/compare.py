@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import UserError, did_you_mean
 from utils.files import ROOT
-from utils.settings.flags import Parser
+from utils.settings.flags import Parser, read_first
 from utils.settings.options import AMP_CHOICES, OPTIMIZERS, SPLITS
 from utils.settings.values import converted_flags, hints_of
 
@@ -138,7 +138,7 @@ def _add_training(parser: Parser) -> None:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.settings.flags import Parser, options_from
+from utils.settings.flags import Parser, options_from, read_first
 
 CHECKPOINT = "pytorch"
 ENGINES = (CHECKPOINT, "torchscript", "onnx", "openvino", "ncnn", "tflite")
@@ -71,7 +71,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 import numpy as np
 import torch

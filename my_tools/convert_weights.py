@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.settings.flags import Parser
+from utils.settings.flags import Parser, read_first
 from utils.settings.values import from_code
 
 
@@ -30,7 +30,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 from models.inference.runtime import DEFAULT_IMGSZ
 from models.weights.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.settings.flags import Parser
+from utils.settings.flags import Parser, read_first
 from utils.settings.values import from_code
 
 IMAGES, SIZE = 800, 160
@@ -33,7 +33,7 @@ def parse_opt(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow imports: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow imports: --help and flag errors appear at once
 
 from utils.errors import UserError
 from utils.system.console import run_script

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.settings.flags import Parser, options_from
+from utils.settings.flags import Parser, options_from, read_first
 from utils.voc.options import LINKS, Options
 
 
@@ -43,7 +43,7 @@ def parse_opt(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow imports: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow imports: --help and flag errors appear at once
 
 from utils.system.console import run_script
 from utils.voc.convert import Summary, convert

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.settings.flags import Parser, options_from
+from utils.settings.flags import Parser, options_from, read_first
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def parse_opt() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    OPT = parse_opt()  # before the slow import of torch: --help and flag errors appear at once
+    OPT = read_first(parse_opt)  # before the slow import of torch: --help and flag errors appear at once
 
 from my_tools.serving.files import Item, build_site, install, write_site
 from utils.system.console import LOGGER, run_script, shown

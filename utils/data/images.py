@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from utils.errors import UserError
 from utils.files import atomic_write, read_file
@@ -20,7 +19,7 @@ class ImageError(UserError):
 
 LARGEST_FILE = 2**30  # bytes
 MOST_PIXELS = 178_956_970  # per image, the limit above which Pillow raises an error; about half a GB decoded
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow warns from half of that
+warnings.filterwarnings("ignore", r"Image size .* decompression bomb")  # Pillow warns from half of that
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes
 REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
            8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
@@ -85,6 +84,8 @@ def to_8_bit(image: np.ndarray) -> np.ndarray:
 
 
 def _is_float(content: bytes) -> bool:
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return picture.mode in ("F", "I")
@@ -112,6 +113,8 @@ def _claimed_size(content: bytes) -> tuple[int, int]:
     """Return the (width, height) in an image's header without decoding it; zeros if Pillow cannot read the header."""
     if content[:8] == b"\x89PNG\r\n\x1a\n":  # even if Pillow refuses the rest
         return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    from PIL import Image  # not at the top of the file: JPEG and PNG, the usual formats, do not need it
+
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return picture.size

@@ -29,7 +29,6 @@ from utils.files import (
     read_file,
 )
 from utils.system.console import LOGGER, printable
-from utils.system.download import download
 from utils.system.opencv import cv2
 
 STREAM_SCHEMES = ("rtsp", "rtmp", "tcp", "udp", "http", "https")
@@ -65,6 +64,8 @@ def open_source(
     if source.startswith("screen"):
         raise UserError(NO_SCREENSHOTS.format(source))
     if scheme in ("http", "https") and suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        from utils.system.download import download  # rarely used
+
         folder = tempfile.TemporaryDirectory(prefix="detect-")
         file = download(source, Path(folder.name) / Path(urlsplit(source).path).name)
         loader = LoadImages(str(file), imgsz, stride, auto, vid_stride)

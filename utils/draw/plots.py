@@ -6,11 +6,9 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from utils.draw.boxes import Annotator, colors, save_one_box  # noqa: F401  YOLOv5's scripts import them from here
@@ -19,12 +17,22 @@ from utils.evaluation.metrics import Curves, smooth
 from utils.files import atomic_write
 from utils.system.console import printable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
     """Write a figure atomically, in the format given by the suffix of `path`."""
     path = Path(path)
     with atomic_write(path) as f:
         figure.savefig(f, format=path.suffix[1:], dpi=dpi)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure; the size is in inches. matplotlib, which is slow to import, is imported here."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _label(name: str) -> str:
@@ -37,7 +45,9 @@ def plot_labels(values: np.ndarray, names: Mapping[int, str], path: Path) -> Non
 
     values: (n, 5) class, cx, cy, w, h normalised.
     """
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    from matplotlib import colormaps
+
+    figure = _figure(9, 9)
     axes = figure.subplots(2, 2)
     counts = np.bincount(values[:, 0].astype(int), minlength=len(names))
     colours = colormaps["tab20"](np.arange(len(names)) % 20)
@@ -68,7 +78,7 @@ def plot_results(csv_file: Path, path: Path) -> None:
     data = np.array([[float(v) for v in row] for row in rows[1:]], dtype=float).reshape(-1, len(header))
     order = [n for n in header if n.startswith("train/")] + [n for n in header if n.startswith("metrics/")]
     order += [n for n in header if n.startswith("val/")]
-    figure = Figure(figsize=(3 * math.ceil(len(order) / 2), 6), layout="constrained")
+    figure = _figure(3 * math.ceil(len(order) / 2), 6)
     for axis, name in zip(figure.subplots(2, math.ceil(len(order) / 2)).ravel(), order, strict=False):
         y = data[:, header.index(name)]
         axis.plot(data[:, 0], y, marker=".", color="#4878a8", linewidth=1, markersize=5)
@@ -87,9 +97,11 @@ def plot_evolve(values: np.ndarray, names: Sequence[str], fitness: np.ndarray, p
     values: (n, k) of n generations; names: k hyperparameters; fitness: (n,). Points are coloured by generation. The
     best one is marked, and the title gives its value.
     """
+    from matplotlib.ticker import MaxNLocator
+
     columns = min(6, max(len(names), 1))
     rows = max(math.ceil(len(names) / columns), 1)
-    figure = Figure(figsize=(2.6 * columns + 1, 2.3 * rows), layout="constrained")
+    figure = _figure(2.6 * columns + 1, 2.3 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     best = int(fitness.argmax())
     for axis in grid.ravel()[len(names) :]:
@@ -128,7 +140,7 @@ def plot_curves(curves: Curves, ap: np.ndarray, classes: np.ndarray, names: Mapp
 def _curve_picture(
     x: np.ndarray, ys: np.ndarray, labels: Sequence[str], mean: str, axis_names: tuple[str, str], path: Path
 ) -> None:
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = _figure(9, 6)
     axis = figure.subplots()
     few = len(ys) <= 20
     for y, label in zip(ys, labels, strict=True):
@@ -146,7 +158,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str], path: Path) -> 
     """Plot a confusion matrix (nc + 1, nc + 1), rows predicted, with each column normalised to a sum of 1."""
     shares = matrix / (matrix.sum(0, keepdims=True) + 1e-9)
     size = max(6.0, min(0.42 * len(matrix) + 3, 24.0))
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    figure = _figure(size + 1, size)
     axis = figure.subplots()
     shown = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, shrink=0.8)
@@ -166,7 +178,7 @@ def plot_features(features: Tensor, path: Path, channels: int = 32) -> None:
     maps = features[:channels].float().cpu().numpy()
     columns = 8
     rows = math.ceil(len(maps) / columns)
-    figure = Figure(figsize=(columns, rows), layout="constrained")
+    figure = _figure(columns, rows)
     for axis in figure.subplots(rows, columns, squeeze=False).ravel():
         axis.axis("off")
     for axis, one in zip(figure.axes, maps, strict=False):
@@ -180,7 +192,7 @@ def plot_study(curves: Mapping[str, np.ndarray], path: Path) -> None:
     curves: model name -> (sizes, 8): size in pixels, P, R, mAP50, mAP50-95, and milliseconds of pre-processing,
     network and NMS.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = _figure(9, 6)
     axis = figure.subplots()
     for name, rows in curves.items():
         time = rows[:, 6] + rows[:, 7]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import re
@@ -11,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from utils.errors import UserError, no_memory
 from utils.system.processes import is_connected, is_main, rank
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -33,7 +35,10 @@ _COLOURS = {
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes through tqdm, so that messages do not break progress bars; reads sys.stdout anew for each line."""
+    """Writes through tqdm, if it is in use, so that messages do not break progress bars.
+
+    Reads sys.stdout anew for each line.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
@@ -44,7 +49,10 @@ class _ConsoleHandler(logging.Handler):
             text = colorstr("red", "error: ") + text
         elif record.levelno >= logging.WARNING:
             text = colorstr("yellow", "WARNING: ") + text
-        tqdm.write(text, file=stream)
+        if bars := getattr(sys.modules.get("tqdm"), "tqdm", None):
+            bars.write(text, file=stream)
+        else:
+            stream.write(text + "\n")
 
 
 def set_logging(name: str | None = None, verbose: bool = True) -> None:
@@ -99,6 +107,8 @@ def quoted(word: str) -> str:
 
 def progress(iterable: Iterable | None = None, desc: str = "", **kwargs: Any) -> tqdm:
     """Return a progress bar in YOLOv5's style: description, ten-character bar, count, time left."""
+    from tqdm import tqdm  # not at the top of the file: --help does not need it
+
     kwargs.setdefault("bar_format", "{l_bar}{bar:10}{r_bar}{bar:-10b}")
     return tqdm(iterable, desc=desc, disable=not is_main(), **kwargs)
 
@@ -117,6 +127,11 @@ def fail(message: str) -> NoReturn:
 
 def run_script(main: Callable[[Any], Any], opt: Any) -> None:
     """Run `main(opt)`; a `UserError` is printed as one line on stderr with exit code 1, Ctrl-C gives exit code 130."""
+    if not gc.isenabled():  # turned off by `read_first`
+        # What was imported stays until the process ends. Otherwise, looking through torch's objects takes a third of a
+        # second at the end of the process, and at each full garbage collection before it.
+        gc.freeze()
+        gc.enable()
     try:
         main(opt)
     except UserError as e:

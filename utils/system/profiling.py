@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from utils.system.console import LOGGER
 
@@ -122,6 +121,8 @@ def count_gflops(model: nn.Module, imgsz: int | Sequence[int] = 640) -> float:
 
     imgsz: image size in pixels, a side or (height, width).
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, a compiler for GPUs, in a tenth of a second
+
     size = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
     twin = copy.deepcopy(model).float().eval().to("meta")
     channels = getattr(model, "yaml", {}).get("ch", 3)
