@@ -23,6 +23,12 @@ def same_numbers() -> None:
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Use one thread again, whatever the tests before have set; of the trainings, only those with --parts use more."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def every_log_level() -> None:
     """Reset the levels of pytest's own log handlers, because libraries of exports raise those of all root handlers."""
     for handler in logging.root.handlers:

@@ -150,8 +150,11 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     opt.parts = parts_of_batches(opt, model, device)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
-    several = content["training"].get("several_batches", False) if content else opt.parts > 1 and memory_suffices(
-        model, opt.imgsz, opt.parts * opt.batch_size, precision.autocast)  # fmt: skip
+    if content:
+        several = content["training"].get("several_batches", False)
+    else:
+        largest = opt.batch_size * (2.25 if opt.multi_scale else 1)  # 1.5 times the side
+        several = opt.parts > 1 and memory_suffices(model, opt.imgsz, opt.parts * largest, precision.autocast)
     return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index, several)
 
 

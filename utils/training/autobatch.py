@@ -108,7 +108,7 @@ def _line(per_image: float, imgsz: int, fixed: float, share: float, free: float,
 
 
 def memory_suffices(
-    model: nn.Module, imgsz: int, images: int, autocast: Callable[[], AbstractContextManager] = nullcontext
+    model: nn.Module, imgsz: int, images: float, autocast: Callable[[], AbstractContextManager] = nullcontext
 ) -> bool:
     """Whether the free memory of a CPU surely suffices to train on this number of images at once."""
     free = available_memory()

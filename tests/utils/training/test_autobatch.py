@@ -189,3 +189,11 @@ def test_line_on_a_gpu_foretells_a_larger_batch(monkeypatch: pytest.MonkeyPatch)
     assert check_train_batch_size(model, 320, CUDA, 40) == 16  # one probe makes no line
     monkeypatch.undo()
     assert check_train_batch_size(model, 320, CUDA, 40) == 40
+
+
+@pytest.mark.parametrize(("free", "images", "enough"), [(2**40, 64, True), (2**20, 64, False), (None, 1, False)])
+def test_whether_the_memory_suffices(
+    free: int | None, images: int, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autobatch, "available_memory", lambda: free)
+    assert autobatch.memory_suffices(Model("yolov5_shufflenet.yaml"), 64, images) is enough
