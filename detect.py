@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from utils.files import ROOT
 from utils.settings.flags import Parser, read_first
-from utils.settings.options import AMP_CHOICES
+from utils.settings.options import AMP_CHOICES, ENGINE_CHOICES
 from utils.settings.values import from_code
 
 
@@ -55,7 +55,7 @@ def parse_opt() -> argparse.Namespace:
     speed("--half", action="store_true", help="float16, on a GPU")
     speed("--amp", default="auto", choices=AMP_CHOICES,
           help="number format of the network; auto: bf16 on CPUs that support it, off: float32")  # fmt: skip
-    speed("--engine", default="auto", choices=("auto", "pytorch", "onnx", "openvino"),
+    speed("--engine", default="auto", choices=ENGINE_CHOICES,
           help="program that runs a checkpoint on a CPU; auto: the fastest one for many images")  # fmt: skip
     return parser.parse_args()
 
@@ -208,6 +208,14 @@ def check_model(runtime: AnyRuntime, file: Path, classes: Sequence[int] | None, 
             raise UserError(f"--{flag} needs a checkpoint, but {file} is an exported model")
 
 
+def check_numbers(conf_thres: float, iou_thres: float, max_det: int, line_thickness: int, vid_stride: int) -> None:
+    """Raise UserError for numbers out of range."""
+    if not 0 <= conf_thres <= 1 or not 0 <= iou_thres <= 1:
+        raise UserError(f"--conf-thres {conf_thres} and --iou-thres {iou_thres} must lie between 0 and 1")
+    if min(max_det, line_thickness, vid_stride) < 1:
+        raise UserError("--max-det, --line-thickness and --vid-stride must be 1 or more")
+
+
 @from_code("detect.run")
 def run(
     weights: str = "",
@@ -239,10 +247,7 @@ def run(
     engine: str = "auto",
 ) -> Path:
     """Detect objects and return the folder of the results. Raises UserError for bad input."""
-    if not 0 <= conf_thres <= 1 or not 0 <= iou_thres <= 1:
-        raise UserError(f"--conf-thres {conf_thres} and --iou-thres {iou_thres} must lie between 0 and 1")
-    if min(max_det, line_thickness, vid_stride) < 1:
-        raise UserError("--max-det, --line-thickness and --vid-stride must be 1 or more")
+    check_numbers(conf_thres, iou_thres, max_det, line_thickness, vid_stride)
     file = weights_file(weights)
     where = select_device(device)
     only = "--augment" if augment else "--visualize" if visualize else ""

@@ -2,7 +2,7 @@
 
     python my_tools/benchmark.py                                    # the default dataset, a few minutes
     python my_tools/benchmark.py --cases train loader --data VOC.yaml --rounds 9
-    python my_tools/benchmark.py --cases gpu                        # training and inference on a GPU, seven minutes
+    python my_tools/benchmark.py --cases gpu                        # training and inference on a GPU
 
 Writes table.csv, models.md (a row per model; gpu.md for the case gpu) and chart.png to runs/benchmark/exp. A ratio is
 the median over all rounds, given with its quartiles.

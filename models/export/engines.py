@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import io
 import logging
 import sys
@@ -57,6 +58,11 @@ class Opened(NamedTuple):
     dtype: torch.dtype
     shared: bool = False
     expect: Callable[[Sequence[int]], None] = lambda shape: None
+
+
+def installed(*packages: str) -> bool:
+    """Whether all these packages are installed."""
+    return all(map(importlib.util.find_spec, packages))
 
 
 def need(package: str, what: str) -> ModuleType:

@@ -6,7 +6,6 @@ with the network, the engines are timed in turns, and all this is remembered in 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,18 +14,18 @@ from urllib.parse import urlsplit
 
 import torch
 
-from models.export.engines import kind_of, need, without_logs
+from models.export.engines import installed, kind_of, need, without_logs
 from models.inference.runtime import AnyRuntime, load_runtime
 from utils.data.sources import STREAM_SCHEMES, Video, list_media, scheme_of
 from utils.errors import UserError, did_you_mean
 from utils.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from utils.settings.options import ENGINE_CHOICES
 from utils.system.console import LOGGER
 from utils.system.opencv import cv2
 
 if TYPE_CHECKING:
     from models.inference.candidates import Candidates
 
-ENGINES = ("auto", "pytorch", "onnx", "openvino")
 NAMES = MappingProxyType({"pytorch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"})
 PACKAGES = MappingProxyType({"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")})
 SOME = 30  # images for which it pays to load a known faster engine, which takes some tenths of a second more
@@ -44,8 +43,8 @@ def load_fastest(
     `most` if there are more. only: a flag, such as --augment, that only PyTorch supports.
     Raises UserError for an engine that is not installed, or cannot be combined with the other arguments.
     """
-    if engine not in ENGINES:
-        raise UserError(f"--engine {engine}{did_you_mean(engine, ENGINES)}: one of {', '.join(ENGINES)}")
+    if engine not in ENGINE_CHOICES:
+        raise UserError(f"--engine {engine}{did_you_mean(engine, ENGINE_CHOICES)}: one of {', '.join(ENGINE_CHOICES)}")
     kind = kind_of(weights)
     if kind and engine in ("auto", kind):
         return load_runtime(weights, device, half, amp)
@@ -56,7 +55,7 @@ def load_fastest(
         raise UserError("--engine onnx computes in float32 on a CPU: leave --amp out, or use --engine openvino")
     for package in PACKAGES.get(engine, ()):
         need(package, f"--engine {engine}")
-    others = [engine] if engine in PACKAGES else [] if against or engine == "pytorch" else installed()
+    others = [engine] if engine in PACKAGES else [] if against or engine == "pytorch" else available()
     others = [other for other in others if (other, amp) != ("onnx", "bf16")]
     count = MANY if engine in PACKAGES else frames(MANY) if others else 0
     if count < SOME:
@@ -81,9 +80,9 @@ def _against(weights: Path, device: torch.device, half: bool, only: str) -> str:
     return f"cannot be combined with {only}: leave it out" if only else ""
 
 
-def installed() -> list[str]:
+def available() -> list[str]:
     """Return the engines other than PyTorch whose packages are installed."""
-    return [engine for engine, packages in PACKAGES.items() if all(map(importlib.util.find_spec, packages))]
+    return [engine for engine, packages in PACKAGES.items() if installed(*packages)]
 
 
 def _automatic(

@@ -25,8 +25,7 @@ from utils.system.console import LOGGER
 from utils.system.precision import inference_precision
 
 DEFAULT_IMGSZ = 640
-# of yolov5n and of YOLOv5-Lite on 83 images of VOC; without `corrected_biases` within 0.014
-BFLOAT16_COST = "nine of ten scores within about 0.01 of float32"
+BFLOAT16_COST = "scores may be a few hundredths off those of float32"
 
 
 class Runtime:
@@ -55,7 +54,7 @@ class Runtime:
         rounded = device.type == "cpu" and self.dtype == torch.bfloat16
         biases = corrected_biases(model) if rounded and _is_float32(model) else {}
         if biases:
-            self.reason = self.reason.replace("(", f"({BFLOAT16_COST}; ", 1)
+            self.reason += f", {BFLOAT16_COST}"
         self.model = model.to(device, self.dtype, memory_format=torch.channels_last)
         head.anchors = anchors
         if device.type == "cpu":

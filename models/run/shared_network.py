@@ -1,4 +1,4 @@
-"""A network in training in memory that several processes share, for `models.run.parts`."""
+"""A network in training in memory that several processes share, for `models.run.parallel`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,6 @@ class SharedNetwork:
     def refresh(self) -> None:
         """Convert the convolution weights to bfloat16 again; to be called after each change of the parameters."""
         self._halves.copy_(self._wholes)
-
 
     def add_statistics(self, new: Tensor) -> None:
         """Update the running statistics with those of a batch, `own_statistics` after a forward pass from zeros."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.export.engines import onnx_session
+from models.export.engines import installed, onnx_session
 from models.export.exported import ExportedRuntime
 from models.export.exporters import FORMATS, Job, onnx_graph
 from models.export.facts import ExportFacts
@@ -37,11 +36,6 @@ TARGETS = MappingProxyType({
     ("yolov5_shufflenet", "OpenVINO bf16"): 0.15, ("yolov5_shufflenet", "OpenVINO int8"): 0.1,
     ("yolov5s", "OpenVINO bf16"): 0.2,
 })  # fmt: skip
-
-
-def installed(*packages: str) -> bool:
-    """Whether all these packages are installed."""
-    return all(importlib.util.find_spec(package) for package in packages)
 
 
 @contextmanager

@@ -103,6 +103,12 @@ class PlainBar:
     def __iter__(self) -> Iterator:
         return iter(self.iterable)
 
+    def __enter__(self) -> PlainBar:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Do nothing, as the other methods."""
+
     @staticmethod
     def write(text: str, file: Any = None) -> None:
         """Write a line."""

@@ -22,6 +22,7 @@ from my_tools.benchmarking.gpu_report import markdown
 from my_tools.benchmarking.gpu_task import Report, Task, in_turns, run_task, sampled
 from my_tools.benchmarking.gpu_trace import profile_steps, read_trace, union
 from utils.settings.dataset import load_data
+from utils.system import console
 
 TINY = """
 nc: 5
@@ -290,3 +291,11 @@ def test_a_full_page() -> None:
     assert cells[1][2:] == ["64.0", "48.0", "25", "3.0", "900", "500", "1.50", "21", "EventSynchronize 1.0 (2.0 ms)"]
     assert cells[2] == ["m", "32", "40.00", "-", "-", "-", "10.00 (0.25)", "-", "-", "3,200"]
     assert "a.py:3 (2 a step)" in page and "| loader | 8 workers | 1,200 | 79 |" in page and "`conv/x`" in page
+
+
+def test_the_stand_in_of_a_progress_bar_does_what_a_training_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=gpu_packages.PlainBar))
+    with console.progress(total=2, initial=0) as bar:  # as in train_epoch
+        bar.update(1)
+        bar.set_description("epoch")
+    assert list(console.progress(range(3), "reading")) == [0, 1, 2]

@@ -28,7 +28,16 @@ from utils.data.label_rows import (
     total,
 )
 from utils.errors import UserError, shorten
-from utils.files import IMAGE_SUFFIXES, LARGEST_LIST, UNREADABLE_SUFFIXES, atomic_write, no_file, read_file, walk
+from utils.files import (
+    IMAGE_SUFFIXES,
+    LARGEST_LIST,
+    UNREADABLE_SUFFIXES,
+    atomic_write,
+    no_file,
+    read_file,
+    user_cache,
+    walk,
+)
 from utils.settings.dataset import DataConfig
 from utils.system.console import LOGGER, printable, progress
 from utils.system.cores import granted_cores
@@ -295,8 +304,8 @@ def _notes(good: list[_Examined]) -> tuple[str, ...]:
 
 def _user_cache(fingerprint: str) -> list[Path]:
     """Where a cache goes that cannot be written beside the labels, as on a read-only disk; empty without a home."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/.cache")
-    return [Path(folder) / "yolov5-light" / f"{fingerprint[:32]}.cache.npz"] if os.path.isabs(folder) else []
+    folder = user_cache()
+    return [folder / f"{fingerprint[:32]}.cache.npz"] if folder else []
 
 
 def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> LabelIndex | None:

@@ -15,6 +15,7 @@ from utils.settings.values import converted_flags, hints_of
 SPLITS, TASKS = ("train", "val", "test"), ("train", "val", "test", "speed", "study")
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 AMP_CHOICES = ("auto", "off", "fp16", "bf16")
+ENGINE_CHOICES = ("auto", "pytorch", "onnx", "openvino")
 PROTOCOLS = {
     "yolov5": "P, R, mAP50 and mAP50-95 as YOLOv5 computes them",
     "voc07": "PASCAL VOC 2007: AP at IoU 0.5 from 11 points of recall",

@@ -30,7 +30,8 @@ def select_device(
 ) -> torch.device:
     """Return the device for a `--device` value: 'cpu', 'mps', the index of a CUDA GPU, or '' or None for automatic.
 
-    Automatic is the first CUDA GPU, or the CPU if there is none. batch_size and newline are accepted for compatibility
+    Automatic is the first CUDA GPU, or the CPU if there is none. On the CPU, torch's threads are limited to the cores
+    that this process may use. batch_size and newline are accepted for compatibility
     with YOLOv5's scripts and have no effect. Raises UserError if the device is not available.
     """
     name = str("" if device is None else device).strip().lower().removeprefix("cuda:")
