@@ -61,8 +61,12 @@ def look(pid: int, csv_file: Path) -> Sample | None:
         return None
 
 
-def train(epochs: int, images: int, folder: Path) -> tuple[list[Sample], np.ndarray]:
-    """Train with two samples per second; return the samples and each epoch's seconds for images, steps, validation."""
+def train(epochs: int, images: int, folder: Path, pause: float = 0.5) -> tuple[list[Sample], np.ndarray]:
+    """Train, with a sample every `pause` seconds.
+
+    Returns:
+        the samples, and each epoch's seconds for images, steps and validation
+    """
     data = write_yolo_set(folder / "set", images)
     command = [sys.executable, "train.py", "--data", data, "--epochs", epochs, "--batch-size", 16, "--imgsz", 64,
                "--workers", 1, "--device", "cpu", "--patience", 0, "--noplots", "--project",
@@ -73,7 +77,7 @@ def train(epochs: int, images: int, folder: Path) -> tuple[list[Sample], np.ndar
         process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=f, stderr=f,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
         while process.poll() is None:
-            time.sleep(0.5)
+            time.sleep(pause)
             if (sample := look(process.pid, folder / "runs/exp/results.csv")) and sample.epoch < epochs:
                 samples.append(sample)
     if process.returncode:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from long import epochs, many_labels
 
@@ -14,11 +13,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_epochs_leave_nothing_behind(tmp_path: Path) -> None:
-    samples, seconds = epochs.train(11, 48, tmp_path)
+    samples, seconds = epochs.train(11, 48, tmp_path, pause=0.1)
     found = epochs.report(samples, seconds, str(tmp_path / "plot.png"))
     late = [s for s in samples if s.epoch >= epochs.FIRST]
-    half = len(late) // 2  # extra files are open briefly while a checkpoint is written
-    assert half and np.median([s.files for s in late[half:]]) <= np.median([s.files for s in late[:half]]) + 2
+    # Checkpoints, loaders and validation open files for a moment; one left open raises the least number too.
+    least = [min(s.files for s in late if (s.epoch < 7) == early) for early in (True, False)]
+    assert least[1] <= least[0] + 2, found
     assert max(s.main for s in late) - min(s.main for s in late) < 40, found
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
