@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-SECONDS, MEBIBYTES = 40, 1200
+SECONDS, MEBIBYTES = 40, 1200  # of computing; waiting, also for other programs, may take three times as long
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn",
              "socket.connect", "socket.getaddrinfo", "urllib.Request", "pickle.find_class", "ctypes.dlopen",
              "webbrowser.open")  # fmt: skip
@@ -83,15 +83,18 @@ def _alarm() -> Iterator[None]:
     def hang(number: int, frame: FrameType | None) -> None:
         raise AssertionError(f"it hangs in {frame}")
 
-    before = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(SECONDS)
-    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # a signal does not interrupt a wait for a thread
+    before = [(number, signal.signal(number, hang)) for number in (signal.SIGALRM, signal.SIGPROF)]
+    signal.alarm(3 * SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    faulthandler.dump_traceback_later(4 * SECONDS, exit=True)  # a signal does not interrupt a wait for a thread
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _memory(reset: bool = False) -> float:
