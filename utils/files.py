@@ -146,11 +146,13 @@ def walk(folder: str | Path, skipped: list[str] | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "wb", durable: bool = True, **kwargs) -> Iterator[IO]:
+def atomic_write(
+    path: str | Path, mode: str = "wb", durable: bool = True, private: bool = False, **kwargs
+) -> Iterator[IO]:
     """Open a temporary file beside `path`; rename it to `path` on success, remove it on failure.
 
     Readers of `path` see the old or the new content, never a part of it. durable: ensure this also after a power cut,
-    by waiting for the disk (fsync).
+    by waiting for the disk (fsync). private: only this user may read and write the file.
     """
     path = Path(path)
     if "b" not in mode:
@@ -162,7 +164,8 @@ def atomic_write(path: str | Path, mode: str = "wb", durable: bool = True, **kwa
             if durable:
                 f.flush()
                 os.fsync(f.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        if not private:
+            os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -6,6 +6,8 @@ ONNX Runtime and OpenVINO both run one ONNX graph for images of any size, which 
 from __future__ import annotations
 
 import functools
+import hashlib
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -50,7 +52,10 @@ class Candidates:
     @functools.cached_property
     def record(self) -> Record:
         """What is remembered about the checkpoint."""
-        return Record("") if no_file(self.weights) else read_record(digest_of(self.weights))
+        try:
+            return Record("") if no_file(self.weights) else read_record(digest_of(self.weights))
+        except OSError:  # told when the checkpoint is loaded
+            return Record("")
 
     @functools.cached_property
     def content(self) -> dict:
@@ -83,7 +88,8 @@ class Candidates:
     @functools.cached_property
     def converted(self) -> tuple[bytes, ExportFacts]:
         """The network as an ONNX graph for any size, with its metadata: from the cache, or else converted now."""
-        if known := read_model(self.record):
+        maker = maker_of_graphs()
+        if self.record.maker == maker and (known := read_model(self.record)):
             try:
                 return known, read_facts(self.record.facts, str(self.weights))
             except UserError:  # not written by this program
@@ -96,7 +102,7 @@ class Candidates:
             graph = onnx_graph(ExportForm(model, None), torch.rand(1, 3, 2 * stride, 2 * stride), dynamic=True)
         except Exception as e:  # the exporter raises exceptions of many types
             raise UserError(f"{self.weights} cannot be converted to ONNX: {first_line(e)}; use --engine pytorch") from e
-        write_model(self.record, graph, facts.to_json())
+        write_model(self.record, graph, facts.to_json(), maker)
         write_record(self.record)
         return graph, facts
 
@@ -141,11 +147,9 @@ class Candidates:
 
     def known_speeds(self, engines: Sequence[str], imgsz: int | list[int] | None) -> dict[str, float] | None:
         """Return the recorded milliseconds per image of PyTorch and the engines measured with it, None if unknown."""
-        try:
-            facts = read_facts(self.record.facts, str(self.weights)) if self.record.facts else None
-        except UserError:
-            facts = None
-        found = self.record.speeds.get(self._conditions(facts.imgsz, facts.stride, imgsz), {}) if facts else {}
+        if not all(self.record.trained):
+            return None
+        found = self.record.speeds.get(self._conditions(imgsz), {})
         speeds = {engine: found[engine] for engine in ("pytorch", *engines) if engine in found}
         return speeds if "pytorch" in speeds else None
 
@@ -159,26 +163,39 @@ class Candidates:
                 runtimes[engine] = self.open(engine)
             except UserError as e:
                 LOGGER.warning(f"not used: {e}")
-        side, stride = self.plain.imgsz, self.plain.stride
+        self.record.trained = self.plain.imgsz, self.plain.stride
         with quiet():
-            size = check_img_size(imgsz or side, stride)
+            size = check_img_size(imgsz or self.plain.imgsz, self.plain.stride)
+        for engine in list(runtimes)[1:]:
+            try:
+                runtimes[engine].predict(noise(size))
+            except (UserError, MemoryError) as e:
+                LOGGER.warning(f"not used: --engine {engine}: {first_line(e)}")
+                del runtimes[engine]
         speeds = time_engines(runtimes, size)
-        self.record.speeds[self._conditions((side, side), stride, imgsz)] = speeds
+        self.record.speeds[self._conditions(imgsz)] = speeds
         write_record(self.record)
         return speeds, runtimes
 
-    def _conditions(self, trained: Sequence[int], stride: int, imgsz: int | list[int] | None) -> str:
+    def _conditions(self, imgsz: int | list[int] | None) -> str:
         """Return all that a measurement depends on, as the key of the record."""
+        side, stride = self.record.trained
         with quiet():
-            size = check_img_size(imgsz or list(trained), stride)
+            size = check_img_size(imgsz or side, stride)
         versions = ", ".join(f"{p} {version_of(p)}" for p in ("torch", "onnxruntime", "openvino"))
         return (f"{size[0]}x{size[1]} px, --amp {self.amp}, {self.wanted.dtype}; {versions}; {cpu_name()}, "
                 f"{torch.get_num_threads()} threads")  # fmt: skip
 
 
 def cpu_name() -> str:
-    """Return the name of this machine's processor."""
-    return cpu_info().get("model name", "unknown CPU")[:200]
+    """Return the name of this machine's processor, as exactly as the system gives it."""
+    return (cpu_info().get("model name") or platform.processor() or platform.machine() or "unknown CPU")[:200]
+
+
+def maker_of_graphs() -> str:
+    """Return what a converted graph depends on besides the checkpoint: the packages' versions and this program."""
+    program = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "models").rglob("*.py"))))
+    return f"torch {version_of('torch')}, onnx {version_of('onnx')}, {program.hexdigest()}"
 
 
 def version_of(package: str) -> str:

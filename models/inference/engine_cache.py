@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import atomic_write, read_file, user_cache
-from utils.settings.config import is_number
+from utils.settings.config import is_number, is_whole
 from utils.system.console import LOGGER
 
-FORMAT, VERSION = "yolov5-light engines", 1
+FORMAT, VERSION = "yolov5-light engines", 2
 LARGEST_RECORD, LARGEST_MODEL = 1 << 21, 1 << 30  # bytes
 MOST_MODELS, MOST_BYTES = 20, 2 << 30  # converted files that are kept, and their size in all
 MOST_RECORDS, MOST_ENTRIES = 100, 50  # records that are kept, and entries of each kind in one of them
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 DAY = 86_400  # seconds after which an unfinished file of a killed process is removed
 
 
@@ -32,14 +33,17 @@ DAY = 86_400  # seconds after which an unfinished file of a killed process is re
 class Record:
     """What is known about a checkpoint.
 
-    weights: its SHA-256. model: the SHA-256 of the converted file, empty if there is none. facts: the metadata of the
-    converted file as JSON. checked: {engine: whether its outputs are close enough to the network's}. speeds: {machine
-    and versions: {engine: milliseconds per image}}.
+    weights: its SHA-256. model: the SHA-256 of the converted file, empty if there is none. maker: the versions with
+    which it was converted. facts: its metadata as JSON. trained: the size of the images that the network was trained on
+    and its largest stride, in pixels; 0 if unknown. checked: {engine: whether its outputs are close enough to the
+    network's}. speeds: {machine and versions: {engine: milliseconds per image}}.
     """
 
     weights: str
     model: str = ""
+    maker: str = ""
     facts: str = ""
+    trained: tuple[int, int] = (0, 0)
     checked: dict[str, bool] = field(default_factory=dict)
     speeds: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -91,9 +95,10 @@ def read_model(record: Record) -> bytes | None:
     return content
 
 
-def write_model(record: Record, content: bytes, facts: str) -> None:
+def write_model(record: Record, content: bytes, facts: str, maker: str) -> None:
     """Keep a converted file and enter it in the record, which the caller has to write; old files are removed."""
-    record.model, record.facts, record.checked = hashlib.sha256(content).hexdigest(), facts, {}
+    record.model, record.maker, record.facts = hashlib.sha256(content).hexdigest(), maker, facts
+    record.checked = {}
     if record.weights and len(content) <= LARGEST_MODEL:
         _write(f"{record.model}.onnx", content)
         _remove_old(cache_folder())
@@ -106,8 +111,11 @@ def _checked(tree: Any, weights: str) -> Record | None:
 
     if not isinstance(tree, dict) or (tree.get("format"), tree.get("version")) != (FORMAT, VERSION):
         return None
-    model, facts, checked, speeds = (tree.get(key) for key in ("model", "facts", "checked", "speeds"))
-    if tree.get("weights") != weights or not is_text(model) or not is_text(facts, LARGEST_RECORD):
+    model, maker, facts, checked, speeds = (tree.get(k) for k in ("model", "maker", "facts", "checked", "speeds"))
+    if tree.get("weights") != weights or not is_text(model) or not is_text(maker) or not is_text(facts, LARGEST_RECORD):
+        return None
+    trained = tree.get("trained")
+    if not isinstance(trained, list) or len(trained) != 2 or not all(is_whole(n) and 0 <= n < 1 << 20 for n in trained):
         return None
     if model and not re.fullmatch("[0-9a-f]{64}", model):
         return None
@@ -119,7 +127,7 @@ def _checked(tree: Any, weights: str) -> Record | None:
     for found in speeds.values():
         if not isinstance(found, dict) or not all(is_number(v) and 0 < v < 1e9 for v in found.values()):
             return None
-    return Record(weights, model, facts, checked, speeds)
+    return Record(weights, model, maker, facts, (trained[0], trained[1]), checked, speeds)
 
 
 def _read(name: str, most: int) -> bytes | None:
@@ -141,7 +149,7 @@ def _is_ours(path: Path, most: int = LARGEST_MODEL) -> bool:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode) or status.st_size > most:
         return False
-    return not hasattr(os, "getuid") or status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+    return not hasattr(os, "getuid") or status.st_uid == os.getuid() and not status.st_mode & OTHERS_WRITE
 
 
 def _write(name: str, content: bytes) -> None:
@@ -150,9 +158,9 @@ def _write(name: str, content: bytes) -> None:
     if folder is None:
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _is_ours(folder):
-            with atomic_write(folder / name, durable=False) as f:
+            with atomic_write(folder / name, durable=False, private=True) as f:
                 f.write(content)
     except OSError as e:
         LOGGER.debug(f"{folder / name}: not kept ({e.strerror})")

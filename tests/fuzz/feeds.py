@@ -252,7 +252,7 @@ def pickle_seeds() -> list[bytes]:
 def engine_record_seeds() -> list[bytes]:
     speeds = {"640x640 px, torch 2": {"pytorch": 21.5, "onnx": 11.25}}
     with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(FOLDER / "cache")}):
-        write_record(Record(RECORDED, "b" * 64, "{}", {"float32, ONNX Runtime": True}, speeds))
+        write_record(Record(RECORDED, "b" * 64, "torch 1", "{}", (64, 8), {"float32, ONNX Runtime": True}, speeds))
         return [(cache_folder() / f"{RECORDED}.json").read_bytes()]
 
 

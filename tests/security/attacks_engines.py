@@ -42,7 +42,7 @@ def cached(change: Callable[[Path, Path], Any], folder: Path) -> None:
 
 def write_both() -> None:
     record = Record(WEIGHTS, speeds={"here": {"pytorch": 2.0, "onnx": 1.0}})
-    write_model(record, GRAPH, "facts")
+    write_model(record, GRAPH, "facts", "torch 1")
     write_record(record)
 
 

@@ -61,8 +61,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def opening(self: Candidates, name: str) -> SimpleNamespace:
         if name not in stub.speeds:
             raise UserError(f"--engine {name}: broken")
-        self.record.facts = self.record.facts or candidates.ExportFacts({0: "a"}, 8, (64, 64), dynamic=True).to_json()
-        return SimpleNamespace(reason=name, name=name)
+        return SimpleNamespace(reason=name, name=name, predict=lambda image: None)
 
     monkeypatch.setattr(engine, "available", lambda: ["onnx", "openvino"])
     monkeypatch.setattr(candidates, "time_engines", timing)
@@ -309,13 +308,50 @@ def test_the_converted_file_is_used_again_and_only_if_it_is_the_recorded_one(
 
 def test_an_engine_with_other_boxes_is_not_used(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_packages("onnx")
-    other = DetectionModel(TINY).eval()
-    monkeypatch.setattr(candidates, "onnx_graph", lambda form, *a, real=candidates.onnx_graph, **k: real(
+    other, real = DetectionModel(TINY).eval(), candidates.onnx_graph
+    monkeypatch.setattr(candidates, "onnx_graph", lambda form, *a, **k: real(
         candidates.ExportForm(other, None), *a, **k))  # fmt: skip
     with pytest.raises(UserError, match="--engine onnx: its boxes and scores differ from PyTorch's"):
         load_fastest(weights, CPU, amp="off", engine="onnx")
-    with pytest.raises(UserError, match="differ"):  # remembered
+    monkeypatch.setattr(candidates, "onnx_graph", real)
+    with pytest.raises(UserError, match="differ"):  # remembered, and the converted graph too
         load_fastest(weights, CPU, amp="off", engine="onnx")
+    monkeypatch.setattr(candidates, "maker_of_graphs", lambda: "a version that converts it correctly")
+    assert "ONNX Runtime" in load_fastest(weights, CPU, amp="off", engine="onnx").reason
+
+
+def test_an_engine_that_fails_in_use_is_left_out(
+    weights: Path, stubbed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(image: torch.Tensor) -> None:
+        raise UserError("no memory for this size")
+
+    monkeypatch.setattr(Candidates, "open", lambda self, name: SimpleNamespace(predict=fails))
+    assert "PyTorch, the fastest engine here" in load(weights)
+    assert "PyTorch, the fastest engine here" in load(weights) and len(stubbed.timed) == 1
+
+
+def test_what_cannot_be_converted_is_remembered(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def fails(*args: object, **how: object) -> bytes:
+        tries.append(1)
+        raise RuntimeError("unsupported operator")
+
+    monkeypatch.setattr(engine, "available", lambda: ["onnx"])
+    monkeypatch.setattr(candidates, "need", lambda *args: None)
+    monkeypatch.setattr(candidates, "onnx_graph", fails)
+    assert "PyTorch" in load(weights) and "PyTorch" in load(weights) and len(tries) == 1
+
+
+def test_an_unreadable_checkpoint_is_left_to_the_loading(
+    weights: Path, stubbed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(file: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(candidates, "digest_of", denied)
+    assert "not compared" in load(weights, 40)
 
 
 def test_openvino_computes_in_bfloat16_only_as_exactly_as_pytorch(

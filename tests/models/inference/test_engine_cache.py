@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kept(weights: str = WEIGHTS, graph: bytes = GRAPH) -> Record:
     record = Record(weights, speeds={"here": {"pytorch": 2.0, "onnx": 1.0}})
-    write_model(record, graph, "facts")
+    write_model(record, graph, "facts", "torch 1")
     record.checked["onnx"] = True
     write_record(record)
     return record
@@ -35,7 +35,8 @@ def kept(weights: str = WEIGHTS, graph: bytes = GRAPH) -> Record:
 
 def test_what_is_written_is_read() -> None:
     assert read_record(WEIGHTS) == Record(WEIGHTS)
-    assert read_record(WEIGHTS) == (record := kept()) or record
+    record = kept()
+    assert read_record(WEIGHTS) == record
     assert read_model(read_record(WEIGHTS)) == GRAPH
     assert read_record("b" * 64) == Record("b" * 64) and read_model(Record("b" * 64)) is None
 
@@ -55,8 +56,10 @@ def changed(key: str, value: Any) -> Callable[[bytes], bytes]:
         lambda content: b"", lambda content: content[:-9], lambda content: b"[" * 100_000, lambda content: b"\xff\xfe",
         lambda content: b"null", lambda content: b'{"version": ' + b"9" * 10_000 + b"}",
         lambda content: content + b" " * engine_cache.LARGEST_RECORD,
-        changed("format", "x"), changed("version", 2), changed("weights", "b" * 64), changed("model", "../x"),
-        changed("model", 5), changed("facts", None), changed("checked", ["a"]), changed("checked", {"a": "yes"}),
+        changed("format", "x"), changed("version", 3), changed("weights", "b" * 64), changed("model", "../x"),
+        changed("model", 5), changed("facts", None), changed("maker", 1),
+        changed("trained", None), changed("trained", [64]), changed("trained", [64, True]), changed("trained", [-1, 8]),
+        changed("checked", ["a"]), changed("checked", {"a": "yes"}),
         changed("checked", {str(k): True for k in range(51)}), changed("speeds", {"a": {"onnx": float("nan")}}),
         changed("speeds", {"a": {"onnx": -1.0}}), changed("speeds", {"a": {"onnx": True}}),
         changed("speeds", {"a": []}), changed("speeds", {"a" * 2000: {}}),
@@ -118,6 +121,18 @@ def test_only_the_newest_entries_are_kept() -> None:
     record = Record(WEIGHTS, speeds={str(k): {"pytorch": 1.0} for k in range(60)})
     write_record(record)
     assert list(read_record(WEIGHTS).speeds) == [str(k) for k in range(10, 60)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fchmod"), reason="has no modes of files")
+@pytest.mark.parametrize("mask", [0, 0o002, 0o022, 0o077])
+def test_what_is_kept_can_be_written_by_this_user_only(mask: int, folder: Path) -> None:
+    before = os.umask(mask)
+    try:
+        record = kept()
+    finally:
+        os.umask(before)
+    assert read_record(WEIGHTS) == record and read_model(record) == GRAPH
+    assert not any(path.stat().st_mode & 0o077 for path in (folder, *folder.iterdir()))
 
 
 @pytest.mark.parametrize("where", ["file/below", "relative", "/proc/none"])
