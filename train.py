@@ -133,7 +133,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
 
 def train_group(run: Run, group: Group, stop: StopRequest) -> bool:
     """Train on a group of batches that are computed at once. Return whether to stop."""
-    with one_torch_thread(run.parallel is not None):
+    with one_torch_thread(bool(run.parallel and run.parallel.helpers)):
         computed = compute(run, group)
         return any([train_batch(run, batch, one, stop) for batch, one in zip(group.batches, computed, strict=True)])
 
@@ -335,11 +335,12 @@ def train_and_finish(
     """Train a run until it ends or the user stops it."""
     with lost_process_is_told():
         training = setup(opt, hyp, data, content, folder)
-        state = training.state
-        if content:
-            state.restore(content["training"], content["model"])
-            LOGGER.info(f"resuming {shown(training.folder)} in epoch {state.epoch}, after {state.batch} batches")
+    state = training.state
     try:
+        if content:
+            with lost_process_is_told():
+                state.restore(content["training"], content["model"])
+            LOGGER.info(f"resuming {shown(training.folder)} in epoch {state.epoch}, after {state.batch} batches")
         with lost_process_is_told(lambda: resume_command(training)):
             with StopRequest() as stop:
                 try:
@@ -358,6 +359,8 @@ def train_and_finish(
     except Exception as e:
         if not (told := no_memory(e)):
             raise
+        if training.parallel:
+            told += ", or --parts 1, which needs less memory"
         raise UserError(f"{told}; {resume_command(training)}") from e
     finally:
         training.close()

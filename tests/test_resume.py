@@ -156,6 +156,36 @@ def test_a_run_with_batches_at_once_is_stopped_within_a_group_and_resumed_on_any
     assert differences(folder / "parallel", folder / f"cut{cores}") == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="helper processes are forked on Linux only")
+def test_after_a_lost_process_a_run_goes_on_with_fewer_parts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {**flags(folder, "lost"), "parts": 2, "batch_size": 8, "epochs": 1, "exist_ok": True}
+
+    def lost(self: parallel.ParallelSteps, job: parallel.Job) -> None:
+        raise parallel.ProcessLost
+
+    with monkeypatch.context() as m:
+        m.setattr(parallel.ParallelSteps, "_compute_together", lost)
+        with pytest.raises(UserError, match=r"was killed.*or --parts 1.*to resume: .*lost.weights.last.pt"):
+            train.run(**options)
+    with caplog.at_level("INFO"):
+        train.run(resume=str(folder / "lost"), parts=1)
+    assert "resuming" in caplog.text and "processes compute" not in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="helper processes are forked on Linux only")
+def test_no_process_is_left_by_a_setup_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **how: object) -> None:
+        raise MemoryError("cannot allocate memory")
+
+    before = multiprocessing.active_children()
+    monkeypatch.setattr("models.run.setup.create_loader", fails)
+    with pytest.raises(MemoryError):
+        train.run(**{**flags(folder, "failed"), "parts": 2, "batch_size": 8})
+    assert multiprocessing.active_children() == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("owner", "function", "call", "threads"), [
     ("val", "non_max_suppression", 1, 1),

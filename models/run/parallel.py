@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from models.run.shared_network import SharedNetwork, shared, views
 from utils.errors import UserError, no_memory
-from utils.system.cores import granted_cores
+from utils.system.granted import granted_cores
 from utils.system.precision import Precision
 from utils.training.loss import ComputeLoss
 
@@ -44,13 +44,34 @@ PATIENCE = 1.0  # seconds after which a waiting process checks whether the other
 Seed = tuple[int, ...]
 
 
+def can_fork() -> bool:
+    """Whether helper processes can be used here.
+
+    Other systems have no fork that is safe, and where torch has an accelerator, its automatic differentiation refuses
+    to work in forked processes once it has been used, even on the CPU.
+    """
+    return sys.platform == "linux" and not torch.cuda.is_available() and not _has_accelerator()
+
+
+def _has_accelerator() -> bool:
+    accelerator = getattr(torch, "accelerator", None)  # torch 2.6 and newer
+    return accelerator is not None and accelerator.is_available()
+
+
 def number_of_parts(batch_size: int, cores: int) -> int:
     """Return the number of parts for batches of this size: one per core, with at least LEAST images each.
 
-    1 if more than half of the cores would then be unused, and on systems other than Linux, as the processes are forked.
+    1 if more than half of the cores would then be unused, and where processes cannot be forked.
     """
     parts = min(cores, batch_size // LEAST)
-    return parts if sys.platform == "linux" and parts > 1 and 2 * parts >= cores else 1
+    return parts if parts > 1 and 2 * parts >= cores and can_fork() else 1
+
+
+class ProcessLost(MemoryError):
+    """A helper process was killed, most likely by the system because memory ran out."""
+
+    def __init__(self) -> None:
+        super().__init__("a process that computes batches was killed")
 
 
 class Batch(NamedTuple):
@@ -113,7 +134,7 @@ class ParallelSteps:
         self.number = 0
         self._read_end, self._write_end = -1, -1
         self.helpers: list[Helper] = []
-        if sys.platform == "linux" and (helpers := min(parts, granted_cores()) - 1) > 0:
+        if (helpers := min(parts, granted_cores()) - 1) > 0 and can_fork():
             self._read_end, self._write_end = os.pipe()
             os.set_blocking(self._read_end, False)
             self.helpers = [Helper(self, k) for k in range(helpers)]
@@ -121,7 +142,7 @@ class ParallelSteps:
     def __call__(self, batches: Sequence[Batch], parts: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Add the gradients of batches to those of the parameters. Returns the loss (1,) of each and its parts (3,).
 
-        parts: into how many parts a single batch is split. Raises UserError if a helper process has been killed.
+        parts: into how many parts a single batch is split. Raises ProcessLost if a helper process has been killed.
         """
         self.number += 1
         tasks = tasks_of([len(batch.images) for batch in batches], self.parts if parts is None else parts)
@@ -221,11 +242,11 @@ class Helper:
         far.close()
 
     def send(self, job: Job) -> None:
-        """Announce a job. Raises UserError if the process has been killed."""
+        """Announce a job. Raises ProcessLost if the process has been killed."""
         try:
             self.connection.send(job)
         except OSError as e:
-            raise _lost() from e
+            raise ProcessLost from e
 
 
 def _help(steps: ParallelSteps, connection: Connection, parent: int) -> None:
@@ -257,12 +278,7 @@ def _received(connection: Connection) -> int:
     try:
         message = connection.recv()
     except (EOFError, OSError) as e:
-        raise _lost() from e
+        raise ProcessLost from e
     if isinstance(message, BaseException):
         raise message
     return message
-
-
-def _lost() -> UserError:
-    return UserError("a process that computes batches was killed, probably because memory ran out: use a "
-                     "smaller --batch-size")  # fmt: skip

@@ -14,8 +14,9 @@ from utils.system.console import quoted, shown
 from utils.system.distributed import gather
 from utils.system.processes import is_main, world_size
 
-# flags that do not affect the trained weights; --data only if images, labels and class names are the same
-CHANGEABLE = ("cache", "data", "device", "noplots", "tensorboard", "workers")
+# flags that do not affect the trained weights (--data only if images, labels and class names are the same), and
+# --parts, which another machine may need
+CHANGEABLE = ("cache", "data", "device", "noplots", "parts", "tensorboard", "workers")
 METRICS = ("precision", "recall", "mAP50", "mAP50-95")
 
 

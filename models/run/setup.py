@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from models.blocks.memory import replace_strided_depthwise
 from models.inference.runtime import check_channels, check_img_size, to_input
-from models.run.parallel import ParallelSteps, number_of_parts
+from models.run.parallel import ParallelSteps, can_fork, number_of_parts
 from models.run.shared_network import has_running_means
 from models.run.state import TrainState, data_digest
 from models.run.sync_bn import synchronise_batch_norms
@@ -147,14 +148,10 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
         check_batch_size(opt, len(index))
     model.hyp = scaled_gains(hyp, model.model[-1], opt.imgsz)
-    opt.parts = parts_of_batches(opt, model, device)
+    opt.parts = parts_of_batches(opt, model, device, warn=not content)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
-    if content:
-        several = content["training"].get("several_batches", False)
-    else:
-        largest = opt.batch_size * (2.25 if opt.multi_scale else 1)  # 1.5 times the side
-        several = opt.parts > 1 and memory_suffices(model, opt.imgsz, opt.parts * largest, precision.autocast)
+    several = several_at_once(opt, content, lambda n: memory_suffices(model, opt.imgsz, n, precision.autocast))
     return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index, several)
 
 
@@ -300,7 +297,6 @@ def assemble(
     ema = ModelEMA(model)
     if opt.sync_bn and world > 1:
         synchronise_batch_norms(model, device)
-    parallel = parallel_steps(model, opt, precision, stride, several) if opt.parts > 1 else None
     optimizer = create_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
     network = model
     if world > 1:
@@ -317,25 +313,47 @@ def assemble(
                        torch.zeros(3, device=device))  # fmt: skip
     run = Run(opt, hyp, data, digest, folder, precision, network, state, loader, None,
               ComputeLoss(model, total if world > 1 else None), ComputeLoss(model),
-              LossChecks(device.type == "cuda"), parallel)  # fmt: skip
+              LossChecks(device.type == "cuda"))  # fmt: skip
     if val_index is not None:
         run.val_loader = eval_loader(run, "val", stride, val_index)
+    if opt.parts > 1:  # last, as it starts processes
+        run.parallel = parallel_steps(model, opt, precision, stride, several)
     return run
 
 
-def parts_of_batches(opt: TrainOptions, model: DetectionModel, device: torch.device) -> int:
-    """Return how many batches, or parts of a batch, are computed at once: `--parts`, or as many as suit the cores."""
+def parts_of_batches(opt: TrainOptions, model: DetectionModel, device: torch.device, warn: bool = True) -> int:
+    """Return how many batches, or parts of a batch, are computed at once: `--parts`, or as many as suit the cores.
+
+    warn: tell if `--parts` has no effect.
+    """
     if device.type != "cpu" or world_size() > 1 or opt.compile or opt.gpu_augment:
-        if opt.parts > 1:
+        if warn and opt.parts > 1:
             LOGGER.warning(f"--parts {opt.parts} is for a CPU and one process, without --compile and --gpu-augment: "
                            "each batch is computed as a whole")  # fmt: skip
         return 1
     images = opt.batch_size // 4 if opt.quad else opt.batch_size
     parts = opt.parts or (number_of_parts(images, torch.get_num_threads()) if has_running_means(model) else 1)
-    if parts > 1:
-        LOGGER.info(f"{parts} batches, or parts of a batch, are computed at once, each on one core (--parts 1: all "
-                    "cores work on each operation)")  # fmt: skip
+    if parts > 1 and not can_fork():
+        LOGGER.warning(f"--parts {parts}: several processes are only used on Linux, and where torch has no GPU; here, "
+                       "all cores compute one part after the other")  # fmt: skip
     return parts
+
+
+def several_at_once(opt: TrainOptions, content: dict | None, suffices: Callable[[float], bool]) -> bool:
+    """Return whether several whole batches are computed at once: as in the run to be resumed, or if memory suffices.
+
+    suffices: whether it does for a number of images.
+    """
+    if opt.parts == 1:
+        return False
+    same = content and content["options"].get("parts") == opt.parts
+    largest = opt.batch_size * (2.25 if opt.multi_scale else 1)  # 1.5 times the side
+    several = content["training"].get("several_batches", False) if same else suffices(opt.parts * largest)
+    if can_fork():
+        what = ("whole batches where the optimizer waits for several, otherwise parts of one" if several
+                else "parts of each batch, as there is not enough memory for several batches")  # fmt: skip
+        LOGGER.info(f"{opt.parts} processes compute {what} (--parts 1: all cores work on each operation)")
+    return several
 
 
 def loader_niceness(opt: TrainOptions, device: torch.device) -> int:

@@ -33,6 +33,8 @@ ALONE, ONE_CORE, TWO = "alone", "on one core", "two at once, together"
 BESIDE = MappingProxyType({"beside one busy process": 1, "beside two busy processes": 2})
 TARGETS = MappingProxyType({"beside one busy process": 0.45, "beside two busy processes": 0.3, ONE_CORE: 0.45,
                             TWO: 0.9})  # fmt: skip
+# ends with the process that started it, whose number is its argument
+BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 BATCHES = 8  # in a round; the plain step, which is slower, makes a quarter of them
 
 
@@ -97,9 +99,9 @@ def together(*trainers: Trainer) -> float:
 
 def beside(count: int, one: Trainer) -> float:
     """Return the seconds in which a training does a round of work beside `count` busy processes."""
-    processes = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(count)]
-    time.sleep(0.2)  # until they have started
+    processes = [subprocess.Popen([sys.executable, "-S", "-c", BUSY, str(os.getpid())]) for _ in range(count)]
     try:
+        time.sleep(0.2)  # until they have started
         return together(one)
     finally:
         for process in processes:

@@ -32,8 +32,8 @@ from utils.data.mosaic import mosaic
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.system.console import LOGGER, progress
-from utils.system.cores import granted_cores
 from utils.system.device import available_memory
+from utils.system.granted import granted_cores
 from utils.system.opencv import cv2
 from utils.system.processes import local_world_size
 

@@ -40,7 +40,7 @@ from utils.files import (
 )
 from utils.settings.dataset import DataConfig
 from utils.system.console import LOGGER, printable, progress
-from utils.system.cores import granted_cores
+from utils.system.granted import granted_cores
 
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from utils.data.dataset import Batch, DetectionDataset, EpochBatches, ImagesLost, Item
 from utils.errors import UserError, shorten
-from utils.system.cores import granted_cores
+from utils.system.granted import granted_cores
 from utils.system.opencv import cv2
 from utils.system.processes import local_world_size, world_size
 

@@ -19,7 +19,7 @@ import torch
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.system.console import LOGGER
-from utils.system.cores import granted_cores
+from utils.system.granted import granted_cores, granted_memory
 from utils.system.opencv import cv2
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
@@ -119,12 +119,12 @@ def set_random_state(states: dict[str, Any]) -> None:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of main memory that are available, or None if the system does not report them."""
+    """Return the bytes of main memory that are available here, or None if the system does not report them."""
     try:
         with open("/proc/meminfo", encoding="ascii") as f:
             for line in f:
                 if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
+                    return int(min(int(line.split()[1]) * 1024, granted_memory()))
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None

@@ -238,7 +238,7 @@ def _train(
     try:
         results = tuple(map(float, train_once(dict(hyp), generation)))
     except UserError as e:
-        if generation == 0:
+        if generation == 0 or isinstance(e.__cause__, MemoryError):  # not due to the hyper-parameters
             raise
         LOGGER.warning(f"generation {generation} failed and gets fitness 0: {e}")
         return (0.0,) * len(RESULTS)

@@ -18,9 +18,8 @@ from torch import nn
 
 from models.inference.runtime import to_input
 from models.run import parallel, step
-from models.run.parallel import Batch, Job, ParallelSteps, number_of_parts, tasks_of
+from models.run.parallel import Batch, Job, ParallelSteps, ProcessLost, number_of_parts, tasks_of
 from models.yolo import DetectionModel
-from utils.errors import UserError
 from utils.settings.config import load_hyp
 from utils.system.precision import Precision
 from utils.training.loss import ComputeLoss, scaled_gains
@@ -81,6 +80,14 @@ def learnt(model: nn.Module, steps: ParallelSteps, batches: int = 3) -> list[tor
 )
 def test_the_number_of_parts(batch: int, cores: int, expected: int) -> None:
     assert number_of_parts(batch, cores) == expected
+
+
+def test_without_helpers_where_torch_has_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, automatic differentiation refuses to work in forked processes once it has been used."""
+    monkeypatch.setattr(parallel, "_has_accelerator", lambda: True)
+    assert number_of_parts(16, 2) == 1
+    steps = steps_of(small_model(), 2)
+    assert not steps.helpers and steps([Batch(*a_batch(), ())])[0][0].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +241,7 @@ def test_a_killed_helper_is_told(busy: bool) -> None:
     os.kill(steps.helpers[0].process.pid, signal.SIGKILL)
     if not busy:
         steps.helpers[0].process.join()
-    with pytest.raises(UserError, match="a process that computes batches was killed"):
+    with pytest.raises(ProcessLost, match="a process that computes batches was killed"):
         for _ in range(200):
             steps([Batch(*a_batch(), ())])
     steps.close()

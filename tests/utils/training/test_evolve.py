@@ -206,6 +206,18 @@ def test_failed_generation_counts_with_fitness_0(tmp_path: Path, caplog: pytest.
     assert "generation 3 failed" in caplog.text and "stop" in caplog.text
 
 
+def test_lack_of_memory_ends_the_evolution(tmp_path: Path) -> None:
+    """It is not due to the hyper-parameters."""
+    def trained(hyp: dict[str, float], generation: int) -> Sequence[float]:
+        if generation == 2:
+            raise UserError("there is not enough memory") from MemoryError()
+        return figures(hyp, generation)
+
+    with pytest.raises(UserError, match="not enough memory"):
+        evolve(tmp_path, 5, SMALL, 0, trained)
+    assert len(read_rows(tmp_path / "evolve.csv")) == 2
+
+
 def failing(hyp: dict[str, float], generation: int) -> Sequence[float]:
     raise UserError("no such data set")
 
