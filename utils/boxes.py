@@ -126,5 +126,5 @@ def bbox_ciou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     distance = (ax - bx) ** 2 + (ay - by) ** 2
     v = (4 / math.pi**2) * (torch.atan(bw / (bh + eps)) - torch.atan(aw / (ah + eps))) ** 2
     with torch.no_grad():
-        alpha = v / (v - iou + (1 + eps))
+        alpha = v / (v - iou + (1 + eps)).clamp(eps)  # rounding makes the IoU of equal boxes a little more than 1
     return iou - (distance / diagonal + v * alpha)
