@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from models.inference.runtime import Runtime
 from models.run.resume import open_resumed, resume_command, save_state, save_weights
 from models.run.setup import Run, eval_loader, setup
+from models.run.start import choose_hyp
 from models.run.step import Computed, Group, accumulated, compute, groups_of, warmed_up
 from models.weights.checkpoint import load_checkpoint, model_from_checkpoint
 from utils.data.dataset import Batch
@@ -53,7 +54,7 @@ from utils.system.processes import is_main, rank, world_size
 from utils.system.signals import StopRequest
 from utils.training.evolve import run_evolution
 from utils.training.image_weights import image_weights
-from utils.training.logs import COLUMNS, PROGRESS_HEADER, results_row, write_results
+from utils.training.logs import COLUMNS, progress_header, results_row, write_results
 from utils.training.loss_checks import BadLoss
 from utils.training.optim import lr_factor, set_rates
 from utils.training.tensorboard import PICTURES, TensorBoardLog, require_package
@@ -112,7 +113,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
         state.optimizer.zero_grad()
     if run.opt.image_weights and state.class_maps:
         loader.batch_sampler.weights = image_weights(loader.dataset.index, state.class_maps)
-    LOGGER.info(PROGRESS_HEADER)
+    LOGGER.info(progress_header(run.train_loss.parts))
     start = shown_at = time.perf_counter()
     with progress(total=len(loader), initial=state.batch) as bar:
         for group in groups_of(run, batches_of(loader)):
@@ -320,10 +321,11 @@ def run(**kwargs: object) -> Results | None:
 
 
 def prepare(opt: TrainOptions) -> DataConfig:
-    """Load the dataset yaml, apply its `defaults:` to the options, and draw the default dataset if it is missing."""
+    """Load the dataset yaml, apply its `defaults:` and those of the head, draw the default dataset if it is missing."""
     data = load_data(opt.data)
     if taken := opt.with_defaults(data.defaults, str(data.yaml_file)):
         LOGGER.info(f"defaults from {data.yaml_file.name}: {' '.join(taken)}")
+    choose_hyp(opt)
     with locked(ROOT):
         prepare_shapes(data.yaml_file)
     return data

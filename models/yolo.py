@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import inspect
 import pkgutil
 import sys
 from pathlib import Path
@@ -38,9 +39,10 @@ from torch import Tensor, nn
 
 import models.common  # noqa: F401  registers the blocks
 from models.blocks.fuse import fuse_batch_norms
-from models.blocks.shuffle_free import permute_inputs, unshuffle
+from models.blocks.shuffle_free import unshuffle
 from models.common import Conv
-from models.heads.anchors import Detect
+from models.heads.anchors import Detect  # noqa: F401  YOLOv5's import path
+from models.heads.base import Head
 from models.registry import MOST_PARAMETERS, check_arguments, check_size, find_block
 from models.row_arguments import checked_arguments, named, parse_activation
 from utils.data.augment import make_divisible
@@ -119,7 +121,7 @@ def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: b
         args = [c_in[0], c_out, *([n] if block.repeats else []), *args[1:]]
         n = 1 if block.repeats else n
     elif block.channels == "head":
-        args, c_out = [*args, c_in], 0
+        args, c_out = [*_with_defaults(block.cls, args), c_in], 0
     else:
         c_out = sum(c_in)
     # in a stack, the second and later copies have c_out input channels
@@ -139,16 +141,27 @@ def _build_layer(i: int, row: Any, d: dict[str, Any], widths: list[int], last: b
     return layer, c_out
 
 
+def _with_defaults(head: type[nn.Module], args: list[Any]) -> list[Any]:
+    """Return the arguments of a head's row, followed by the defaults of those that are missing, up to `ch`."""
+    missing = list(inspect.signature(head).parameters.values())[:-1][len(args) :]
+    if any(p.default is inspect.Parameter.empty for p in missing):
+        raise ValueError(f"missing a required argument: {missing[0].name}")
+    return [*args, *(p.default for p in missing)]
+
+
 def _argument(value: Any, d: dict[str, Any]) -> Any:
     """Replace the words None, True, False, nc and anchors in a yaml row by their values; return others unchanged."""
     if not isinstance(value, str):
         return value
-    words = {"None": None, "True": True, "False": False, "nc": d["nc"], "anchors": _anchors(d)}
-    return words.get(value, value)
+    if value == "anchors":
+        return _anchors(d)
+    return {"None": None, "True": True, "False": False, "nc": d["nc"]}.get(value, value)
 
 
 def _anchors(d: dict[str, Any]) -> list[list[float]]:
     """Return the anchors of a config; placeholders, which autoanchor replaces, if it gives only their number."""
+    if "anchors" not in d:
+        raise ValueError("the key 'anchors' is missing in this file")
     if not isinstance(d["anchors"], int):
         return d["anchors"]
     return [[float(v) for v in range(1, 2 * d["anchors"] + 1)]] * len(d["head"][-1][0])
@@ -239,14 +252,14 @@ class DetectionModel(nn.Module):
         fuse_batch_norms(self)
         widths = [shape[1] for shape in trace_shapes(self, PROBE_SIZE)]
         orders = unshuffle(self.model, self.save, widths)
-        head: Detect = self.model[-1]
-        for conv, f in zip(head.m, head.f, strict=True):
-            permute_inputs(conv, orders[f % head.i])
+        head: Head = self.model[-1]
+        for level, f in enumerate(head.f):
+            head.permute_inputs(level, orders[f % head.i])
         return self
 
     def _read_strides(self, where: str) -> None:
         """Run an empty image through the network, set the head's strides and convert its anchors to units of them."""
-        head: Detect = self.model[-1]
+        head: Head = self.model[-1]
         # the meta device needs no memory, but its first use imports a compiler, which takes seconds
         probe = self if _stays_small(self.model) else copy.deepcopy(self).to("meta")
         probe.eval()  # keeps the running statistics of batch norms unchanged
@@ -322,7 +335,7 @@ def layer_table(model: DetectionModel, imgsz: int = 640) -> str:
     shapes = trace_shapes(model, imgsz, model.yaml.get("yaml_file") or "model")
     yaml_rows = [*model.yaml["backbone"], *model.yaml["head"]]
     for m, shape, row in zip(model.model, shapes, yaml_rows, strict=True):
-        head = isinstance(m, Detect)
+        head = isinstance(m, Head)
         out = "x".join(map(str, shape[1:])) if not head else f"{m.nl} maps x {m.na} x {m.no}"
         stride = "/".join(f"{s:g}" for s in m.stride) if head else f"{imgsz / shape[-1]:g}"
         rows.append((str(m.i), str(m.f), str(row[1]), f"{m.np:,}", m.type, out, stride, str(row[3])))

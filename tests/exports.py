@@ -22,7 +22,7 @@ def need_packages(kind: str) -> None:
         pytest.skip(f"{kind}: needs {' and '.join(missing(kind))}")
 
 
-def network(cfg: str = "yolov5_shufflenet.yaml", nc: int = 2) -> DetectionModel:
+def network(cfg: str | dict = "yolov5_shufflenet.yaml", nc: int = 2) -> DetectionModel:
     """A detector that is sure of some boxes, with the batch norms of a trained one."""
     torch.manual_seed(0)
     model = DetectionModel(cfg, nc=nc).eval()
@@ -30,7 +30,7 @@ def network(cfg: str = "yolov5_shufflenet.yaml", nc: int = 2) -> DetectionModel:
         if isinstance(m, torch.nn.BatchNorm2d):
             m.running_mean.uniform_(-0.1, 0.1)
             m.running_var.uniform_(0.5, 1.5)
-    for conv in model.model[-1].m:
+    for conv in (m for m in model.model[-1].modules() if isinstance(m, torch.nn.Conv2d) and m.bias is not None):
         conv.bias.data += 5.0
     model.names = {0: "red", 1: "blue, or 'azure'"} if nc == 2 else {k: f"class {k}" for k in range(nc)}
     return model

@@ -25,8 +25,8 @@ from models.yolo import DetectionModel
 from utils.data.batch_augment import augment_batch
 from utils.data.dataset import DetectionDataset
 from utils.errors import UserError
+from utils.losses.compute_loss import ComputeLoss
 from utils.system.precision import Precision
-from utils.training.loss import ComputeLoss
 
 Train = Callable[..., Run]
 pytestmark = pytest.mark.slow

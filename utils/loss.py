@@ -1,5 +1,5 @@
-"""YOLOv5's import path; the code is in `utils.training.loss`."""
+"""YOLOv5's import path; the code is in `utils.losses.compute_loss`."""
 
-from utils.training.loss import ComputeLoss
+from utils.losses.compute_loss import ComputeLoss
 
 __all__ = ["ComputeLoss"]

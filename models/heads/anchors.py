@@ -1,21 +1,25 @@
-"""YOLOv5's anchor-based head."""
+"""Heads with anchors: YOLOv5's, and one with separate branches for classes and boxes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from models.blocks.shuffle_free import permute_inputs
+from models.common import Conv
+from models.heads.base import Head, branch, is_last_of_branch
 from models.registry import register
 
+BOX_ROWS = 5  # values of an anchor before its class scores: x, y, w, h, objectness
 
-@register(channels="head", example=(20, [[10, 13, 16, 30, 33, 23]]))
-class Detect(nn.Module):
-    """YOLOv5's head: a 1x1 convolution per map; for each of `na` anchors it predicts `no` = nc + 5 values per cell.
 
-    In training mode it returns a list of raw maps (b, na, h, w, no). In eval mode it returns a pair: the decoded
-    detections (b, n, no), which are cx, cy, w, h in pixels, objectness and class scores in [0, 1]; and the raw maps.
+class AnchorHead(Head):
+    """A head that predicts `no` = nc + 5 values for each of `na` anchors in a cell, as offsets from the anchor.
+
+    anchors: of each map, as width, height, width, height, ... in pixels.
     """
 
     def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]) -> None:
@@ -25,21 +29,9 @@ class Detect(nn.Module):
         self.nl = len(anchors)
         self.na = len(anchors[0]) // 2
         if len(ch) != self.nl:
-            raise ValueError(f"Detect has {len(ch)} input maps but {self.nl} rows of anchors")
+            raise ValueError(f"{type(self).__name__} has {len(ch)} input maps but {self.nl} rows of anchors")
         self.stride = torch.zeros(self.nl)
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).reshape(self.nl, -1, 2))
-        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
-
-    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """List of nl maps (b, c_i, h_i, w_i) -> raw maps in training mode, (detections, raw maps) in eval mode."""
-        raw = [self._raw(conv(xi)) for conv, xi in zip(self.m, x, strict=True)]
-        if self.training:
-            return raw
-        return torch.cat([self.decode(r, i) for i, r in enumerate(raw)], 1), raw
-
-    def _raw(self, y: Tensor) -> Tensor:
-        b, _, h, w = y.shape
-        return y.reshape(b, self.na, self.no, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
     def decode(self, raw: Tensor, level: int) -> Tensor:
         """Decode one raw map (b, na, h, w, no) into detections (b, na * h * w, no), in float32."""
@@ -66,6 +58,28 @@ class Detect(nn.Module):
             self.anchors.copy_(self.anchors.flip(0))
         self.anchors /= self.stride.reshape(-1, 1, 1)
 
+    def anchor_rows(self) -> list[list[list[float]]]:
+        """Return the anchors in pixels, (nl, na, 2) as lists."""
+        return (self.anchors.cpu() * self.stride.reshape(-1, 1, 1)).tolist()
+
+    def _by_anchor(self, y: Tensor) -> Tensor:
+        """Map (b, na * values, h, w) -> (b, na, h, w, values)."""
+        b, channels, h, w = y.shape
+        return y.reshape(b, self.na, channels // self.na, h, w).permute(0, 1, 3, 4, 2).contiguous()
+
+
+@register(channels="head", example=(20, [[10, 13, 16, 30, 33, 23]]))
+class Detect(AnchorHead):
+    """YOLOv5's head: a 1x1 convolution per map."""
+
+    def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]) -> None:
+        super().__init__(nc, anchors, ch)
+        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
+
+    def raw_map(self, x: Tensor, level: int) -> Tensor:
+        """Map (b, c, h, w) number `level` -> raw map (b, na, h, w, no)."""
+        return self._by_anchor(self.m[level](x))
+
     @torch.no_grad()
     def initialize_biases(self) -> None:
         """Initialize the biases for about 8 objects in a 640 px image and equally likely classes (RetinaNet, 2017)."""
@@ -73,3 +87,49 @@ class Detect(nn.Module):
             b = conv.bias.view(self.na, -1)
             b[:, 4] += math.log(8 / (640 / s) ** 2)
             b[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+
+    def permute_inputs(self, level: int, order: Tensor | None) -> None:
+        """Change the weights for an input map whose channels are in another order (None: they are not)."""
+        permute_inputs(self.m[level], order)
+
+    def class_rows(self, key: str) -> tuple[int, int]:
+        """Return groups of rows, and the rows before the classes in each, of the tensor `key` of the state dict."""
+        return (self.na, BOX_ROWS) if key.startswith("m.") else (0, 0)
+
+
+@register(channels="head", example=(20, [[10, 13, 16, 30, 33, 23]], 16))
+class DecoupledDetect(AnchorHead):
+    """YOLOv5's anchors with YOLOX's separate branches for classes and boxes (Ge et al., 2021).
+
+    On each map a 1x1 convolution to `width` channels; then for each branch two 3x3 convolutions (with `light`:
+    depthwise 3x3 and then 1x1) and a last 1x1 convolution. The branch of the boxes also predicts the objectness.
+    """
+
+    def __init__(self, nc: int, anchors: list[list[float]], width: int = 256, light: bool = False,
+                 ch: Sequence[int] = ()) -> None:  # fmt: skip
+        super().__init__(nc, anchors, ch)
+        if not 1 <= width <= 4096:
+            raise ValueError(f"width is {width}, it must be from 1 to 4096")
+        self.stem = nn.ModuleList(Conv(c, width, 1) for c in ch)
+        self.cls = nn.ModuleList(branch(width, width, 2, not light, self.na * nc) for _ in ch)
+        self.box = nn.ModuleList(branch(width, width, 2, not light, self.na * BOX_ROWS) for _ in ch)
+
+    def raw_map(self, x: Tensor, level: int) -> Tensor:
+        """Map (b, c, h, w) number `level` -> raw map (b, na, h, w, no)."""
+        x = self.stem[level](x)
+        return torch.cat((self._by_anchor(self.box[level](x)), self._by_anchor(self.cls[level](x))), -1)
+
+    @torch.no_grad()
+    def initialize_biases(self) -> None:
+        """Initialize the biases as `Detect`."""
+        for cls, box, s in zip(self.cls, self.box, self.stride.tolist(), strict=True):
+            box[-1].bias.view(self.na, -1)[:, 4] += math.log(8 / (640 / s) ** 2)
+            cls[-1].bias += math.log(0.6 / (self.nc - 0.99999))
+
+    def permute_inputs(self, level: int, order: Tensor | None) -> None:
+        """Change the weights for an input map whose channels are in another order (None: they are not)."""
+        permute_inputs(self.stem[level].conv, order)
+
+    def class_rows(self, key: str) -> tuple[int, int]:
+        """Return groups of rows, and the rows before the classes in each, of the tensor `key` of the state dict."""
+        return (self.na, 0) if is_last_of_branch(self.cls, "cls", key) else (0, 0)

@@ -49,14 +49,15 @@ class Runtime:
         precision = inference_precision("fp16" if half else amp, device)
         self.device, self.dtype, self.reason = device, precision.dtype, precision.reason
         head = model.model[-1]
-        anchors = head.anchors.float().to(device)  # half precision would round them
+        constants = {k: b.float().to(device) for k, b in head.named_buffers(recurse=False)}  # not to be rounded
         model.fuse().eval()
         rounded = device.type == "cpu" and self.dtype == torch.bfloat16
         biases = corrected_biases(model) if rounded and _is_float32(model) else {}
         if biases:
             self.reason += f", {BFLOAT16_COST}"
         self.model = model.to(device, self.dtype, memory_format=torch.channels_last)
-        head.anchors = anchors
+        for name, constant in constants.items():
+            setattr(head, name, constant)
         if device.type == "cpu":
             pack(self.model, biases)
         self.names, self.stride, self.imgsz = model.names, int(model.stride.max()), imgsz or DEFAULT_IMGSZ

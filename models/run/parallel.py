@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from models.run.shared_network import SharedNetwork, shared, views
 from utils.errors import UserError, no_memory
+from utils.losses.compute_loss import loss_of
 from utils.system.granted import granted_cores
 from utils.system.precision import Precision
-from utils.training.loss import ComputeLoss
 
 LEAST = 4  # images in a part; the statistics of batch norm are poor with fewer
 TOKEN = struct.Struct("<II")  # number of the job, number of the task
@@ -121,7 +121,7 @@ class ParallelSteps:
     ) -> None:  # fmt: skip
         self.parts, self.precision, self.prepare, self.gain, self.several = parts, precision, prepare, gain, several
         self.network = SharedNetwork(model, precision.dtype)
-        self.loss = ComputeLoss(model)
+        self.loss = loss_of(model)
         self.parameters = self.network.parameters
         size = sum(p.numel() for p in self.parameters)
         self.gradients = [shared(size) for _ in range(parts)]

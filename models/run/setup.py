@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.blocks.memory import replace_strided_depthwise
-from models.inference.runtime import check_channels, check_img_size, to_input
+from models.inference.runtime import check_img_size, to_input
 from models.run.parallel import ParallelSteps, can_fork, number_of_parts
 from models.run.shared_network import has_running_means
+from models.run.start import build_model
 from models.run.state import TrainState, data_digest
 from models.run.sync_bn import synchronise_batch_norms
-from models.weights.checkpoint import check_fit, load_checkpoint, model_from_checkpoint, save_checkpoint
-from models.weights.imagenet import TORCHVISION, start_backbone
-from models.weights.transfer import transfer_weights
+from models.weights.checkpoint import save_checkpoint
+from models.weights.imagenet import TORCHVISION
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
 from utils.data.dataset import DetectionDataset, rescale
 from utils.data.labels import LabelIndex, index_split, label_path
@@ -31,6 +31,8 @@ from utils.data.loader import close_loader, create_loader
 from utils.draw.plots import plot_labels
 from utils.errors import UserError
 from utils.files import find_file, git_commit, increment_path
+from utils.losses.anchor_free_loss import AnchorFreeLoss
+from utils.losses.compute_loss import ComputeLoss, loss_of, scaled_gains
 from utils.settings.config import load_yaml, save_yaml
 from utils.settings.dataset import DataConfig
 from utils.settings.options import TrainOptions
@@ -41,11 +43,8 @@ from utils.system.precision import Precision, choose_precision
 from utils.system.processes import is_main, local_rank, local_world_size, rank, world_size
 from utils.training.anchors import adapt_anchors, warn_of_unfit
 from utils.training.autobatch import check_train_batch_size, memory_suffices
-from utils.training.loss import ComputeLoss, scaled_gains
 from utils.training.loss_checks import LossChecks
 from utils.training.optim import EarlyStopping, ModelEMA, create_optimizer
-
-DEFAULT_CFG = "models/yolov5_shufflenet.yaml"
 
 
 @dataclass
@@ -66,8 +65,8 @@ class Run:
     state: TrainState
     loader: DataLoader
     val_loader: DataLoader | None
-    train_loss: ComputeLoss
-    val_loss: ComputeLoss
+    train_loss: ComputeLoss | AnchorFreeLoss
+    val_loss: ComputeLoss | AnchorFreeLoss
     checks: LossChecks
     parallel: ParallelSteps | None = None
 
@@ -136,12 +135,13 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
                 f"{'es' if world_size() > 1 else ''}, {precision.reason}, seed {opt.seed}, {opt.hyp}")  # fmt: skip
     if warning := coarse_stride_warning(model):
         LOGGER.warning(warning)
-    if not opt.noautoanchor and not content:
+    has_anchors = bool(model.model[-1].anchor_rows())
+    if has_anchors and not opt.noautoanchor and not content:
         learnt = model.model[-1].anchors.clone()
         adapt_anchors(index, model.model[-1], hyp["anchor_t"], opt.imgsz, opt.seed)
         if opt.weights not in ("", TORCHVISION) and not torch.equal(learnt, model.model[-1].anchors):
             LOGGER.warning("the head from --weights was trained with other anchors; --noautoanchor keeps them")
-    if not content:
+    if has_anchors and not content:
         warn_of_unfit(index, model.model[-1], hyp["anchor_t"], opt.imgsz, chosen=opt.noautoanchor)
     connect(device)  # as late as possible: a label scan may take longer than the timeout between processes
     if opt.batch_size == -1:
@@ -208,49 +208,6 @@ def note_moved_data(content: dict[str, Any], data: str, folder: Path) -> None:
     LOGGER.info(f"--data {data}: has the same images, labels and class names; this run uses it from now on")
 
 
-def build_model(
-    opt: TrainOptions, hyp: dict[str, float], names: dict[int, str], content: dict | None
-) -> DetectionModel:
-    """Build the network of a run.
-
-    content: checkpoint of a run to be resumed. Otherwise the config is --cfg or that of --weights, and the tensors of
-    --weights that fit are loaded. From torchvision's weights, or --backbone-weights, only the backbone is loaded.
-    """
-    if content:
-        return freeze(model_from_checkpoint(content, "last.pt"), opt)
-    from_imagenet = opt.weights == TORCHVISION or bool(opt.backbone_weights)
-    weights = load_checkpoint(opt.weights) if opt.weights and not from_imagenet else None
-    if weights and not opt.cfg:
-        check_fit(weights, opt.weights)
-    cfg = opt.cfg or (weights["yaml"] if weights else DEFAULT_CFG)
-    anchors = round(hyp["anchors"])
-    model = DetectionModel(cfg, ch=None if opt.cfg else 3, nc=len(names), anchors=anchors or None)
-    check_channels(model.yaml, f"--cfg {opt.cfg}")
-    model.names = names
-    if opt.noautoanchor and isinstance(model.yaml["anchors"], int):
-        raise UserError("the hyp file or the model yaml gives only a number of anchors: leave out --noautoanchor")
-    if weights:
-        transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors,
-                         fresh_head=opt.fresh_head, verbose=opt.verbose)  # fmt: skip
-    if from_imagenet:
-        start_backbone(model, opt.backbone_weights, opt.verbose)
-    return freeze(model, opt)
-
-
-def freeze(model: DetectionModel, opt: TrainOptions) -> DetectionModel:
-    """Exclude the layers listed by `--freeze` from training. Returns the model."""
-    model.requires_grad_(True)
-    if not opt.frozen_layers:
-        return model
-    if max(opt.frozen_layers) >= len(model.model) - 1:
-        raise UserError(f"--freeze {' '.join(map(str, opt.freeze))}: this model has layers 0 to {len(model.model) - 1},"
-                        " the last of which must be trained")  # fmt: skip
-    for i in opt.frozen_layers:
-        model.model[i].requires_grad_(False)
-    LOGGER.info(f"--freeze: layers {', '.join(map(str, opt.frozen_layers))} are not trained")
-    return model
-
-
 def automatic_batch_size(model: DetectionModel, opt: TrainOptions, precision: Precision, images: int) -> int:
     """Return the batch size for `--batch-size -1`: the largest that every process can hold, times their number."""
     share = images // world_size()
@@ -305,14 +262,15 @@ def assemble(
         network = torch.compile(network)
     train_set = DetectionDataset(index, opt.imgsz, opt.batch_size, hyp, opt.rect, stride, cache=opt.cache,
                                  single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad,
-                                 colours=not opt.gpu_augment)  # fmt: skip
+                                 colours=not opt.gpu_augment,
+                                 mosaics=max(opt.epochs - round(hyp["close_mosaic"]), 0))  # fmt: skip
     loader = create_loader(train_set, opt.batch_size, opt.workers, shuffle=not opt.rect,
                            pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False,
                            niceness=loader_niceness(opt, device))  # fmt: skip
     state = TrainState(model, ema, optimizer, precision.scaler(), EarlyStopping(opt.patience),
                        torch.zeros(3, device=device))  # fmt: skip
     run = Run(opt, hyp, data, digest, folder, precision, network, state, loader, None,
-              ComputeLoss(model, total if world > 1 else None), ComputeLoss(model),
+              loss_of(model, total if world > 1 else None), loss_of(model),
               LossChecks(device.type == "cuda"))  # fmt: skip
     if val_index is not None:
         run.val_loader = eval_loader(run, "val", stride, val_index)

@@ -133,8 +133,8 @@ def slim_config(model: DetectionModel, swaps: Sequence[Swap]) -> dict[str, Any]:
         part, i = ("backbone", swap.index) if swap.index < len(cfg["backbone"]) else (
             "head", swap.index - len(cfg["backbone"]))  # fmt: skip
         cfg[part][i] = [*cfg[part][i][:2], swap.new, list(swap.args)]
-    pixels = (head.anchors.double().cpu() * head.stride.double().reshape(-1, 1, 1)).reshape(len(head.anchors), -1)
-    cfg["anchors"] = [[round(v, 4) for v in row] for row in pixels.tolist()]
+    if rows := head.anchor_rows():
+        cfg["anchors"] = [[round(v, 4) for pair in row for v in pair] for row in rows]
     cfg["yaml_file"] = f"{Path(cfg.get('yaml_file') or 'model').stem.removesuffix('_slim')}_slim.yaml"
     return cfg
 

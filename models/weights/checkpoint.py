@@ -60,7 +60,7 @@ def weights_content(
         "yaml": dict(model.yaml),
         "names": dict(model.names),
         "stride": head.stride.tolist(),
-        "anchors": (head.anchors.cpu() * head.stride.reshape(-1, 1, 1)).tolist(),
+        "anchors": head.anchor_rows(),
         "imgsz": imgsz,
         "date": datetime.now().isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from models.heads.anchors import BOX_ROWS
 from models.weights.checkpoint import model_from_checkpoint
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.system.console import LOGGER
 
-BOX_ROWS = 5  # first rows of each anchor in a head: x, y, w, h, objectness; then one row per class
 LITTLE = 0.2  # a warning is printed if a smaller share of the parameters was loaded
 SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}  # COCO, VOC
 
@@ -75,21 +75,22 @@ def transfer_weights(
     """
     own, given = model.state_dict(), content["model"]
     result, chosen = Transfer(), {}
-    theirs = content["names"]
+    theirs, prefix = content["names"], f"model.{len(model.model) - 1}."
     same = same_classes(model.names, theirs)
     alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
     for key, tensor in own.items():
-        new, head = given.get(key), key.startswith(f"model.{len(model.model) - 1}.m.")
+        new, in_head = given.get(key), key.startswith(prefix) and not key.endswith(".anchors")
+        groups, before = model.model[-1].class_rows(key.removeprefix(prefix)) if in_head else (0, 0)
         # a counter or a bias is loaded only together with its weight, which comes before it in the state dict
         partner = key.removesuffix(".num_batches_tracked").removesuffix(".bias") + ".weight"
         lonely = partner != f"{key}.weight" and partner in own and partner not in chosen
-        if new is None or lonely or (key.endswith(".anchors") and not anchors) or (head and fresh_head):
+        if new is None or lonely or (key.endswith(".anchors") and not anchors) or (in_head and fresh_head):
             result.left.append(key)
-        elif new.shape == tensor.shape and (alike or not head):
+        elif new.shape == tensor.shape and (alike or not groups):
             chosen[key] = new
             result.whole.append(key)
-        elif head and _heads_fit(model, tensor, new, len(theirs)):
-            chosen[key] = merge_head(tensor, new, model.model[-1].na, same)
+        elif groups and theirs and _rows_fit(tensor, new, groups * (before + len(theirs))):
+            chosen[key] = merge_head(tensor, new, groups, same, before)
             result.parts.append(key)
         else:
             result.left.append(key)
@@ -133,21 +134,21 @@ def _plain(name: str) -> str:
     return SYNONYMS.get(plain, plain)
 
 
-def _heads_fit(model: DetectionModel, own: Tensor, new: Tensor, classes: int) -> bool:
-    rows = model.model[-1].na * (BOX_ROWS + classes)
-    return bool(classes) and new.shape[0] == rows and new.shape[1:] == own.shape[1:]
+def _rows_fit(own: Tensor, new: Tensor, rows: int) -> bool:
+    return new.shape[0] == rows and new.shape[1:] == own.shape[1:]
 
 
-def merge_head(own: Tensor, new: Tensor, na: int, same: Mapping[int, int]) -> Tensor:
-    """Return a head's weight (na * (5 + nc), c, 1, 1) or bias with the matching rows of another head copied into it.
+def merge_head(own: Tensor, new: Tensor, groups: int, same: Mapping[int, int], before: int = BOX_ROWS) -> Tensor:
+    """Return a head's weight (groups * (before + nc), c, 1, 1) or bias, with the matching rows of another one.
 
-    new: of the other head; na: anchors per cell; same: {our class index: their class index}.
+    new: of the other head; groups: anchors per cell; same: {our class index: their class index}; before: rows of each
+    group that are not of classes.
     """
-    merged = own.detach().clone().reshape(na, -1, *own.shape[1:])
-    source = new.to(merged).reshape(na, -1, *new.shape[1:])
-    merged[:, :BOX_ROWS] = source[:, :BOX_ROWS]
+    merged = own.detach().clone().reshape(groups, -1, *own.shape[1:])
+    source = new.to(merged).reshape(groups, -1, *new.shape[1:])
+    merged[:, :before] = source[:, :before]
     for i, k in same.items():
-        merged[:, BOX_ROWS + i] = source[:, BOX_ROWS + k]
+        merged[:, before + i] = source[:, before + k]
     return merged.reshape(own.shape)
 
 

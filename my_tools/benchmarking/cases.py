@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.heads.anchor_free import AnchorFreeDetect
 from models.inference.runtime import Runtime, to_input
 from models.run.setup import Run, loader_niceness, setup
 from models.run.step import Group, compute, groups_of
@@ -114,8 +115,9 @@ def training_run(c: Conditions, cfg: str, folder: str, batches: int | None = Non
         "cfg": cfg, "data": str(c.data.yaml_file), "imgsz": c.imgsz, "batch_size": c.batch_size, "amp": c.amp,
         "device": str(c.device), "workers": c.workers, "noplots": True, "noautoanchor": True, "noval": True,
         "epochs": 1000})  # fmt: skip
+    data = prepare(opt)
     hyp = {**effective_hyp(opt), "warmup_epochs": 0.0}  # in the warm-up, the optimizer makes more steps than later
-    run = setup(opt, hyp, prepare(opt), folder=Path(folder))
+    run = setup(opt, hyp, data, folder=Path(folder))
     old = run.loader.dataset
     images = np.arange((batches or STEPS) * opt.batch_size)
     index = old.index.take(images % len(old.index))  # repeats a dataset with fewer images
@@ -308,10 +310,12 @@ def evaluate_one(c: Conditions, index: LabelIndex, what: str, runtime: Runtime, 
 
 @torch.no_grad()
 def fire_everywhere(model: DetectionModel) -> None:
-    """Give an untrained head high objectness everywhere, as in the first epochs of a training."""
+    """Give an untrained head high scores everywhere, as in the first epochs of a training."""
     head = model.model[-1]
-    for conv in head.m:
-        conv.bias.view(head.na, -1)[:, 4:] = 0.0
+    for conv in (m for m in head.modules() if isinstance(m, nn.Conv2d) and m.bias is not None):
+        conv.bias.zero_()
+    if isinstance(head, AnchorFreeDetect):
+        head.initialize_boxes()
 
 
 def load_trained(c: Conditions) -> Runtime:

@@ -38,7 +38,8 @@ def low_format(device: torch.device) -> torch.dtype:
 def fused(model: DetectionModel, device: torch.device) -> nn.Module:
     """Return a copy with folded batch norms in the low format, channels-last."""
     twin = copy.deepcopy(model).fuse().to(device, low_format(device), memory_format=torch.channels_last).eval()
-    twin.model[-1].anchors = model.model[-1].anchors.float().to(device)
+    for name, constant in model.model[-1].named_buffers(recurse=False):
+        setattr(twin.model[-1], name, constant.float().to(device))
     twin.model[-1].stride = model.model[-1].stride.tolist()  # as a tensor it would break the graph of torch.compile
     return twin
 

@@ -59,16 +59,16 @@ class DetectionDataset(Dataset):
     hyp: augmentation hyper-parameters, None for no augmentation. rect: sort the images by aspect ratio and give each
     batch a shape with little padding; `pad` is extra padding in units of the stride. cache: "", "ram" or "disk".
     quad: combine every four images of a batch into one of twice the side. colours: False leaves colour augmentation
-    and flips to `augment_batch`.
+    and flips to `augment_batch`. mosaics: number of the first epochs that use mosaics, None for all.
     """
 
     def __init__(
         self, index: LabelIndex, imgsz: int, batch_size: int, hyp: Mapping[str, float] | None = None,
         rect: bool = False, stride: int = 32, pad: float = 0.0, cache: str = "", single_cls: bool = False,
-        seed: int = 0, quad: bool = False, colours: bool = True,
+        seed: int = 0, quad: bool = False, colours: bool = True, mosaics: int | None = None,
     ) -> None:  # fmt: skip
         self.imgsz, self.hyp, self.rect, self.single_cls, self.seed = imgsz, hyp, rect, single_cls, seed
-        self.batch_size, self.quad, self.colours = batch_size, quad, colours
+        self.batch_size, self.quad, self.colours, self.mosaics = batch_size, quad, colours, mosaics
         if rect:
             index, self.rect_shapes = sort_by_proportion(index, imgsz, batch_size, stride, pad)
         self.index = index
@@ -89,7 +89,8 @@ class DetectionDataset(Dataset):
         if self.hyp is None:
             return self._plain_item(i)
         rng = np.random.default_rng((self.seed, epoch, i))
-        im, labels = self._augmented(i, group or range(len(self)), rng)
+        mosaics = not self.rect and (self.mosaics is None or epoch < self.mosaics)
+        im, labels = self._augmented(i, group or range(len(self)), rng, mosaics)
         return self._to_item(im, labels, i, None)
 
     def __getitems__(self, keys: list[Key]) -> list[Item]:
@@ -112,9 +113,11 @@ class DetectionDataset(Dataset):
         shapes = ((h0, w0), ((h / h0 * ratio[1], w / w0 * ratio[0]), pad))
         return self._to_item(im, self._pixel_labels(i, w * ratio[0], h * ratio[1], *pad), i, shapes)
 
-    def _augmented(self, i: int, group: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _augmented(
+        self, i: int, group: Sequence[int], rng: np.random.Generator, mosaics: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         hyp = self.hyp
-        if not self.rect and rng.random() < hyp["mosaic"]:
+        if mosaics and rng.random() < hyp["mosaic"]:
             im, labels = self._mosaic(i, group, rng)
             if rng.random() < hyp["mixup"]:
                 other = group[rng.integers(len(group))]

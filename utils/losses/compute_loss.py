@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.boxes import bbox_ciou
+from utils.errors import UserError
+from utils.losses.anchor_free_loss import AnchorFreeLoss
+from utils.losses.assigners import ASSIGNERS
+from utils.losses.box_terms import BOX_TERMS, overlap
+from utils.losses.class_terms import CLASS_TERMS
 
 LevelTargets = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 # objectness weight of each map, finest first (YOLOv5)
@@ -27,6 +32,8 @@ def focal_weights(pred: Tensor, true: Tensor, gamma: float, alpha: float = 0.25)
 
 def scaled_gains(hyp: Mapping[str, float], head: nn.Module, imgsz: int) -> dict[str, float]:
     """Return the loss gains scaled to this head and image size; hyp files give them for 3 maps, 80 classes, 640 px."""
+    if not head.anchor_rows():
+        return dict(hyp)
     return {
         **hyp,
         "box": hyp["box"] * 3 / head.nl,
@@ -58,6 +65,8 @@ class ComputeLoss:
     batch, so that loss and parts, summed over the processes, equal those of a single process with the whole batch.
     """
 
+    parts = ("box", "obj", "cls")  # their names
+
     def __init__(self, model: nn.Module, total: Callable[[Tensor], Tensor] | None = None) -> None:
         self.total = total
         head = model.model[-1]
@@ -70,6 +79,9 @@ class ComputeLoss:
         smoothing = self.hyp.get("label_smoothing", 0.0)
         self.positive, self.negative = 1.0 - 0.5 * smoothing, 0.5 * smoothing
         self.balance = BALANCE.get(self.nl, BALANCE_OTHER)
+        # only box terms other than CIoU, which are in pixels, need them
+        self.strides: list[float] = getattr(head, "stride", 8 * 2 ** torch.arange(self.nl)).tolist()
+        self.box_loss, self.class_loss = self.hyp.get("box_loss") or "ciou", self.hyp.get("class_loss") or "bce"
         if self.nl > len(self.balance):
             raise ValueError(f"the loss supports up to {len(self.balance)} output maps, but the head has {self.nl}")
 
@@ -96,7 +108,7 @@ class ComputeLoss:
     ) -> tuple[Tensor, Tensor]:
         """Compute the loss of assigned targets; images, matches: the counts by which its means are divided."""
         box = obj = cls = torch.zeros(1, device=preds[0].device)
-        for raw, weight, level, count in zip(preds, self.balance, levels, matches, strict=False):
+        for raw, weight, level, count, stride in zip(preds, self.balance, levels, matches, self.strides, strict=False):
             raw = raw.float()
             image, anchor, y, x, true_box, anchor_wh, true_cls = level
             objectness = torch.zeros(raw.shape[:4], device=raw.device)
@@ -104,13 +116,13 @@ class ComputeLoss:
                 matched = raw[image, anchor, y, x]
                 xy = matched[:, :2].sigmoid() * 2 - 0.5
                 wh = (matched[:, 2:4].sigmoid() * 2) ** 2 * anchor_wh
-                iou = bbox_ciou(torch.cat((xy, wh), 1), true_box)
-                box = box + (1.0 - iou).sum() / count
+                agreement, iou = self._agreement(torch.cat((xy, wh), 1), true_box, raw.shape[2:4], stride)
+                box = box + (1.0 - agreement).sum() / count
                 objectness[image, anchor, y, x] = iou.detach().clamp(0)
                 if self.nc > 1:
                     goal = torch.full_like(matched[:, 5:], self.negative)
                     goal[torch.arange(len(goal), device=goal.device), true_cls] = self.positive
-                    cls = cls + self._bce(matched[:, 5:], goal, self.cls_weight) / (count * self.nc)
+                    cls = cls + self._class_term(matched[:, 5:], goal) / (count * self.nc)
             cells = images * raw[0, ..., 0].numel()
             obj = obj + self._bce(raw[..., 4], objectness, self.obj_weight) / cells * weight
         parts = torch.cat((box * self.hyp["box"], obj * self.hyp["obj"], cls * self.hyp["cls"]))
@@ -122,6 +134,24 @@ class ComputeLoss:
         if self.total is not None:
             counts = self.total(torch.tensor(counts, device=preds[0].device)).tolist()
         return counts[0], counts[1:]
+
+    def _agreement(self, pred: Tensor, true: Tensor, cells: Sequence[int], stride: float) -> tuple[Tensor, Tensor]:
+        """Return the box term, and the target of the objectness, of boxes (m, 4) as offset and size in cells.
+
+        The target is the box term itself if that is CIoU, as in YOLOv5, otherwise the IoU. Other terms are in pixels.
+        """
+        if self.box_loss == "ciou":
+            iou = bbox_ciou(pred, true)
+            return iou, iou
+        pred, true = pred * stride, true * stride
+        size = (cells[1] * stride, cells[0] * stride)
+        return BOX_TERMS[self.box_loss](pred, true, size), overlap(pred, true).iou
+
+    def _class_term(self, pred: Tensor, true: Tensor) -> Tensor:
+        """Return the sum of the class term of matched boxes; `bce` is YOLOv5's, with `cls_pw` and `fl_gamma`."""
+        if self.class_loss == "bce":
+            return self._bce(pred, true, self.cls_weight)
+        return CLASS_TERMS[self.class_loss](pred, true, self.hyp.get("fl_gamma", 0.0))
 
     def _bce(self, pred: Tensor, true: Tensor, positive_weight: Tensor) -> Tensor:
         """Return the sum of the binary cross-entropy, or of the focal loss if `fl_gamma` is not 0."""
@@ -164,3 +194,16 @@ class ComputeLoss:
         x, y = cell.T
         image, true_cls = targets[label, 0].long(), targets[label, 1].long()
         return image, anchor, y, x, true_box, anchors[anchor], true_cls
+
+
+def loss_of(model: nn.Module, total: Callable[[Tensor], Tensor] | None = None) -> ComputeLoss | AnchorFreeLoss:
+    """Return the loss that belongs to the head of a model; total as in `ComputeLoss`.
+
+    Raises UserError if the hyper-parameters name an assigner that the head cannot use.
+    """
+    head, assigner = model.model[-1], model.hyp.get("assigner", "")
+    fitting = ("anchor_ratio",) if head.anchor_rows() else tuple(ASSIGNERS)
+    if assigner and assigner not in fitting:
+        raise UserError(f"--hyp: assigner {assigner} cannot be used with the head {type(head).__name__}, which takes "
+                        f"{' or '.join(fitting)}")  # fmt: skip
+    return ComputeLoss(model, total) if head.anchor_rows() else AnchorFreeLoss(model, total)

@@ -28,6 +28,7 @@ HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
     "cls": (0.5, 0.0, 1e3),
     "cls_pw": (1.0, 1e-6, 1e3),  # weight of positives in the class loss
     "obj": (1.0, 0.0, 1e3),
+    "dfl": (1.5, 0.0, 1e3),  # gain of the distribution focal loss, in the place of obj in anchor-free heads
     "obj_pw": (1.0, 1e-6, 1e3),
     "iou_t": (0.2, 0.0, 1.0),  # accepted for old files; not used by the loss
     "anchor_t": (4.0, 1.0, 100.0),  # a label fits an anchor below this ratio of sides
@@ -45,9 +46,16 @@ HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
     "flipud": (0.0, 0.0, 1.0),  # probabilities from here on
     "fliplr": (0.5, 0.0, 1.0),
     "mosaic": (1.0, 0.0, 1.0),
+    "close_mosaic": (0, 0, 100000),  # number of the last epochs without mosaics
     "mixup": (0.0, 0.0, 1.0),
     "copy_paste": (0.0, 0.0, 1.0),  # accepted for old files; needs polygons, no effect on boxes
 }
+CHOICES = {
+    "assigner": ("", "anchor_ratio", "task_aligned", "simota"),  # empty: as the head needs it
+    "box_loss": ("", "ciou", "siou", "eiou", "wiou", "mpdiou", "nwd"),
+    "class_loss": ("", "bce", "focal", "varifocal", "quality_focal"),
+    "optimizer": ("", "SGD", "Adam", "AdamW"),
+}  # of a hyp file, with their texts
 MODEL_KEYS = (
     "nc names depth_multiple width_multiple channel_multiple activation anchors backbone head ch inplace yaml_file"
 ).split()
@@ -117,9 +125,15 @@ def load_hyp(name: str | Path) -> dict[str, float]:
     """
     path = find_file(name, ("data/hyps", "data"), "--hyp")
     content = load_yaml(path)
-    check_keys(content, HYPERPARAMETERS, str(path))
+    check_keys(content, {**HYPERPARAMETERS, **CHOICES}, str(path))
     hyp = {key: default for key, (default, _, _) in HYPERPARAMETERS.items()}
     for key, value in content.items():
+        if key in CHOICES:
+            if value not in CHOICES[key]:
+                raise UserError(f"{path}: {key} is {shorten(value)}{did_you_mean(str(value), CHOICES[key])}; it must "
+                                f"be one of {', '.join(CHOICES[key][1:])}")  # fmt: skip
+            hyp[key] = value
+            continue
         _, low, high = HYPERPARAMETERS[key]
         if not is_number(value) or not low <= value <= high:
             raise UserError(f"{path}: {key} is {value!r}, it must be a number from {low:g} to {high:g}")
@@ -146,7 +160,7 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> list[str]:
     Returns the keys that have no meaning here, such as `loss` in a fork's yaml.
     """
     others = check_keys(cfg, MODEL_KEYS, where, allow_others=True)
-    for key in ("nc", "anchors", "backbone", "head"):
+    for key in ("nc", "backbone", "head"):
         if key not in cfg:
             raise UserError(f"{where}: the key '{key}' is missing")
     if not is_whole(cfg["nc"]) or not 1 <= cfg["nc"] <= MOST_CLASSES:
@@ -159,7 +173,7 @@ def check_model_cfg(cfg: dict[str, Any], where: str) -> list[str]:
     multiple = cfg.get("channel_multiple", 8)
     if not is_whole(multiple) or not 1 <= multiple <= 1024:
         raise UserError(f"{where}: channel_multiple is {multiple!r}, it must be a whole number from 1 to 1024")
-    anchors = cfg["anchors"]
+    anchors = cfg.get("anchors", 1)  # only a head that has anchors needs them
     pairs = isinstance(anchors, list) and anchors and all(
         isinstance(row, list) and row and len(row) % 2 == 0 and len(row) == len(anchors[0])
         and all(is_number(v) and v > 0 for v in row) for row in anchors

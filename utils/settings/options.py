@@ -13,7 +13,7 @@ from utils.settings.config import LARGEST_IMAGE, check_keys, is_whole, load_hyp
 from utils.settings.values import converted_flags, hints_of
 
 SPLITS, TASKS = ("train", "val", "test"), ("train", "val", "test", "speed", "study")
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
+OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW")  # auto: as the hyp file says, otherwise SGD
 AMP_CHOICES = ("auto", "off", "fp16", "bf16")
 ENGINE_CHOICES = ("auto", "pytorch", "onnx", "openvino")
 PROTOCOLS = {
@@ -22,6 +22,8 @@ PROTOCOLS = {
     "voc12": "PASCAL VOC 2012: AP at IoU 0.5, area under the envelope",
     "coco": "COCO's 12 metrics, by faster-coco-eval",
 }
+DEFAULT_HYP = "hyp.scratch-low.yaml"
+HEAD_HYPS = {"AnchorFreeDetect": "hyp.free.yaml"}  # of heads whose loss needs other values
 # keys allowed in a dataset yaml's `defaults:`, which apply to flags that are not given
 DATA_DEFAULTS = ("hyp", "epochs", "batch_size", "imgsz", "optimizer", "cache", "cos_lr", "patience", "amp")
 
@@ -37,7 +39,7 @@ class TrainOptions:
     backbone_weights: str = ""
     cfg: str = ""
     data: str = "shapes.yaml"
-    hyp: str = "hyp.scratch-low.yaml"
+    hyp: str = ""
     epochs: int = 100
     batch_size: int = 16
     imgsz: int = 640
@@ -50,7 +52,7 @@ class TrainOptions:
     cache: str = ""
     device: str = ""
     single_cls: bool = False
-    optimizer: str = "SGD"
+    optimizer: str = "auto"
     workers: int = 8
     project: str = str(ROOT / "runs/train")
     name: str = "exp"
@@ -179,7 +181,7 @@ def _switch(value: bool | str) -> bool | str:
 
 def effective_hyp(opt: TrainOptions) -> dict[str, float]:
     """Load the hyper-parameters of the hyp file; `--label-smoothing` replaces the value in the file."""
-    hyp = load_hyp(opt.hyp)
+    hyp = load_hyp(opt.hyp or DEFAULT_HYP)
     return {**hyp, "label_smoothing": opt.label_smoothing} if opt.label_smoothing else hyp
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from utils.settings.flags import Parser
-from utils.settings.options import AMP_CHOICES, OPTIMIZERS, TrainOptions
+from utils.settings.options import AMP_CHOICES, DEFAULT_HYP, OPTIMIZERS, TrainOptions
 
 
 def train_parser(description: str) -> Parser:
@@ -47,8 +47,9 @@ def _add_optimisation(parser: Parser) -> None:
     add("--epochs", type=int, metavar="N", help="number of epochs")
     add("--batch-size", "--batch", type=int, metavar="N",
         help="images per step over all processes; -1: as many as fit into memory")  # fmt: skip
-    add("--hyp", metavar="YAML", help="hyper-parameters, also looked for in data/hyps/")
-    add("--optimizer", metavar="NAME", help=f"one of {', '.join(OPTIMIZERS)}")
+    add("--hyp", metavar="YAML", shown=f"{DEFAULT_HYP}, or that of the head",
+        help="hyper-parameters, also looked for in data/hyps/")  # fmt: skip
+    add("--optimizer", metavar="NAME", help=f"one of {', '.join(OPTIMIZERS)} (that of the hyp file, or SGD)")
     add("--cos-lr", action="store_true", help="cosine learning rate schedule")
     add("--label-smoothing", type=float, metavar="X", help="share of a class target that is moved to the other classes")
     add("--patience", type=int, metavar="N", help="stop after N epochs without improvement; 0: never")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import yaml
@@ -20,7 +21,7 @@ from utils.draw.plots import plot_evolve
 from utils.errors import UserError, did_you_mean
 from utils.evaluation import metrics
 from utils.files import ROOT, atomic_write, increment_path, newest
-from utils.settings.config import HYPERPARAMETERS, load_yaml, save_yaml
+from utils.settings.config import CHOICES, HYPERPARAMETERS, load_yaml, save_yaml
 from utils.settings.dataset import DataConfig
 from utils.settings.options import TrainOptions, effective_hyp
 from utils.system.console import LOGGER, quoted, shown
@@ -67,6 +68,7 @@ EVOLVED: dict[str, tuple[float, float, float]] = {
     "fliplr": (1.0, 0.01, 0.5),
     "mosaic": (1.0, 0.05, 1.0),
     "mixup": (1.0, 0.01, 1.0),
+    "dfl": (1.0, 0.1, 10.0),
 }
 
 
@@ -163,11 +165,12 @@ def _mutate(hyp: Mapping[str, float], rng: np.random.Generator) -> dict[str, flo
         changes, factor = rng.random() < CHANGE, 1 + SIGMA * gain * rng.standard_normal()
         if changes and child.get(key):
             value = child[key] * min(max(factor, FACTORS[0]), FACTORS[1])
+            high = max(high, child[key])  # losses of some heads have larger gains
             child[key] = float(f"{min(max(value, low), high):.{DIGITS}g}")
     return child
 
 
-def add_row(folder: Path, row: Row) -> list[Row]:
+def add_row(folder: Path, row: Row, texts: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
     """Add a generation to the folder's evolve.csv, write hyp_evolve.yaml, and return all rows, rounded as in the file.
 
     Raises UserError if evolve.csv is damaged or has other columns, or if a file cannot be written.
@@ -185,17 +188,17 @@ def add_row(folder: Path, row: Row) -> list[Row]:
             writer.writerows([*r.results, *(r.hyp[k] for k in keys)] for r in rows)
     except OSError as e:
         raise UserError(f"{file}: cannot be written ({e.strerror})") from e
-    _write_best(folder / "hyp_evolve.yaml", rows)
+    _write_best(folder / "hyp_evolve.yaml", rows, texts)
     return rows
 
 
-def _write_best(file: Path, rows: Sequence[Row]) -> None:
+def _write_best(file: Path, rows: Sequence[Row], texts: Mapping[str, str] = MappingProxyType({})) -> None:
     at = best_row(rows)
     figures = "".join(f"# {name:<21} {value:g}\n" for name, value in zip(RESULTS, rows[at].results, strict=True))
     head = f"# Best generation: {at} (of {len(rows)}, the first is 0), fitness {rows[at].fitness:.5g}\n{figures}\n"
     try:
         with atomic_write(file, "w") as f:
-            f.write(head + yaml.safe_dump(rows[at].hyp, sort_keys=False))
+            f.write(head + yaml.safe_dump({**rows[at].hyp, **texts}, sort_keys=False))
     except OSError as e:
         raise UserError(f"{file}: cannot be written ({e.strerror})") from e
 
@@ -216,13 +219,15 @@ def evolve(
         raise UserError(f"--evolve {generations}: give the number of generations, at least 1")
     increment_path(folder, exist_ok=True)
     rows = read_rows(folder / "evolve.csv")
+    texts = {key: value for key, value in base.items() if key in CHOICES}  # such as the assigner; they do not change
+    base = {key: value for key, value in base.items() if key not in CHOICES}
     _check_same_start(rows, base, folder / "evolve.csv")
     if rows:
         LOGGER.info(f"{folder / 'evolve.csv'} has {len(rows)} of {generations} generations")
-        _write_best(folder / "hyp_evolve.yaml", rows)  # outdated if interrupted between writing the two files
+        _write_best(folder / "hyp_evolve.yaml", rows, texts)  # outdated if interrupted between writing the two files
     for generation in range(len(rows), generations):
         hyp = next_hyp(rows, base, np.random.default_rng([seed, generation]))
-        rows = add_row(folder, Row(_train(train_once, hyp, generation), hyp))
+        rows = add_row(folder, Row(_train(train_once, {**hyp, **texts}, generation), hyp), texts)
         at = best_row(rows)
         LOGGER.info(f"generation {generation} (last: {generations - 1}): fitness {rows[-1].fitness:.5g}; "
                     f"best {rows[at].fitness:.5g}, generation {at}")  # fmt: skip

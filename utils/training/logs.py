@@ -1,4 +1,7 @@
-"""The results table of a run, `results.csv`: YOLOv5's columns, and the seconds spent in each epoch."""
+"""The results table of a run, `results.csv`: YOLOv5's columns, and the seconds spent in each epoch.
+
+With an anchor-free head, the columns `obj_loss` hold its distribution focal loss.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import atomic_write
 
-PROGRESS_HEADER = ("\n" + "%11s" * 7) % ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
 COLUMNS = (
     "epoch", "train/box_loss", "train/obj_loss", "train/cls_loss",
     "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",
@@ -17,6 +19,11 @@ COLUMNS = (
     "time/data", "time/step", "time/val",
 )  # fmt: skip
 TIMES = 3  # number of last columns, the only ones that differ between two runs with the same seed
+
+
+def progress_header(parts: Sequence[str]) -> str:
+    """Return the heading of the progress bars, with the names of the three parts of the loss."""
+    return ("\n" + "%11s" * 7) % ("Epoch", "GPU_mem", *(f"{part}_loss" for part in parts), "Instances", "Size")
 
 
 def results_row(epoch: int, values: Sequence[float]) -> list[float]:

@@ -32,7 +32,7 @@ def create_optimizer(model: nn.Module, name: str, lr: float, momentum: float, de
     groups = [g for g in groups if g["params"]]
     # one kernel for all tensors, as a light model has hundreds of small ones
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    if name == "SGD":
+    if name in ("SGD", "auto"):
         return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     return {"Adam": Adam, "AdamW": AdamW}[name](groups, lr=lr, betas=(momentum, 0.999), fused=fused)
 

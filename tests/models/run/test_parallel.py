@@ -20,9 +20,9 @@ from models.inference.runtime import to_input
 from models.run import parallel, step
 from models.run.parallel import Batch, Job, ParallelSteps, ProcessLost, number_of_parts, tasks_of
 from models.yolo import DetectionModel
+from utils.losses.compute_loss import ComputeLoss, scaled_gains
 from utils.settings.config import load_hyp
 from utils.system.precision import Precision
-from utils.training.loss import ComputeLoss, scaled_gains
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="helper processes are forked on Linux only")
 CPU = torch.device("cpu")

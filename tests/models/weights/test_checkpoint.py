@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.inference.runtime import Runtime, check_img_size, load_runtime
-from models.run import setup as training
+from models.run import start
 from models.weights import checkpoint
 from models.weights.checkpoint import (
     load_checkpoint,
@@ -127,13 +127,13 @@ def test_a_config_does_not_decide_how_much_is_built(
 ) -> None:
     content = weights_content(small_model(), 64)
     content["yaml"] = {**content["yaml"], "backbone": rows + content["yaml"]["backbone"]}
-    for module in (checkpoint, training):
+    for module in (checkpoint, start):
         monkeypatch.setattr(module, "DetectionModel", None)  # must not be reached
     with pytest.raises(UserError, match="do not fit its own model config"):
         model_from_checkpoint(content)
     save_checkpoint(tmp_path / "x.pt", content)
     with pytest.raises(UserError, match="do not fit its own model config"):
-        training.build_model(TrainOptions(weights=str(tmp_path / "x.pt")), {"anchors": 0}, {0: "red"}, None)
+        start.build_model(TrainOptions(weights=str(tmp_path / "x.pt")), {"anchors": 0}, {0: "red"}, None)
 
 
 def test_a_torchscript_export(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

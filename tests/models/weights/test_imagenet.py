@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import train
 import utils.training.evolve
-from models.run.setup import build_model
+from models.run.start import build_model
 from models.weights.checkpoint import load_checkpoint
 from models.weights.imagenet import VARIANTS, load_backbone, start_backbone
 from models.yolo import Model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,13 @@ import pytest
 import torch
 from helpers import golden
 
+from models.yolo import DetectionModel
+from utils.errors import UserError
+from utils.losses import compute_loss
+from utils.losses.box_terms import BOX_TERMS
+from utils.losses.class_terms import CLASS_TERMS
+from utils.losses.compute_loss import ComputeLoss, focal_weights, moved
 from utils.settings.config import load_hyp
-from utils.training.loss import ComputeLoss, focal_weights, moved
 
 
 def loss_of(anchors: np.ndarray, nc: int, hyp: dict) -> ComputeLoss:
@@ -124,3 +130,28 @@ def test_a_better_box_costs_less() -> None:
 def test_focal_weights_fade_easy_examples() -> None:
     w = focal_weights(torch.tensor([5.0, 0.0]), torch.ones(2), gamma=1.5)
     assert w[0] < 0.01 * w[1]
+
+
+@pytest.mark.parametrize("terms", [{"box_loss": name} for name in BOX_TERMS] + [{"class_loss": n} for n in CLASS_TERMS])
+def test_every_box_and_class_term_can_be_used(terms: dict[str, str]) -> None:
+    hyp = load_hyp("hyp.scratch-low")
+    preds = [p.detach().clone().requires_grad_() for p in maps()]
+    targets = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.3], [1, 0, 0.2, 0.3, 0.1, 0.2]])
+    usual = loss_of(ANCHORS, 2, hyp)(preds, targets)[0]
+    loss, _ = loss_of(ANCHORS, 2, {**hyp, **terms})(preds, targets)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in preds)
+    assert torch.equal(loss, usual) == (next(iter(terms.values())) in ("ciou", "bce"))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "assigner", "message"),
+    [("yolov5n.yaml", "task_aligned", "task_aligned cannot be used with the head Detect, which takes anchor_ratio"),
+     ("yolov5_shufflenet_free.yaml", "anchor_ratio", "AnchorFreeDetect, which takes task_aligned or simota"),
+     ("yolov5n.yaml", "anchor_ratio", ""), ("yolov5_shufflenet_free.yaml", "simota", "")],
+)  # fmt: skip
+def test_an_assigner_that_does_not_fit_the_head_is_told(cfg: str, assigner: str, message: str) -> None:
+    model = DetectionModel(cfg, nc=2)
+    model.hyp = {**load_hyp("hyp.free"), "assigner": assigner}
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        compute_loss.loss_of(model)

@@ -16,7 +16,7 @@ from utils.training.evolve import EVOLVED, RESULTS, Row, add_row, best_row, evol
 
 BASE = {key: default for key, (default, _, _) in HYPERPARAMETERS.items()}
 SMALL = {key: BASE[key] for key in ("lr0", "momentum", "nbs", "box")}
-FIXED = ("anchors", "nbs", "iou_t", "copy_paste")
+FIXED = ("anchors", "nbs", "iou_t", "copy_paste", "close_mosaic")
 
 
 def row(fitness: float, **hyp: float) -> Row:
@@ -190,6 +190,15 @@ def test_interrupted_evolution_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     evolve(tmp_path / "other", 6, SMALL, 6, figures)
     assert (tmp_path / "other/evolve.csv").read_bytes() != (tmp_path / "whole/evolve.csv").read_bytes()
+
+
+def test_texts_stay_and_large_gains_are_not_cut(tmp_path: Path) -> None:
+    """Anchor-free heads need an assigner, and a box gain above the usual limit."""
+    seen = []
+    base = {**SMALL, "box": 7.5, "assigner": "task_aligned"}
+    best = evolve(tmp_path, 6, base, 5, lambda hyp, g: seen.append(hyp) or figures(hyp, g))
+    assert all(hyp["assigner"] == "task_aligned" and hyp["box"] > 1 for hyp in seen)
+    assert load_hyp(best)["assigner"] == "task_aligned" and len({hyp["box"] for hyp in seen}) > 1
 
 
 def test_finished_evolution_trains_no_more(tmp_path: Path) -> None:
