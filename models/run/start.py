@@ -17,7 +17,7 @@ DEFAULT_CFG = "models/yolov5_shufflenet.yaml"
 
 
 def choose_hyp(opt: TrainOptions) -> None:
-    """Choose the hyp file that suits the head of the model, and its optimizer, unless they are given as flags."""
+    """Choose the hyp file that suits the head of the model, its optimizer and schedule, unless given as flags."""
     head = head_name(opt)
     if "hyp" not in opt.given and head in HEAD_HYPS:
         opt.hyp = HEAD_HYPS[head]
@@ -29,6 +29,7 @@ def choose_hyp(opt: TrainOptions) -> None:
                        f"{head} is {HEAD_HYPS[head]}")  # fmt: skip
     if opt.optimizer == "auto":
         opt.optimizer = hyp.get("optimizer") or "SGD"
+    opt.cos_lr = opt.cos_lr or bool(hyp["cos_lr"])
 
 
 def head_name(opt: TrainOptions) -> str:

@@ -17,6 +17,7 @@ from utils.system.console import LOGGER
 # key: (default, lowest, highest). The defaults are those of YOLOv5's hyp.scratch-low.
 HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
     "lr0": (0.01, 1e-8, 10.0),  # initial learning rate (SGD 1e-2, Adam 1e-3)
+    "cos_lr": (0, 0, 1),  # 1: as --cos-lr
     "lrf": (0.01, 0.0, 1.0),  # final learning rate is lr0 * lrf
     "momentum": (0.937, 0.0, 0.9999),  # momentum of SGD, beta1 of Adam
     "weight_decay": (0.0005, 0.0, 1.0),

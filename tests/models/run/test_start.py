@@ -47,7 +47,7 @@ def test_the_hyp_file_suits_the_head(
     opt = TrainOptions.from_flags(flags)
     with caplog.at_level("INFO"):
         choose_hyp(opt)
-    assert (opt.hyp, opt.optimizer) == (hyp, optimizer)
+    assert (opt.hyp, opt.optimizer, opt.cos_lr) == (hyp, optimizer, hyp == "hyp.free.yaml")
     assert told in caplog.text and bool(told) == bool(caplog.text)
 
 
