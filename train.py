@@ -316,16 +316,21 @@ def run(**kwargs: object) -> Results | None:
     content = folder = None
     if opt.resume:
         opt, content, folder = open_resumed(opt)
-    data = prepare(opt)
+    data = prepare(opt, resumed=bool(content))
     return train_and_finish(opt, content["hyp"] if content else effective_hyp(opt), data, content, folder)[1]
 
 
-def prepare(opt: TrainOptions) -> DataConfig:
-    """Load the dataset yaml, apply its `defaults:` and those of the head, draw the default dataset if it is missing."""
+def prepare(opt: TrainOptions, resumed: bool = False) -> DataConfig:
+    """Load the dataset yaml, and draw the default dataset if it is missing.
+
+    Its `defaults:`, and the hyper-parameters that suit the head, are applied to the options of a run that is not
+    resumed.
+    """
     data = load_data(opt.data)
     if taken := opt.with_defaults(data.defaults, str(data.yaml_file)):
         LOGGER.info(f"defaults from {data.yaml_file.name}: {' '.join(taken)}")
-    choose_hyp(opt)
+    if not resumed:
+        choose_hyp(opt)
     with locked(ROOT):
         prepare_shapes(data.yaml_file)
     return data

@@ -29,7 +29,8 @@ from utils.settings.dataset import load_data
 PAIRS = [("README.md", "README.zh-CN.md"), ("docs/from-the-articles.md", "docs/from-the-articles.zh-CN.md"),
          ("docs/deploy.md", "docs/deploy.zh-CN.md"), ("docs/train.md", "docs/train.zh-CN.md"),
          ("docs/compare.md", "docs/compare.zh-CN.md")]  # fmt: skip
-ENGLISH = [f"docs/{name}.md" for name in "differences evaluate export heads models python reliability slim speed".split()]
+ENGLISH = [f"docs/{name}.md" for name in
+           "differences evaluate export heads models python reliability slim speed".split()]  # fmt: skip
 PAGES = [*[page for pair in PAIRS for page in pair], *ENGLISH]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 YAML_FOLDERS = ("", *MODEL_FOLDERS, "data", "data/hyps")

@@ -263,7 +263,7 @@ def assemble(
     train_set = DetectionDataset(index, opt.imgsz, opt.batch_size, hyp, opt.rect, stride, cache=opt.cache,
                                  single_cls=opt.single_cls, seed=opt.seed, quad=opt.quad,
                                  colours=not opt.gpu_augment,
-                                 mosaics=max(opt.epochs - round(hyp["close_mosaic"]), 0))  # fmt: skip
+                                 mosaics=max(opt.epochs - round(hyp.get("close_mosaic", 0)), 0))  # fmt: skip
     loader = create_loader(train_set, opt.batch_size, opt.workers, shuffle=not opt.rect,
                            pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False,
                            niceness=loader_niceness(opt, device))  # fmt: skip

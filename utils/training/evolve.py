@@ -219,8 +219,9 @@ def evolve(
         raise UserError(f"--evolve {generations}: give the number of generations, at least 1")
     increment_path(folder, exist_ok=True)
     rows = read_rows(folder / "evolve.csv")
-    texts = {key: value for key, value in base.items() if key in CHOICES}  # such as the assigner; they do not change
-    base = {key: value for key, value in base.items() if key not in CHOICES}
+    # what does not change: texts, such as the assigner, and values that an earlier version did not know
+    texts = {key: value for key, value in base.items() if key in CHOICES or rows and _is_new(key, value, rows[0].hyp)}
+    base = {key: value for key, value in base.items() if key not in texts}
     _check_same_start(rows, base, folder / "evolve.csv")
     if rows:
         LOGGER.info(f"{folder / 'evolve.csv'} has {len(rows)} of {generations} generations")
@@ -250,6 +251,11 @@ def _train(
     if len(results) != len(RESULTS):
         raise ValueError(f"train_once must return {len(RESULTS)} values, it returned {len(results)}")
     return results
+
+
+def _is_new(key: str, value: float, known: Mapping[str, float]) -> bool:
+    """Whether a value is the default of a hyper-parameter that the rows of an older version lack."""
+    return key not in known and key in HYPERPARAMETERS and value == HYPERPARAMETERS[key][0]
 
 
 def _check_same_start(rows: Sequence[Row], base: Mapping[str, float], file: Path) -> None:

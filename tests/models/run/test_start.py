@@ -111,8 +111,11 @@ def test_a_training_with_another_head_from_end_to_end(
 def test_a_stopped_training_with_parts_is_resumed_exactly(
     squares: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The hyp file is not needed any more."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    flags = {"data": squares, "cfg": str(tmp_path / "tiny.yaml"), "imgsz": 64, "batch_size": 8, "epochs": 3,
+    (tmp_path / "hyp.yaml").write_text((ROOT / "data/hyps/hyp.free.yaml").read_text())
+    flags = {"data": squares, "cfg": str(tmp_path / "tiny.yaml"), "hyp": str(tmp_path / "hyp.yaml"),
+             "imgsz": 64, "batch_size": 8, "epochs": 3,
              "workers": 0, "device": "cpu", "project": str(tmp_path), "parts": 2, "noplots": True}  # fmt: skip
     train.run(**flags, name="whole")
     real, calls = train.train_batch, []
@@ -125,6 +128,7 @@ def test_a_stopped_training_with_parts_is_resumed_exactly(
         m.setattr(train, "train_batch", stopped)
         with pytest.raises(KeyboardInterrupt):
             train.run(**flags, name="cut")
+    (tmp_path / "hyp.yaml").unlink()
     train.run(resume=str(tmp_path / "cut"))
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
 

@@ -201,6 +201,17 @@ def test_texts_stay_and_large_gains_are_not_cut(tmp_path: Path) -> None:
     assert load_hyp(best)["assigner"] == "task_aligned" and len({hyp["box"] for hyp in seen}) > 1
 
 
+def test_an_evolution_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """Its rows lack hyper-parameters that have been added since; they keep their defaults."""
+    evolve(tmp_path, 2, SMALL, 5, figures)
+    seen = []
+    now = {**SMALL, "close_mosaic": 0, "dfl": 1.5}
+    evolve(tmp_path, 4, now, 5, lambda hyp, g: seen.append(hyp) or figures(hyp, g))
+    assert len(read_rows(tmp_path / "evolve.csv")) == 4 and {hyp["dfl"] for hyp in seen} == {1.5}
+    with pytest.raises(UserError, match="was begun with other hyper-parameters"):
+        evolve(tmp_path, 5, {**SMALL, "close_mosaic": 3}, 5, figures)
+
+
 def test_finished_evolution_trains_no_more(tmp_path: Path) -> None:
     evolve(tmp_path, 2, SMALL, 0, figures)
     (tmp_path / "hyp_evolve.yaml").unlink()
