@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.export.decoders import Branches
 from models.export.engines import need, openvino_core, without_logs
 from models.export.form import ExportForm
 from utils.errors import UserError
@@ -42,7 +43,9 @@ class Calibration(NamedTuple):
 
 def layers_of(form: ExportForm) -> dict[str, nn.Module]:
     """Return the layers with convolutions and the head's convolutions, by their names in exported graphs."""
-    every = {f"layers.{k}": m for k, m in enumerate(form.layers)} | {f"convs.{k}": m for k, m in enumerate(form.convs)}
+    every = {f"layers.{k}": m for k, m in enumerate(form.layers)}
+    for k, m in enumerate(form.convs):
+        every |= {f"convs.{k}.{n}": b for n, b in m.named_children()} if isinstance(m, Branches) else {f"convs.{k}": m}
     return {name: m for name, m in every.items() if any(isinstance(n, nn.Conv2d) for n in m.modules())}
 
 
@@ -59,7 +62,7 @@ def quantize_onnx(model: Any, calibration: Calibration) -> Any:
             return None if start is None else {"images": calibration.batch_from(start)}
 
     quantized = tuple(f"/{name}/" for name in ("layers", "convs"))
-    left = tuple(f"/{name}/" for name in calibration.left)
+    left = tuple("/" + re.sub(r"^(convs.\d+)\.", r"\1/", name) + "/" for name in calibration.left)
     with tempfile.TemporaryDirectory() as folder, without_logs():
         given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"
         prepare(model, str(given), skip_symbolic_shape=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.common import CRM, InvertedResidual
 from models.weights.checkpoint import load_tensors
 from models.weights.foreign import fold_eps
+from models.weights.shufflenet_layout import as_torchvision, is_authors_layout
 from models.weights.transfer import Transfer
 from models.yolo import DetectionModel
 from utils.errors import UserError
@@ -52,12 +53,18 @@ def start_backbone(model: DetectionModel, file: str = "", verbose: bool = False)
 
 
 def load_backbone(model: DetectionModel, state: Mapping[str, Tensor], where: str, verbose: bool = False) -> Transfer:
-    """Copy conv1 and the stages of a torchvision ShuffleNetV2 state dict into `model`; prints what was loaded.
+    """Copy conv1 and the stages of a ShuffleNetV2 state dict into `model`; prints what was loaded.
 
-    The key prefix `module.`, which training on several GPUs adds, is removed. Raises UserError, naming the config that
-    would fit, unless every block fits.
+    state: in torchvision's layout, or in that of the network's authors, which is converted. The key prefix `module.`,
+    which training on several GPUs adds, is removed. Raises UserError, naming the config that would fit, unless every
+    block fits.
     """
     state = {k.removeprefix("module."): v for k, v in state.items()}
+    if is_authors_layout(state):
+        try:
+            state, _ = as_torchvision(state)
+        except UserError as e:
+            raise UserError(f"{where}: {e}") from e
     if misfit := _misfit(model, state):
         raise UserError(f"{where}: {misfit}")
     places = _places(model)

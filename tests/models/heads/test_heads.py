@@ -13,6 +13,7 @@ from exports import NEEDS, need_packages, network
 import export
 import hubconf
 from models.export.form import ExportForm
+from models.export.quantize import layers_of, sensitive_first
 from models.heads.anchor_free import AnchorFreeDetect
 from models.inference.runtime import Runtime, load_runtime
 from models.weights.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint, weights_content
@@ -221,3 +222,13 @@ def test_only_heads_with_anchors_need_them() -> None:
     del cfg["anchors"]
     with pytest.raises(UserError, match="layer 21.*the key 'anchors' is missing"):
         DetectionModel(cfg)
+
+
+@pytest.mark.parametrize("head", OF_EACH_KIND)
+def test_the_branches_of_a_head_are_layers_of_their_own_in_8_bits(head: str) -> None:
+    form = ExportForm(network(config(head)), (64, 64))
+    layers = layers_of(form)
+    assert all(form.get_submodule(name) is m for name, m in layers.items())
+    assert {"convs.0.box", "convs.2.cls"} <= set(layers)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8).numpy()
+    assert sorted(sensitive_first(form, images)) == sorted(layers)
