@@ -13,15 +13,16 @@ from typing import Any
 
 import train
 from models.run.setup import scan
+from models.run.start import choose_hyp, head_name
 from models.run.state import data_digest
 from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
 from utils.data.augment import make_divisible
 from utils.errors import UserError
 from utils.files import MODEL_FOLDERS, find_file
-from utils.settings.config import load_model_cfg
+from utils.settings.config import HYPERPARAMETERS, load_model_cfg
 from utils.settings.dataset import load_data
-from utils.settings.options import TrainOptions, effective_hyp
+from utils.settings.options import HEAD_HYPS, TrainOptions, effective_hyp
 from utils.system.console import LOGGER, shown
 
 
@@ -65,7 +66,7 @@ def train_all(name: str, models: Sequence[str], flags: Mapping[str, Any], folder
     data = load_data(settings["data"])
     for cfg in cfgs:
         DetectionModel(cfg, nc=data.nc)
-    runs = [(folder / "train" / cfg.stem, {**settings, "cfg": str(cfg)}) for cfg in cfgs]
+    runs = [(folder / "train" / cfg.stem, _flags_for(cfg, settings, "hyp" in given)) for cfg in cfgs]
     begun = any(_last(run).is_file() for run, _ in runs)
     digest = data_digest(*scan(data)) if begun else ""
     states = [state_of(run, wanted, digest) for run, wanted in runs]
@@ -74,6 +75,14 @@ def train_all(name: str, models: Sequence[str], flags: Mapping[str, Any], folder
         if state != "finished":
             _train(run, wanted, resume=state == "to be resumed")
     return [run for run, _ in runs]
+
+
+def _flags_for(cfg: Path, settings: Mapping[str, Any], own_hyp: bool) -> dict[str, Any]:
+    """Return the flags for a model: without the experiment's hyp file if it does not suit the head (own_hyp: given)."""
+    wanted = {**settings, "cfg": str(cfg)}
+    if not own_hyp and head_name(TrainOptions.from_flags({"cfg": str(cfg)})) in HEAD_HYPS:
+        wanted.pop("hyp", None)
+    return wanted
 
 
 def _last(run: Path) -> Path:
@@ -113,12 +122,15 @@ def conditions(content: Mapping[str, Any], wanted: Mapping[str, Any], digest: st
     """Return the settings that a training depends on: (name, value in the last.pt `content`, value in `wanted`)."""
     options = TrainOptions.from_flags(wanted)
     options.with_defaults(load_data(options.data).defaults, options.data)
+    choose_hyp(options)
     options.imgsz = make_divisible(options.imgsz, int(max(content["stride"])))  # as train.py does
     theirs, ours = content["options"], options.plain()
     found = [(f"--{key.replace('_', '-')}", theirs.get(key), ours[key]) for key in FLAGS]
     found.append(("--data", *(_path(o["data"], "data") for o in (theirs, ours))))
     hyp = effective_hyp(options)
-    found += [(f"--hyp with {key}", content["hyp"].get(key), value) for key, value in hyp.items()]
+    # runs of older versions lack what has been added since
+    before = {key: default for key, (default, _, _) in HYPERPARAMETERS.items()} | content["hyp"]
+    found += [(f"--hyp with {key}", before.get(key), value) for key, value in hyp.items()]
     cfg = load_model_cfg(options.cfg)
     found += [(f"the {key} of the model yaml", content["yaml"].get(key), cfg.get(key)) for key in STRUCTURE]
     return [*found, (f"{Path(options.data).name}'s set of images and labels", content["training"].get("data"), digest)]

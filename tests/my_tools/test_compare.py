@@ -73,6 +73,35 @@ def test_runs_under_other_conditions_are_refused(
         reproduce.train_all("voc", MODELS, {"data": str(data), **SMALL, **flags}, runs[0].parents[1])
 
 
+def test_runs_of_an_older_version_are_finished_too(
+    runs: list[Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lack hyper-parameters that were added later."""
+    read = reproduce.load_checkpoint
+
+    def older(file: Path, training: bool) -> dict:
+        content = read(file, training=training)
+        hyp = {k: v for k, v in content["hyp"].items() if k not in ("dfl", "cos_lr", "close_mosaic")}
+        assert len(hyp) < len(content["hyp"])
+        return {**content, "hyp": hyp}
+
+    monkeypatch.setattr(reproduce, "load_checkpoint", older)
+    monkeypatch.setattr(train, "run", lambda **_: pytest.fail("trained again"))
+    assert reproduce.train_all("voc", MODELS, {"data": str(data), **SMALL}, runs[0].parents[1]) == runs
+
+
+def test_a_head_that_needs_another_hyp_file_gets_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, models = [], ("yolov5_shufflenet_free.yaml", "yolov5_shufflenet.yaml")
+    monkeypatch.setattr(train, "run", lambda **flags: asked.append(flags))
+    reproduce.train_all("voc", models, {}, tmp_path)
+    assert [flags.get("hyp") for flags in asked] == [None, "hyp.scratch-low.yaml"]
+    asked.clear()
+    reproduce.train_all("voc", models, {"hyp": "hyp.VOC.yaml"}, tmp_path)
+    assert [flags["hyp"] for flags in asked] == ["hyp.VOC.yaml"] * 2
+
+
 @pytest.mark.slow
 def test_an_edited_file_of_the_same_name_is_another_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_yolo_set(tmp_path / "set", 4)
