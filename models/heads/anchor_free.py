@@ -65,7 +65,7 @@ class AnchorFreeDetect(Head):
         """Convert raw values (..., 4 * max(reg_max, 1)) to distances to the left, upper, right, lower side (..., 4)."""
         if not self.reg_max:
             return nn.functional.softplus(raw)
-        return raw.reshape(*raw.shape[:-1], 4, self.reg_max).softmax(-1) @ self.bins
+        return raw.reshape(*raw.shape[:-1], 4, self.reg_max).softmax(-1) @ self.bins.float()
 
     @torch.no_grad()
     def initialize_biases(self, imgsz: int = 640) -> None:

@@ -8,8 +8,7 @@ from models.weights.imagenet import TORCHVISION, start_backbone
 from models.weights.transfer import transfer_weights
 from models.yolo import DetectionModel
 from utils.errors import UserError
-from utils.files import find_file
-from utils.settings.config import load_hyp, load_model_cfg, load_yaml
+from utils.settings.config import load_hyp, load_model_cfg
 from utils.settings.options import DEFAULT_HYP, HEAD_HYPS, TrainOptions
 from utils.system.console import LOGGER
 
@@ -24,9 +23,12 @@ def choose_hyp(opt: TrainOptions) -> None:
         LOGGER.info(f"--hyp {opt.hyp}: the default of {head}")
     opt.hyp = opt.hyp or DEFAULT_HYP
     hyp = load_hyp(opt.hyp)
-    if head in HEAD_HYPS and "dfl" not in load_yaml(find_file(opt.hyp, ("data/hyps", "data"), "--hyp")):
-        LOGGER.warning(f"--hyp {opt.hyp} has no gain for the loss 'dfl', so it is for heads with anchors; the one for "
-                       f"{head} is {HEAD_HYPS[head]}")  # fmt: skip
+    if head in HEAD_HYPS:
+        if hyp["box"] < 1:
+            LOGGER.warning(f"--hyp {opt.hyp} is for heads with anchors, as its gain 'box' of {hyp['box']:g} shows; the "
+                           f"one for {head} is {HEAD_HYPS[head]}")  # fmt: skip
+        if hyp["label_smoothing"] or opt.label_smoothing or hyp["cls_pw"] != 1:
+            LOGGER.warning(f"label_smoothing and cls_pw have no effect on {head}, whose class targets are IoUs")
     if opt.optimizer == "auto":
         opt.optimizer = hyp.get("optimizer") or "SGD"
     opt.cos_lr = opt.cos_lr or bool(hyp["cos_lr"])
@@ -61,7 +63,7 @@ def build_model(
     model = DetectionModel(cfg, ch=None if opt.cfg else 3, nc=len(names), anchors=anchors or None)
     check_channels(model.yaml, f"--cfg {opt.cfg}")
     model.names = names
-    if opt.noautoanchor and isinstance(model.yaml["anchors"], int):
+    if opt.noautoanchor and model.model[-1].anchor_rows() and isinstance(model.yaml["anchors"], int):
         raise UserError("the hyp file or the model yaml gives only a number of anchors: leave out --noautoanchor")
     if weights:
         transfer_weights(model, weights, opt.weights, anchors=not opt.cfg and not anchors,

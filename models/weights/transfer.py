@@ -76,6 +76,7 @@ def transfer_weights(
     own, given = model.state_dict(), content["model"]
     result, chosen = Transfer(), {}
     theirs, prefix = content["names"], f"model.{len(model.model) - 1}."
+    other_head = _head_of(content["yaml"]) != _head_of(model.yaml)
     same = same_classes(model.names, theirs)
     alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
     for key, tensor in own.items():
@@ -84,7 +85,8 @@ def transfer_weights(
         # a counter or a bias is loaded only together with its weight, which comes before it in the state dict
         partner = key.removesuffix(".num_batches_tracked").removesuffix(".bias") + ".weight"
         lonely = partner != f"{key}.weight" and partner in own and partner not in chosen
-        if new is None or lonely or (key.endswith(".anchors") and not anchors) or (in_head and fresh_head):
+        kept_out = key.endswith(".anchors") and not anchors or in_head and (fresh_head or other_head)
+        if new is None or lonely or kept_out:
             result.left.append(key)
         elif new.shape == tensor.shape and (alike or not groups):
             chosen[key] = new
@@ -132,6 +134,11 @@ def _nameless(names: Mapping[int, str]) -> bool:
 def _plain(name: str) -> str:
     plain = re.sub(r"[\s_-]+", "", name).lower()
     return SYNONYMS.get(plain, plain)
+
+
+def _head_of(cfg: Mapping[str, Any]) -> str:
+    """Return the name of the head in a model config; all heads have tensors of equal names, which mean other things."""
+    return str(cfg["head"][-1][2])
 
 
 def _rows_fit(own: Tensor, new: Tensor, rows: int) -> bool:

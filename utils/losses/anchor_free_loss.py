@@ -29,7 +29,10 @@ class AnchorFreeLoss:
         self.head, self.hyp, self.total = model.model[-1], model.hyp, total
         self.assign = ASSIGNERS[model.hyp.get("assigner") or "task_aligned"]()
         self.box_term = BOX_TERMS[model.hyp.get("box_loss") or "ciou"]
-        self.class_term = CLASS_TERMS[model.hyp.get("class_loss") or "bce"]
+        # as in `ComputeLoss`, `fl_gamma` turns the usual cross-entropy into the focal loss
+        usual = "focal" if model.hyp.get("fl_gamma") else "bce"
+        named = model.hyp.get("class_loss") or "bce"
+        self.class_term = CLASS_TERMS[usual if named == "bce" else named]
 
     def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
         return self._loss(preds, targets, preds[0].shape[0])

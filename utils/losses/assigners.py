@@ -10,7 +10,7 @@ from torch import Tensor
 
 from utils.boxes import xyxy2xywh
 
-LEAST_ALIGNED = 1e-9
+TINY = torch.finfo(torch.float32).tiny
 SECOND_CHOICE = 1e5  # added to the cost of cells that are not both in the box and near its centre
 PAIRS = 2**20  # pairs of a label and a cell that are compared at once, which limits the memory
 
@@ -58,7 +58,7 @@ class TaskAligned:
         best_align, best_iou = (
             torch.zeros(len(labels), device=labels.device).scatter_reduce_(0, label, t, "amax") for t in (align, iou)
         )
-        score = align / best_align[label].clamp(1e-9) * best_iou[label]
+        score = align / best_align[label].clamp(TINY) * best_iou[label]
         return Assigned(image, cell, label, score)
 
     def _candidates(self, predicted: Predicted, labels: Tensor) -> tuple[Tensor, ...]:
@@ -66,14 +66,15 @@ class TaskAligned:
         image, own = labels[:, 0].long(), labels[:, 1].long()
         xywh = xyxy2xywh(labels[:, 2:6])
         reach = torch.maximum(xywh[:, None, 2:], predicted.strides[:, None]) / 2
-        inside = ((predicted.centres - xywh[:, None, :2]).abs() < reach).all(2)
+        inside = ((predicted.centres - xywh[:, None, :2]).abs() <= reach).all(2)
         label, cell = inside.nonzero(as_tuple=True)
         iou = _pair_iou(predicted.boxes[image[label], cell], labels[label, 2:6])
         align = predicted.scores[image[label], cell, own[label]] ** self.alpha * iou**self.beta
-        aligns, ious = (torch.zeros(inside.shape, device=labels.device) for _ in range(2))
+        aligns, ious = (torch.full(inside.shape, fill, device=labels.device) for fill in (-1.0, 0.0))
         aligns[label, cell], ious[label, cell] = align, iou
         values, cells = aligns.topk(min(self.topk, aligns.shape[1]), 1)
-        row, column = (values > LEAST_ALIGNED).nonzero(as_tuple=True)
+        # at the start, the alignment of small labels is far below any threshold, but they have to be learnt too
+        row, column = (values >= 0).nonzero(as_tuple=True)
         cell = cells[row, column]
         return cell, row, values[row, column], ious[row, cell]
 

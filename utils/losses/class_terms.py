@@ -29,7 +29,7 @@ def varifocal(logits: Tensor, target: Tensor, gamma: float = 0.0) -> Tensor:
 
     gamma is 2 by default.
     """
-    weight = (target > 0) * target + (target == 0) * 0.75 * logits.detach().sigmoid() ** (gamma or 2.0)
+    weight = (target > 0) * target + (target == 0) * 0.75 * logits.sigmoid() ** (gamma or 2.0)
     return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum()
 
 

@@ -165,7 +165,8 @@ def _mutate(hyp: Mapping[str, float], rng: np.random.Generator) -> dict[str, flo
         changes, factor = rng.random() < CHANGE, 1 + SIGMA * gain * rng.standard_normal()
         if changes and child.get(key):
             value = child[key] * min(max(factor, FACTORS[0]), FACTORS[1])
-            high = max(high, child[key])  # losses of some heads have larger gains
+            if child[key] > high:  # losses of some heads have larger gains
+                high = min(FACTORS[1] * child[key], HYPERPARAMETERS[key][2])
             child[key] = float(f"{min(max(value, low), high):.{DIGITS}g}")
     return child
 
@@ -223,6 +224,7 @@ def evolve(
     texts = {key: value for key, value in base.items() if key in CHOICES or rows and _is_new(key, value, rows[0].hyp)}
     base = {key: value for key, value in base.items() if key not in texts}
     _check_same_start(rows, base, folder / "evolve.csv")
+    _check_same_texts(rows, texts, folder / "hyp_evolve.yaml")
     if rows:
         LOGGER.info(f"{folder / 'evolve.csv'} has {len(rows)} of {generations} generations")
         _write_best(folder / "hyp_evolve.yaml", rows, texts)  # outdated if interrupted between writing the two files
@@ -265,6 +267,15 @@ def _check_same_start(rows: Sequence[Row], base: Mapping[str, float], file: Path
     key = next(k for k in (*base, *rows[0].hyp) if rows[0].hyp.get(k) != base.get(k))
     raise UserError(f"{file}: was begun with other hyper-parameters ({key} {rows[0].hyp.get(key)}, now "
                     f"{base.get(key)}): give the same --hyp, or another --name")  # fmt: skip
+
+
+def _check_same_texts(rows: Sequence[Row], texts: Mapping[str, str], best: Path) -> None:
+    """Raise UserError if generations were trained with other texts, such as another assigner, than now."""
+    before = load_yaml(best) if rows and best.is_file() else texts
+    if odd := [key for key in CHOICES if (before.get(key) or "") != (texts.get(key) or "")]:
+        was, now = (known.get(odd[0]) or "not given" for known in (before, texts))
+        raise UserError(f"{best}: was begun with other hyper-parameters ({odd[0]} {was}, now {now}): give the same "
+                        "--hyp, or another --name")  # fmt: skip
 
 
 def run_evolution(

@@ -160,6 +160,24 @@ def test_another_head_takes_the_trunk(weights: dict[str, Path]) -> None:
     assert len(result.whole) == sum(not k.startswith("model.4.") for k in model.state_dict())
 
 
+def test_a_head_takes_nothing_from_another_kind_whose_tensors_have_its_names() -> None:
+    given, other = config("AnchorFreeDetect short"), config("DecoupledDetect light")
+    given["head"][-1][3] = ["nc", 8, 16, 2]
+    content = weights_content(DetectionModel(given), 64)
+    model = DetectionModel(other)
+    assert {k for k in content["model"] if k.startswith("model.4.")} & set(model.state_dict())
+    result = transfer_weights(model, content, "x.pt")
+    assert not [k for k in (*result.whole, *result.parts) if k.startswith("model.4.")]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("head", HEADS)
+def test_boxes_are_decoded_in_float32_whatever_the_network_computes_in(head: str, dtype: torch.dtype) -> None:
+    model = network(config(head)).to(dtype)
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 64, dtype=dtype))[0].dtype == torch.float32
+
+
 def test_classes_are_converted(weights: dict[str, Path]) -> None:
     head = "AnchorFreeDetect short"
     model = with_classes(load_checkpoint(weights[head]), weights[head], {0: "red", 1: "pink"}, "data.yaml")

@@ -13,7 +13,7 @@ from helpers import ROOT, write_yolo_set
 import detect
 import train
 import val
-from models.run.start import choose_hyp, head_name
+from models.run.start import build_model, choose_hyp, head_name
 from models.weights.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools.check_resume import differences
@@ -32,7 +32,8 @@ TINY = {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 3, 8]]], "head": [[[-1], 1, "A
         ({"cfg": USUAL}, "hyp.scratch-low.yaml", "SGD", ""),
         ({"cfg": FREE}, "hyp.free.yaml", "AdamW", "--hyp hyp.free.yaml: the default of AnchorFreeDetect"),
         ({"cfg": FREE, "optimizer": "SGD"}, "hyp.free.yaml", "SGD", "the default of"),
-        ({"cfg": FREE, "hyp": "hyp.scratch-med.yaml"}, "hyp.scratch-med.yaml", "SGD", "the one for AnchorFree"),
+        ({"cfg": FREE, "hyp": "hyp.scratch-med.yaml"}, "hyp.scratch-med.yaml", "SGD", "gain 'box' of 0.05"),
+        ({"cfg": FREE, "label_smoothing": 0.1}, "hyp.free.yaml", "AdamW", "label_smoothing and cls_pw have no effect"),
         ({"cfg": USUAL, "hyp": "hyp.free.yaml"}, "hyp.free.yaml", "AdamW", ""),
         ({"weights": "free.pt"}, "hyp.free.yaml", "AdamW", "the default of AnchorFreeDetect"),
         ({"weights": "free.pt", "cfg": USUAL}, "hyp.scratch-low.yaml", "SGD", ""),
@@ -79,6 +80,11 @@ def test_wrong_texts_in_a_hyp_file(line: str, message: str, tmp_path: Path) -> N
 
 def test_a_hyp_file_can_name_every_optimizer() -> None:
     assert CHOICES["optimizer"] == ("", *OPTIMIZERS[1:])
+
+
+def test_noautoanchor_is_of_no_use_but_no_error_without_anchors() -> None:
+    opt = TrainOptions.from_flags({"cfg": FREE, "noautoanchor": True})
+    assert not build_model(opt, load_hyp("hyp.free.yaml"), {0: "a"}, None).model[-1].anchor_rows()
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,36 @@ def test_it_learns_a_batch_by_heart(assigner: str, reg_max: int) -> None:
         assert (best[:4] - 64 * torch.tensor(xywh)).abs().max() < 4
 
 
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+def test_small_objects_are_learnt_although_boxes_begin_large(assigner: str) -> None:
+    """At the start, boxes are 15 strides wide and scores tiny, so the alignment of 12 px labels is below 1e-12."""
+    model = small_model(16, assigner=assigner).train()
+    images = torch.full((2, 3, 64, 64), 0.1)
+    places = [[0, 0.4, 0.3], [0, 0.7, 0.6], [1, 0.25, 0.5]]
+    for image, x, y in places:
+        left, top = int(64 * x) - 6, int(64 * y) - 6
+        images[image, :, top : top + 12, left : left + 12] = 0.9
+    targets = torch.tensor([[image, 0, x, y, 12 / 64, 12 / 64] for image, x, y in places])
+    loss_of_batch, optimizer = AnchorFreeLoss(model), torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(150):
+        loss, parts = loss_of_batch(model(images), targets)
+        assert parts[0] > 0
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert model.eval()(images)[0][..., 5].max() > 0.5
+
+
+def test_fl_gamma_means_the_focal_loss_as_with_anchors() -> None:
+    model, (images, targets) = small_model().eval(), batch()
+    raw = model(images)[1]
+    losses = []
+    for hyp in ({}, {"fl_gamma": 1.5}, {"class_loss": "focal", "fl_gamma": 1.5}):
+        model.hyp = {**HYP, **hyp}
+        losses.append(AnchorFreeLoss(model)(raw, targets)[0].item())
+    assert losses[1] == losses[2] != losses[0]
+
+
 @pytest.mark.parametrize("terms", [{"box_loss": name} for name in BOX_TERMS] + [{"class_loss": n} for n in CLASS_TERMS])
 def test_every_term_has_finite_gradients(terms: dict[str, str]) -> None:
     model = small_model(**terms)

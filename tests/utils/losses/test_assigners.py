@@ -68,6 +68,14 @@ def test_a_label_smaller_than_a_cell_is_learnt(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ASSIGNERS)
+@pytest.mark.parametrize("centre", [(16.0, 16.0), (16.0, 12.0), (12.0, 16.0)])
+def test_a_small_label_on_the_edge_of_cells_is_learnt(name: str, centre: tuple[float, float]) -> None:
+    x, y = centre
+    found = ASSIGNERS[name]()(grid(), labels([0, 0, x - 2, y - 2, x + 2, y + 2]))
+    assert len(found.cell) and found.score.max() > 0
+
+
+@pytest.mark.parametrize("name", ASSIGNERS)
 def test_no_labels(name: str) -> None:
     found = ASSIGNERS[name]()(grid(), labels())
     assert [len(t) for t in found] == [0, 0, 0, 0]

@@ -136,7 +136,7 @@ def test_focal_weights_fade_easy_examples() -> None:
 def test_every_box_and_class_term_can_be_used(terms: dict[str, str]) -> None:
     hyp = load_hyp("hyp.scratch-low")
     preds = [p.detach().clone().requires_grad_() for p in maps()]
-    targets = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.3], [1, 0, 0.2, 0.3, 0.1, 0.2]])
+    targets = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.3], [0, 0, 0.2, 0.3, 0.1, 0.2]])
     usual = loss_of(ANCHORS, 2, hyp)(preds, targets)[0]
     loss, _ = loss_of(ANCHORS, 2, {**hyp, **terms})(preds, targets)
     loss.backward()

@@ -199,6 +199,10 @@ def test_texts_stay_and_large_gains_are_not_cut(tmp_path: Path) -> None:
     best = evolve(tmp_path, 6, base, 5, lambda hyp, g: seen.append(hyp) or figures(hyp, g))
     assert all(hyp["assigner"] == "task_aligned" and hyp["box"] > 1 for hyp in seen)
     assert load_hyp(best)["assigner"] == "task_aligned" and len({hyp["box"] for hyp in seen}) > 1
+    with pytest.raises(UserError, match="assigner task_aligned, now simota"):
+        evolve(tmp_path, 7, {**base, "assigner": "simota"}, 5, figures)
+    children = [next_hyp([Row(figures(base, 0), base)], base, np.random.default_rng(k)) for k in range(200)]
+    assert min(c["box"] for c in children) < 7.5 < max(c["box"] for c in children)
 
 
 def test_an_evolution_of_an_older_version_goes_on(tmp_path: Path) -> None:
