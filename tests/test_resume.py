@@ -169,6 +169,7 @@ def test_after_a_lost_process_a_run_goes_on_with_fewer_parts(
         m.setattr(parallel.ParallelSteps, "_compute_together", lost)
         with pytest.raises(UserError, match=r"was killed.*or --parts 1.*to resume: .*lost.weights.last.pt"):
             train.run(**options)
+    caplog.clear()
     with caplog.at_level("INFO"):
         train.run(resume=str(folder / "lost"), parts=1)
     assert "resuming" in caplog.text and "processes compute" not in caplog.text

@@ -79,7 +79,7 @@ def quantize_openvino(network: Any, calibration: Calibration) -> Any:
     """Quantize an OpenVINO model's weights and activations to 8 bits with NNCF; decoding stays in float."""
     nncf = need("nncf", "--int8 with openvino")
     openvino_core().get_property("CPU", "FULL_DEVICE_NAME")  # create our Core before NNCF's, which is destroyed first
-    left = [rf"__module\.{re.escape(name)}[./].*" for name in calibration.left]
+    left = [rf"__module\.{re.escape(name)}[./].*" for name in ("decoder", *calibration.left)]
     nncf.set_log_level(logging.ERROR)
     return nncf.quantize(
         network, nncf.Dataset(calibration.starts, calibration.batch_from), subset_size=len(calibration.starts),

@@ -76,7 +76,7 @@ def transfer_weights(
     own, given = model.state_dict(), content["model"]
     result, chosen = Transfer(), {}
     theirs, prefix = content["names"], f"model.{len(model.model) - 1}."
-    other_head = _head_of(content["yaml"]) != _head_of(model.yaml)
+    other_head = "yaml" in content and _head_of(content["yaml"]) != _head_of(model.yaml)
     same = same_classes(model.names, theirs)
     alike = model.names == theirs or _nameless(model.names) or _nameless(theirs)
     for key, tensor in own.items():

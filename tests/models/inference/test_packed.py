@@ -50,10 +50,12 @@ def lively(cfg: str | dict, dtype: torch.dtype = torch.float32) -> DetectionMode
                 m.running_var.uniform_(0.5, 2)
                 m.weight.uniform_(0.5, 2)
                 m.bias.normal_(0, 0.3)
-        for conv in model.model[-1].m:
+        for conv in (m for m in model.model[-1].modules() if isinstance(m, nn.Conv2d) and m.bias is not None):
             conv.weight.normal_(0, 0.1)
-    anchors = model.model[-1].anchors
-    model.fuse().to(dtype=dtype, memory_format=LAST).model[-1].anchors = anchors
+    constants = dict(model.model[-1].named_buffers(recurse=False))
+    head = model.fuse().to(dtype=dtype, memory_format=LAST).model[-1]
+    for name, constant in constants.items():
+        setattr(head, name, constant)
     return model
 
 
