@@ -30,7 +30,8 @@ class Block:
 
     channels: "out": the first yaml argument is the output width (scaled by `width_multiple`), and the class is called
               as `cls(c_in, c_out, *rest)`; "same": the output is as wide as the input, `cls(*args)`; "sum": the output
-              width is the sum of the input widths, `cls(*args)`; "head": the last layer, `cls(*args, [c_in, ...])`.
+              width is the sum of the input widths, `cls(*args)`; "head": the last layer, `cls(*args, [c_in, ...])`,
+              where arguments that are missing in the row have their defaults.
     repeats:  True: the class takes the repeat count n itself, `cls(c_in, c_out, n, *rest)`; False: n copies of the
               block are stacked.
     example:  yaml arguments with which the tests build the block for an input of 32 channels.

@@ -177,7 +177,7 @@ def _width(args: list[Any], d: dict[str, Any]) -> int:
 class DetectionModel(nn.Module):
     """A detector built from a model yaml, with YOLOv5's state-dict keys.
 
-    Input: (b, ch, h, w) in [0, 1], h and w multiples of the largest stride. Output: as of `Detect`.
+    Input: (b, ch, h, w) in [0, 1], h and w multiples of the largest stride. Output: as of `Head`.
     Attributes: `yaml` (the config), `names` {index: class name}, `stride`. Raises UserError if the config is wrong.
     """
 
@@ -206,7 +206,7 @@ class DetectionModel(nn.Module):
         return self.model[-1].stride
 
     def forward(self, x: Tensor, augment: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor] | None]:
-        """Detect in (b, ch, h, w); returns the output of `Detect`. augment: with test-time augmentation (eval mode)."""
+        """Detect in (b, ch, h, w); returns the output of its head. augment: with test-time augmentation (eval mode)."""
         if augment:
             return self._forward_augmented(x)
         return self._forward_once(x)
@@ -270,7 +270,7 @@ class DetectionModel(nn.Module):
         for f, shape in zip(head.f, maps, strict=True):
             if PROBE_SIZE % shape[-1] or PROBE_SIZE % shape[-2] or shape[-1] != shape[-2]:
                 raise UserError(
-                    f"{where}: Detect cannot use layer {f}: its map is {shape[-2]}x{shape[-1]} for an image of "
+                    f"{where}: {head.type} cannot use layer {f}: its map is {shape[-2]}x{shape[-1]} for an image of "
                     f"{PROBE_SIZE}x{PROBE_SIZE}, so its stride is not a whole number"
                 )
         head.set_strides([PROBE_SIZE / shape[-1] for shape in maps])

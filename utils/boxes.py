@@ -78,6 +78,13 @@ def clip_boxes(boxes: Array, shape: Sequence[int]) -> Array:
     return boxes
 
 
+def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """Return the centres x, y of a map's cells in units of its stride, row by row: (h * w, 2)."""
+    ys = torch.arange(height, device=device, dtype=torch.float32) + 0.5
+    xs = torch.arange(width, device=device, dtype=torch.float32) + 0.5
+    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
+
+
 def scale_boxes(
     img1_shape: Sequence[int],
     boxes: Array,

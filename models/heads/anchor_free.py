@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from models.blocks.shuffle_free import permute_inputs, permute_outputs
 from models.common import Conv, DWConv
-from models.heads.base import Head, branch, cell_centres, is_last_of_branch
+from models.heads.base import Head, branch, is_last_of_branch
 from models.registry import register
+from utils.boxes import cell_centres
 
-PRIOR = 5  # objects in an image of the training's size, before anything is learnt
+PRIOR = 5
 
 
 @register(channels="head", example=(20, 8))
@@ -68,11 +69,11 @@ class AnchorFreeDetect(Head):
         return raw.reshape(*raw.shape[:-1], 4, self.reg_max).softmax(-1) @ self.bins.float()
 
     @torch.no_grad()
-    def initialize_biases(self, imgsz: int = 640) -> None:
-        """Initialize the biases for about PRIOR objects in an image of `imgsz` px, and small boxes."""
+    def initialize_biases(self) -> None:
+        """Initialize the biases for about PRIOR objects on each map of a 640 px image."""
         self.initialize_boxes()
         for cls, s in zip(self.cls, self.stride.tolist(), strict=True):
-            cls[-1].bias.fill_(math.log(PRIOR / self.nc / (imgsz / s) ** 2))
+            cls[-1].bias.fill_(math.log(PRIOR / self.nc / (640 / s) ** 2))
 
     @torch.no_grad()
     def initialize_boxes(self) -> None:

@@ -66,13 +66,6 @@ class Head(nn.Module):
         return []
 
 
-def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Return the centres x, y of a map's cells in units of its stride, row by row: (h * w, 2)."""
-    ys = torch.arange(height, device=device, dtype=torch.float32) + 0.5
-    xs = torch.arange(width, device=device, dtype=torch.float32) + 0.5
-    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
-
-
 def branch(c: int, width: int, depth: int, plain: bool, outputs: int) -> nn.Sequential:
     """Return `depth` convolutions to `width` channels and a last 1x1 convolution to `outputs` channels.
 

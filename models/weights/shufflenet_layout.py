@@ -1,9 +1,9 @@
 """ShuffleNetV2 weights in the layout of its authors' code, converted to torchvision's.
 
-The authors' units shuffle at their start: of the channels of the previous
-output, the even ones pass on and the odd ones are computed with; the output is the concatenation of both. torchvision's
-units pass on the first half, compute with the second half, and shuffle at the end. If the convolutions write their
-channels in a suitable order, both compute the same: a channel must be passed on as often as before.
+The authors' units shuffle at their start: of the channels of the previous output, the even ones pass on and the odd
+ones are computed with; the output is the concatenation of both. torchvision's units pass on the first half, compute
+with the second half, and shuffle at the end. If the convolutions write their channels in a suitable order, both compute
+the same: a channel must be passed on as often as before.
 
 Keys: `first_conv`, then `stageN.k.branch_main` and `branch_proj` or, counted over all stages, `features.n`.
 """

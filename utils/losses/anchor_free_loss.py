@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.boxes import xywh2xyxy, xyxy2xywh
+from utils.boxes import cell_centres, xywh2xyxy, xyxy2xywh
 from utils.losses.assigners import ASSIGNERS, Assigned, Predicted
 from utils.losses.box_terms import BOX_TERMS
 from utils.losses.class_terms import CLASS_TERMS
@@ -84,8 +84,7 @@ class AnchorFreeLoss:
         for p, s in zip(preds, self.head.stride.tolist(), strict=True):
             b, _, h, w, _ = p.shape
             raw.append(p.float().reshape(b, h * w, -1))
-            ys, xs = (torch.arange(k, device=p.device, dtype=torch.float32) for k in (h, w))
-            centres.append((torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2) + 0.5) * s)
+            centres.append(cell_centres(h, w, p.device) * s)
             strides.append(torch.full((h * w,), s, device=p.device))
         return torch.cat(raw, 1), torch.cat(centres), torch.cat(strides)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.boxes import xyxy2xywh
+from utils.losses.box_terms import overlap
 
 TINY = torch.finfo(torch.float32).tiny
 SECOND_CHOICE = 1e5  # added to the cost of cells that are not both in the box and near its centre
@@ -68,7 +69,7 @@ class TaskAligned:
         reach = torch.maximum(xywh[:, None, 2:], predicted.strides[:, None]) / 2
         inside = ((predicted.centres - xywh[:, None, :2]).abs() <= reach).all(2)
         label, cell = inside.nonzero(as_tuple=True)
-        iou = _pair_iou(predicted.boxes[image[label], cell], labels[label, 2:6])
+        iou = overlap(xyxy2xywh(predicted.boxes[image[label], cell]), xywh[label]).iou
         align = predicted.scores[image[label], cell, own[label]] ** self.alpha * iou**self.beta
         aligns, ious = (torch.full(inside.shape, fill, device=labels.device) for fill in (-1.0, 0.0))
         aligns[label, cell], ious[label, cell] = align, iou
@@ -107,7 +108,7 @@ class SimOTA:
         inside = (offset < xywh[:, None, 2:] / 2).all(2)
         near = (offset < self.radius * predicted.strides[:, None]).all(2)
         label, cell = (inside | near).nonzero(as_tuple=True)
-        iou = _pair_iou(predicted.boxes[image[label], cell], labels[label, 2:6])
+        iou = overlap(xyxy2xywh(predicted.boxes[image[label], cell]), xywh[label]).iou
         scores = predicted.scores[image[label], cell].clamp(1e-6, 1 - 1e-6)
         true = scores.gather(1, own[label, None])[:, 0]
         entropy = -torch.log1p(-scores).sum(1) + torch.log1p(-true) - true.log()
@@ -148,9 +149,3 @@ def _first_per_cell(key: Tensor, cost: Tensor) -> Tensor:
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     return order[first]
-
-
-def _pair_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the IoU (n,) of pairs of boxes xyxy, (n, 4) each."""
-    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(0).prod(1)
-    return inter / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inter + 1e-7)

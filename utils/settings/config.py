@@ -139,8 +139,6 @@ def load_hyp(name: str | Path) -> dict[str, float]:
         if not is_number(value) or not low <= value <= high:
             raise UserError(f"{path}: {key} is {value!r}, it must be a number from {low:g} to {high:g}")
         hyp[key] = value
-    if hyp["copy_paste"]:
-        LOGGER.warning(f"{path}: copy_paste has no effect: it needs polygon labels, not boxes")
     return hyp
 
 

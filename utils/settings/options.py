@@ -11,6 +11,7 @@ from utils.errors import UserError, did_you_mean, shorten
 from utils.files import ROOT, find_file
 from utils.settings.config import LARGEST_IMAGE, check_keys, is_whole, load_hyp
 from utils.settings.values import converted_flags, hints_of
+from utils.system.console import LOGGER
 
 SPLITS, TASKS = ("train", "val", "test"), ("train", "val", "test", "speed", "study")
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW")  # auto: as the hyp file says, otherwise SGD
@@ -182,6 +183,8 @@ def _switch(value: bool | str) -> bool | str:
 def effective_hyp(opt: TrainOptions) -> dict[str, float]:
     """Load the hyper-parameters of the hyp file; `--label-smoothing` replaces the value in the file."""
     hyp = load_hyp(opt.hyp or DEFAULT_HYP)
+    if hyp["copy_paste"]:
+        LOGGER.warning(f"{opt.hyp}: copy_paste has no effect: it needs polygon labels, not boxes")
     return {**hyp, "label_smoothing": opt.label_smoothing} if opt.label_smoothing else hyp
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import yaml
@@ -171,7 +172,7 @@ def _mutate(hyp: Mapping[str, float], rng: np.random.Generator) -> dict[str, flo
     return child
 
 
-def add_row(folder: Path, row: Row, texts: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
+def add_row(folder: Path, row: Row, fixed: Mapping[str, Any] = MappingProxyType({})) -> list[Row]:
     """Add a generation to the folder's evolve.csv, write hyp_evolve.yaml, and return all rows, rounded as in the file.
 
     Raises UserError if evolve.csv is damaged or has other columns, or if a file cannot be written.
@@ -189,17 +190,17 @@ def add_row(folder: Path, row: Row, texts: Mapping[str, str] = MappingProxyType(
             writer.writerows([*r.results, *(r.hyp[k] for k in keys)] for r in rows)
     except OSError as e:
         raise UserError(f"{file}: cannot be written ({e.strerror})") from e
-    _write_best(folder / "hyp_evolve.yaml", rows, texts)
+    _write_best(folder / "hyp_evolve.yaml", rows, fixed)
     return rows
 
 
-def _write_best(file: Path, rows: Sequence[Row], texts: Mapping[str, str] = MappingProxyType({})) -> None:
+def _write_best(file: Path, rows: Sequence[Row], fixed: Mapping[str, Any] = MappingProxyType({})) -> None:
     at = best_row(rows)
     figures = "".join(f"# {name:<21} {value:g}\n" for name, value in zip(RESULTS, rows[at].results, strict=True))
     head = f"# Best generation: {at} (of {len(rows)}, the first is 0), fitness {rows[at].fitness:.5g}\n{figures}\n"
     try:
         with atomic_write(file, "w") as f:
-            f.write(head + yaml.safe_dump({**rows[at].hyp, **texts}, sort_keys=False))
+            f.write(head + yaml.safe_dump({**rows[at].hyp, **fixed}, sort_keys=False))
     except OSError as e:
         raise UserError(f"{file}: cannot be written ({e.strerror})") from e
 
@@ -221,16 +222,16 @@ def evolve(
     increment_path(folder, exist_ok=True)
     rows = read_rows(folder / "evolve.csv")
     # what does not change: texts, such as the assigner, and values that an earlier version did not know
-    texts = {key: value for key, value in base.items() if key in CHOICES or rows and _is_new(key, value, rows[0].hyp)}
-    base = {key: value for key, value in base.items() if key not in texts}
+    fixed = {key: value for key, value in base.items() if key in CHOICES or rows and _is_new(key, value, rows[0].hyp)}
+    base = {key: value for key, value in base.items() if key not in fixed}
     _check_same_start(rows, base, folder / "evolve.csv")
-    _check_same_texts(rows, texts, folder / "hyp_evolve.yaml")
+    _check_same_texts(rows, fixed, folder / "hyp_evolve.yaml")
     if rows:
         LOGGER.info(f"{folder / 'evolve.csv'} has {len(rows)} of {generations} generations")
-        _write_best(folder / "hyp_evolve.yaml", rows, texts)  # outdated if interrupted between writing the two files
+        _write_best(folder / "hyp_evolve.yaml", rows, fixed)  # outdated if interrupted between writing the two files
     for generation in range(len(rows), generations):
         hyp = next_hyp(rows, base, np.random.default_rng([seed, generation]))
-        rows = add_row(folder, Row(_train(train_once, {**hyp, **texts}, generation), hyp), texts)
+        rows = add_row(folder, Row(_train(train_once, {**hyp, **fixed}, generation), hyp), fixed)
         at = best_row(rows)
         LOGGER.info(f"generation {generation} (last: {generations - 1}): fitness {rows[-1].fitness:.5g}; "
                     f"best {rows[at].fitness:.5g}, generation {at}")  # fmt: skip
@@ -269,11 +270,11 @@ def _check_same_start(rows: Sequence[Row], base: Mapping[str, float], file: Path
                     f"{base.get(key)}): give the same --hyp, or another --name")  # fmt: skip
 
 
-def _check_same_texts(rows: Sequence[Row], texts: Mapping[str, str], best: Path) -> None:
+def _check_same_texts(rows: Sequence[Row], fixed: Mapping[str, Any], best: Path) -> None:
     """Raise UserError if generations were trained with other texts, such as another assigner, than now."""
-    before = load_yaml(best) if rows and best.is_file() else texts
-    if odd := [key for key in CHOICES if (before.get(key) or "") != (texts.get(key) or "")]:
-        was, now = (known.get(odd[0]) or "not given" for known in (before, texts))
+    before = load_yaml(best) if rows and best.is_file() else fixed
+    if odd := [key for key in CHOICES if (before.get(key) or "") != (fixed.get(key) or "")]:
+        was, now = (known.get(odd[0]) or "not given" for known in (before, fixed))
         raise UserError(f"{best}: was begun with other hyper-parameters ({odd[0]} {was}, now {now}): give the same "
                         "--hyp, or another --name")  # fmt: skip
 

@@ -19,7 +19,7 @@ from models.yolo import DetectionModel
 from my_tools.check_resume import differences
 from utils.errors import UserError
 from utils.settings.config import CHOICES, load_hyp
-from utils.settings.options import OPTIMIZERS, TrainOptions
+from utils.settings.options import OPTIMIZERS, TrainOptions, effective_hyp
 
 FREE, USUAL = "yolov5_shufflenet_free.yaml", "yolov5_shufflenet.yaml"
 TINY = {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 3, 8]]], "head": [[[-1], 1, "AnchorFreeDetect", ["nc", 4, 8]]]}
@@ -76,6 +76,14 @@ def test_wrong_texts_in_a_hyp_file(line: str, message: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match=message) as e:
         load_hyp(tmp_path / "hyp.yaml")
     assert "\n" not in str(e.value)
+
+
+def test_a_hyp_file_without_effect_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "hyp.yaml").write_text("copy_paste: 0.5")
+    opt = TrainOptions.from_flags({"hyp": str(tmp_path / "hyp.yaml")})
+    choose_hyp(opt)
+    assert effective_hyp(opt)["copy_paste"] == 0.5
+    assert caplog.text.count("copy_paste has no effect") == 1
 
 
 def test_a_hyp_file_can_name_every_optimizer() -> None:

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from networks import with_random_norms
 from torch import Tensor, nn
 
 import train
@@ -56,13 +57,7 @@ def randomised(variant: str) -> nn.Module:
     """torchvision's model, its batch norms with weights and statistics for which their eps matters."""
     torch.manual_seed(0)
     model = getattr(torchvision.models, variant)(weights=None).eval()
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias, std=0.2)
-            nn.init.normal_(m.running_mean, std=0.2)
-            nn.init.uniform_(m.running_var, 0.01, 2)
-    return model
+    return with_random_norms(model)
 
 
 @pytest.fixture(scope="module")

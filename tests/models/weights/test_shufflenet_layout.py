@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import with_random_norms
 from torch import Tensor, nn
 
 from models.weights.imagenet import load_backbone
@@ -60,13 +61,7 @@ class Authors(nn.Module):
 def authors(widths: tuple[int, ...]) -> Authors:
     torch.manual_seed(0)
     model = Authors(widths).eval()
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias, std=0.2)
-            nn.init.normal_(m.running_mean, std=0.2)
-            nn.init.uniform_(m.running_var, 0.05, 2)
-    return model
+    return with_random_norms(model)
 
 
 def ours(model: Model, x: Tensor) -> list[Tensor]:
