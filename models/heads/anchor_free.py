@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.shuffle_free import permute_inputs, permute_outputs
-from models.common import Conv, DWConv
+from models.common import Conv
 from models.heads.base import Head, branch, is_last_of_branch
 from models.registry import register
 from utils.boxes import cell_centres
@@ -21,9 +21,10 @@ PRIOR = 5
 class AnchorFreeDetect(Head):
     """Head that predicts in each cell the class scores and the distances to the four sides of the box.
 
-    A branch has `depth` convolutions, depthwise 3x3 and then 1x1 (with `plain`: 3x3), with `width` output channels, and
-    a last 1x1 convolution. A distance is in units of the map's stride. It is the mean of a distribution over the values
-    0 to reg_max - 1 (Li et al., Generalized Focal Loss, 2020), or with reg_max 0 one number, as softplus.
+    A branch has `depth` convolutions, depthwise 3x3 and then 1x1 (with `plain`: 3x3), with `width` output channels
+    (the one of the classes `class_width`, if given), and a last 1x1 convolution. A distance is in units of the map's
+    stride. It is the mean of a distribution over the values 0 to reg_max - 1 (Li et al., Generalized Focal Loss, 2020),
+    or with reg_max 0 one number, as softplus.
 
     In training mode it returns a list of raw maps (b, 1, h, w, 4 * max(reg_max, 1) + nc). In eval mode it returns a
     pair: the decoded detections (b, n, 5 + nc), which are cx, cy, w, h in pixels, objectness 1 and class scores in
@@ -33,17 +34,18 @@ class AnchorFreeDetect(Head):
     na = 1
 
     def __init__(self, nc: int, reg_max: int = 16, width: int = 64, depth: int = 1, plain: bool = False,
-                 ch: Sequence[int] = ()) -> None:  # fmt: skip
+                 class_width: int = 0, ch: Sequence[int] = ()) -> None:  # fmt: skip
         super().__init__()
         if reg_max == 1 or not 0 <= reg_max <= 64:
             raise ValueError(f"reg_max is {reg_max}, it must be 0 or from 2 to 64")
-        if not 1 <= width <= 4096 or not 0 <= depth <= 16:
-            raise ValueError(f"width {width} must be from 1 to 4096, depth {depth} from 0 to 16")
+        class_width = class_width or width
+        if not (1 <= width <= 4096 and 1 <= class_width <= 4096 and 0 <= depth <= 16):
+            raise ValueError(f"width {width} and {class_width} must be from 1 to 4096, depth {depth} from 0 to 16")
         self.nc, self.no, self.nl, self.reg_max = nc, nc + 5, len(ch), reg_max
         self.stride = torch.zeros(self.nl)
         outputs = 4 * max(reg_max, 1)
         self.box = nn.ModuleList(branch(c, width, depth, plain, outputs) for c in ch)
-        self.cls = nn.ModuleList(branch(c, width, depth, plain, nc) for c in ch)
+        self.cls = nn.ModuleList(branch(c, class_width, depth, plain, nc) for c in ch)
         self.register_buffer("bins", torch.arange(reg_max, dtype=torch.float32), persistent=False)
 
     def raw_map(self, x: Tensor, level: int) -> Tensor:
@@ -85,8 +87,8 @@ class AnchorFreeDetect(Head):
         """Change the weights for an input map whose channels are in another order (None: they are not)."""
         for branch_ in (self.box[level], self.cls[level]):
             first = branch_[0]
-            if isinstance(first, DWConv):
-                permute_outputs(first.conv, order)
+            if isinstance(first, nn.Conv2d) and first.groups > 1:
+                permute_outputs(first, order)
                 first = branch_[1]
             permute_inputs(first.conv if isinstance(first, Conv) else first, order)
 

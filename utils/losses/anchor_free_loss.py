@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from utils.boxes import cell_centres, xywh2xyxy, xyxy2xywh
 from utils.losses.assigners import ASSIGNERS, Assigned, Predicted
@@ -70,13 +69,17 @@ class AnchorFreeLoss:
         """Return the sums of the box and of the distribution terms, weighted with the target scores."""
         raw, true = values[found.image, found.cell], labels[found.label, 2:6]
         stride, centre = strides[found.cell, None], centres[found.cell]
-        boxes = self._boxes(self.head.distances(raw), centre, stride[:, 0])
-        agreement = self.box_term(xyxy2xywh(boxes), xyxy2xywh(true), size)
+        if self.head.reg_max:
+            log_p = raw.reshape(len(raw), 4, self.head.reg_max).log_softmax(-1)
+            ltrb = log_p.exp() @ self.head.bins.float()
+        else:
+            ltrb = self.head.distances(raw)
+        agreement = self.box_term(xyxy2xywh(self._boxes(ltrb, centre, stride[:, 0])), xyxy2xywh(true), size)
         box = ((1 - agreement) * found.score).sum()
         if not self.head.reg_max:
             return box, box.new_zeros(())
-        ltrb = torch.cat((centre - true[:, :2], true[:, 2:] - centre), 1) / stride
-        return box, (distribution_loss(raw, ltrb, self.head.reg_max) * found.score).sum()
+        distance = torch.cat((centre - true[:, :2], true[:, 2:] - centre), 1) / stride
+        return box, (distribution_loss(log_p, distance) * found.score).sum()
 
     def _flat(self, preds: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the raw values of all cells (b, n, values) in float32, their centres (n, 2) and strides (n,) in px."""
@@ -104,16 +107,14 @@ class AnchorFreeLoss:
         return torch.cat((centres - ltrb[..., :2], centres + ltrb[..., 2:]), -1)
 
 
-def distribution_loss(raw: Tensor, distance: Tensor, reg_max: int) -> Tensor:
+def distribution_loss(log_p: Tensor, distance: Tensor) -> Tensor:
     """Return the distribution focal loss (m,), mean over the four sides (Li et al., 2020).
 
-    It is the cross-entropy of the two values next to a distance, weighted by how near they are. raw: (m, 4 * reg_max);
-    distance: (m, 4) in strides, cut off at reg_max - 1.
+    It is the cross-entropy of the two values next to a distance, weighted by how near they are. log_p: logarithms of
+    the distributions (m, 4, reg_max); distance: (m, 4) in strides, cut off at reg_max - 1.
     """
-    distance = distance.clamp(0, reg_max - 1 - 0.01)
+    distance = distance.clamp(0, log_p.shape[2] - 1 - 0.01)
     left = distance.long()
-    right = (distance - left).flatten()
-    logits = raw.reshape(-1, reg_max)
-    below = F.cross_entropy(logits, left.flatten(), reduction="none")
-    above = F.cross_entropy(logits, left.flatten() + 1, reduction="none")
-    return (below * (1 - right) + above * right).reshape(-1, 4).mean(1)
+    near = log_p.gather(2, torch.stack((left, left + 1), 2))
+    right = distance - left
+    return -(near * torch.stack((1 - right, right), 2)).sum(2).mean(1)

@@ -66,8 +66,9 @@ class TaskAligned:
         """Return cell, label, alignment and IoU of the pairs that labels take."""
         image, own = labels[:, 0].long(), labels[:, 1].long()
         xywh = xyxy2xywh(labels[:, 2:6])
-        reach = torch.maximum(xywh[:, None, 2:], predicted.strides[:, None]) / 2
-        inside = ((predicted.centres - xywh[:, None, :2]).abs() <= reach).all(2)
+        half = predicted.strides / 2
+        in_x, in_y = (offset <= torch.maximum(side[:, None] / 2, half) for offset, side in _offsets(predicted, xywh))
+        inside = in_x & in_y
         label, cell = inside.nonzero(as_tuple=True)
         iou = overlap(xyxy2xywh(predicted.boxes[image[label], cell]), xywh[label]).iou
         align = predicted.scores[image[label], cell, own[label]] ** self.alpha * iou**self.beta
@@ -104,9 +105,10 @@ class SimOTA:
         """Return cell, label, cost and IoU of the pairs that labels take."""
         image, own = labels[:, 0].long(), labels[:, 1].long()
         xywh = xyxy2xywh(labels[:, 2:6])
-        offset = (predicted.centres - xywh[:, None, :2]).abs()
-        inside = (offset < xywh[:, None, 2:] / 2).all(2)
-        near = (offset < self.radius * predicted.strides[:, None]).all(2)
+        (dx, w), (dy, h) = _offsets(predicted, xywh)
+        inside = (dx < w[:, None] / 2) & (dy < h[:, None] / 2)
+        reach = self.radius * predicted.strides
+        near = (dx < reach) & (dy < reach)
         label, cell = (inside | near).nonzero(as_tuple=True)
         iou = overlap(xyxy2xywh(predicted.boxes[image[label], cell]), xywh[label]).iou
         scores = predicted.scores[image[label], cell].clamp(1e-6, 1 - 1e-6)
@@ -127,6 +129,12 @@ class SimOTA:
 
 ASSIGNERS = {"task_aligned": TaskAligned, "simota": SimOTA}
 """Assigners of anchor-free heads, by the names that a hyp file's `assigner` may have."""
+
+
+def _offsets(predicted: Predicted, xywh: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return for x and for y the distances of labels and cell centres, (k, n), and the sides of the labels, (k,)."""
+    # one axis at a time: operations on pairs of numbers, the last dimension being 2, take several times as long
+    return [((predicted.centres[:, i] - xywh[:, i, None]).abs(), xywh[:, 2 + i]) for i in (0, 1)]
 
 
 def _in_pieces(

@@ -127,13 +127,14 @@ def test_several_processes_learn_what_one_does() -> None:
 
 def test_distribution_loss_by_hand() -> None:
     """Equal logits give each of 4 values a probability of 1/4; a distance of 1.25 is 3/4 of 1 and 1/4 of 2."""
-    flat = distribution_loss(torch.zeros(1, 16), torch.full((1, 4), 1.25), 4)
+    flat = distribution_loss(torch.zeros(1, 4, 4).log_softmax(2), torch.full((1, 4), 1.25))
     assert flat.item() == pytest.approx(math.log(4), rel=1e-5)
-    sure = torch.zeros(1, 16)
-    sure[0, 1::4] = math.log(3)  # value 1 has probability 1/2, the others 1/6
+    logits = torch.zeros(1, 4, 4)
+    logits[0, :, 1] = math.log(3)  # value 1 has probability 1/2, the others 1/6
     expected = 0.75 * math.log(2) + 0.25 * math.log(6)
-    assert distribution_loss(sure, torch.full((1, 4), 1.25), 4).item() == pytest.approx(expected, rel=1e-5)
-    assert distribution_loss(sure, torch.full((1, 4), 99.0), 4).isfinite().all()  # beyond the last value
+    sure = logits.log_softmax(2)
+    assert distribution_loss(sure, torch.full((1, 4), 1.25)).item() == pytest.approx(expected, rel=1e-5)
+    assert distribution_loss(sure, torch.full((1, 4), 99.0)).isfinite().all()  # beyond the last value
 
 
 def test_the_head_decides_which_loss_it_is() -> None:
