@@ -108,12 +108,12 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     run.model.train()
     loader.batch_sampler.epoch, loader.batch_sampler.start = state.epoch, state.batch
     if not state.batch:
-        state.losses = torch.zeros(3, device=run.device)
+        state.losses = torch.zeros_like(state.losses)
         state.seconds.update(data=0.0, step=0.0, val=0.0)
         state.optimizer.zero_grad()
     if run.opt.image_weights and state.class_maps:
         loader.batch_sampler.weights = image_weights(loader.dataset.index, state.class_maps)
-    LOGGER.info(progress_header(run.train_loss.parts))
+    LOGGER.info(progress_header(shown_parts(run)))
     start = shown_at = time.perf_counter()
     with progress(total=len(loader), initial=state.batch) as bar:
         for group in groups_of(run, batches_of(loader)):
@@ -190,8 +190,13 @@ def show_progress(run: Run, bar: progress, instances: int, size: int) -> None:
     state = run.state
     memory = torch.cuda.memory_reserved() / 1e9 if run.device.type == "cuda" else 0
     where = (f"{state.epoch}/{run.opt.epochs - 1}", f"{memory:.3g}G")
-    losses = (state.losses * world_size()).tolist()
-    bar.set_description(("%11s" * 2 + "%11.4g" * 5) % (*where, *losses, instances, size))
+    losses = (state.losses * world_size()).tolist()[: len(shown_parts(run))]
+    bar.set_description(("%11s" * 2 + "%11.4g" * (len(losses) + 2)) % (*where, *losses, instances, size))
+
+
+def shown_parts(run: Run) -> tuple[str, ...]:
+    """Return the names of the losses that the progress bar shows."""
+    return (*run.train_loss.parts, "teacher") if run.teaching.teacher else run.train_loss.parts
 
 
 def spend(run: Run, kind: str, start: float) -> float:
@@ -238,7 +243,7 @@ def record(run: Run, results: Results | None, board: TensorBoardLog | None) -> N
     state = run.state
     rates = [g["lr"] for g in state.optimizer.param_groups]
     figures = [*results.summary, *results.losses] if results else [0.0] * 7
-    losses, times = total(state.losses).tolist(), [state.seconds[kind] for kind in ("data", "step", "val")]
+    losses, times = total(state.losses).tolist()[:3], [state.seconds[kind] for kind in ("data", "step", "val")]
     row = results_row(state.epoch, [*losses, *map(float, figures), *(rates + [0.0] * 3)[:3], *times])
     state.rows.append(row)
     data, step = times[:2]

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +213,16 @@ class DetectionModel(nn.Module):
         return self._forward_once(x)
 
     def _forward_once(self, x: Tensor) -> Any:
+        return self.model[-1](self.head_maps(x))
+
+    def head_maps(self, x: Tensor) -> list[Tensor]:
+        """(b, ch, h, w) -> the maps (b, c_i, h_i, w_i) that the head reads."""
         outputs: list[Tensor | None] = []
-        for m in self.model:
-            if m.f != -1:
-                x = outputs[m.f] if isinstance(m.f, int) else [x if f == -1 else outputs[f] for f in m.f]
-            x = m(x)
+        *body, head = self.model
+        for m in body:
+            x = m(_input_of(m, x, outputs))
             outputs.append(x if m.i in self.save else None)
-        return x
+        return _input_of(head, x, outputs)
 
     def _forward_augmented(self, x: Tensor) -> tuple[Tensor, None]:
         """Test-time augmentation: return the detections at scale 1, at 0.83 mirrored and at 0.67, concatenated."""
@@ -277,6 +281,13 @@ class DetectionModel(nn.Module):
 
 
 Model = DetectionModel
+
+
+def _input_of(m: nn.Module, x: Tensor, outputs: Sequence[Tensor | None]) -> Tensor | list[Tensor]:
+    """Return what a layer reads: x, the output of the layer before it, or outputs of earlier layers."""
+    if m.f == -1:
+        return x
+    return outputs[m.f] if isinstance(m.f, int) else [x if f == -1 else outputs[f] for f in m.f]
 
 
 def _stays_small(layers: nn.Module) -> bool:

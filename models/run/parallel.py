@@ -32,8 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from models.run.shared_network import SharedNetwork, shared, views
+from models.run.teaching import PARTS, Teaching, with_lesson
 from utils.errors import UserError, no_memory
-from utils.losses.compute_loss import loss_of
+from utils.losses.anchor_free_loss import AnchorFreeLoss
+from utils.losses.compute_loss import ComputeLoss
 from utils.system.granted import granted_cores
 from utils.system.precision import Precision
 
@@ -109,19 +111,20 @@ def tasks_of(sizes: Sequence[int], parts: int) -> tuple[tuple[int, int, int], ..
 class ParallelSteps:
     """Computes the loss and the gradients of batches, with forked helper processes where that is possible.
 
-    model: the network in training, which is moved to shared memory. parts: the number of tasks at a time. values: the
-    number of values of the largest batch of images. prepare: turns images (b, 3, h, w) uint8 and a seed into the
-    network's input. gain: factor of the loss. several: whether several batches may be computed at once, which needs
-    memory for all of them.
+    network: in training, which is moved to shared memory. loss: of its raw maps. parts: the number of tasks at a time.
+    values: the number of values of the largest batch of images. prepare: turns images (b, 3, h, w) uint8 and a seed
+    into the network's input. gain: factor of the loss. several: whether several batches may be computed at once, which
+    needs memory for all of them. teaching: how the network is called.
     """
 
     def __init__(
-        self, model: nn.Module, precision: Precision, parts: int, values: int,
+        self, network: nn.Module, loss: ComputeLoss | AnchorFreeLoss, precision: Precision, parts: int, values: int,
         prepare: Callable[[Tensor, Seed], Tensor], gain: float = 1.0, several: bool = False,
+        teaching: Teaching | None = None,
     ) -> None:  # fmt: skip
         self.parts, self.precision, self.prepare, self.gain, self.several = parts, precision, prepare, gain, several
-        self.network = SharedNetwork(model, precision.dtype)
-        self.loss = loss_of(model)
+        self.loss, self.teaching = loss, teaching or Teaching()
+        self.network = SharedNetwork(network, precision.dtype)
         self.parameters = self.network.parameters
         size = sum(p.numel() for p in self.parameters)
         self.gradients = [shared(size) for _ in range(parts)]
@@ -130,7 +133,7 @@ class ParallelSteps:
         self.total_of = views(self.total, self.parameters)
         self.statistics = shared(parts * len(self.network.statistics)).view(parts, -1)
         self.images = shared(values * (parts if several else 1), torch.uint8).view(-1, values)
-        self.results = shared(parts * 4).view(parts, 4)
+        self.results = shared(parts * (1 + PARTS)).view(parts, -1)
         self.number = 0
         self._read_end, self._write_end = -1, -1
         self.helpers: list[Helper] = []
@@ -140,7 +143,8 @@ class ParallelSteps:
             self.helpers = [Helper(self, k) for k in range(helpers)]
 
     def __call__(self, batches: Sequence[Batch], parts: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Add the gradients of batches to those of the parameters. Returns the loss (1,) of each and its parts (3,).
+        """Add the gradients of batches to those of the parameters. Returns the loss (1,) of each and its parts
+        (PARTS,).
 
         parts: into how many parts a single batch is split. Raises ProcessLost if a helper process has been killed.
         """
@@ -170,10 +174,12 @@ class ParallelSteps:
         """Compute the loss, the gradients and the batch norm statistics of a task."""
         network, (batch, first, last) = self.network, job.tasks[task]
         network.own_statistics.zero_()
+        x = self.prepare(self._images(job, batch)[first:last], job.seeds[batch])
         with self.precision.autocast():
-            raw = network.twin(self.prepare(self._images(job, batch)[first:last], job.seeds[batch]))
-        targets = torch.from_numpy(job.targets[batch])
-        loss, parts = self.loss.of_part(raw, targets, first, job.shapes[batch][0])
+            raw, lesson = self.teaching(network.twin, x, (*job.seeds[batch], first))
+        images = job.shapes[batch][0]
+        losses = self.loss.of_part(raw, torch.from_numpy(job.targets[batch]), first, images)
+        loss, parts = with_lesson(losses, lesson, len(x), images)
         gradients = torch.autograd.grad(loss * self.gain, network.inputs, allow_unused=True)
         given = [(v, g) for v, g in zip(self.gradients_of[task], gradients, strict=True) if g is not None]
         torch._foreach_copy_([v for v, _ in given], [g for _, g in given])

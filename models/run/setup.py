@@ -22,6 +22,8 @@ from models.run.shared_network import has_running_means
 from models.run.start import build_model
 from models.run.state import TrainState, data_digest
 from models.run.sync_bn import synchronise_batch_norms
+from models.run.teacher import Teacher
+from models.run.teaching import PARTS, Pupil, Teaching
 from models.weights.checkpoint import save_checkpoint
 from models.weights.imagenet import TORCHVISION
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
@@ -29,7 +31,7 @@ from utils.data.dataset import DetectionDataset, rescale
 from utils.data.labels import LabelIndex, index_split, label_path
 from utils.data.loader import close_loader, create_loader
 from utils.draw.plots import plot_labels
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.files import find_file, git_commit, increment_path
 from utils.losses.anchor_free_loss import AnchorFreeLoss
 from utils.losses.compute_loss import ComputeLoss, loss_of, scaled_gains
@@ -51,8 +53,8 @@ from utils.training.optim import EarlyStopping, ModelEMA, create_optimizer
 class Run:
     """All objects of a training run.
 
-    network: the model as it is called, wrapped for several processes or compiled. parallel: computes batches with
-    several processes on a CPU; None: each batch is computed in this process.
+    network: the model as it is called, wrapped for several processes or compiled. teaching: how it is called.
+    parallel: computes batches with several processes on a CPU; None: each batch is computed in this process.
     """
 
     opt: TrainOptions
@@ -68,6 +70,7 @@ class Run:
     train_loss: ComputeLoss | AnchorFreeLoss
     val_loss: ComputeLoss | AnchorFreeLoss
     checks: LossChecks
+    teaching: Teaching
     parallel: ParallelSteps | None = None
 
     @property
@@ -148,11 +151,12 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
         check_batch_size(opt, len(index))
     model.hyp = scaled_gains(hyp, model.model[-1], opt.imgsz)
+    teacher = find_teacher(opt, data, model, precision)
     opt.parts = parts_of_batches(opt, model, device, warn=not content)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
     several = several_at_once(opt, content, lambda n: memory_suffices(model, opt.imgsz, n, precision.autocast))
-    return assemble(opt, hyp, data, digest, folder, precision, model, index, val_index, several)
+    return assemble(opt, hyp, data, digest, folder, precision, model, teacher, index, val_index, several)
 
 
 def training_device(opt: TrainOptions) -> torch.device:
@@ -245,7 +249,7 @@ def new_folder(opt: TrainOptions, hyp: dict[str, float], model: DetectionModel, 
 
 def assemble(
     opt: TrainOptions, hyp: dict[str, float], data: DataConfig, digest: str, folder: Path, precision: Precision,
-    model: DetectionModel, index: LabelIndex, val_index: LabelIndex | None, several: bool,
+    model: DetectionModel, teacher: Teacher | None, index: LabelIndex, val_index: LabelIndex | None, several: bool,
 ) -> Run:  # fmt: skip
     """Create the optimizer, EMA weights, losses and loaders for a model and return the run."""
     world, stride, device = world_size(), int(model.stride.max()), precision.device
@@ -254,10 +258,11 @@ def assemble(
     ema = ModelEMA(model)
     if opt.sync_bn and world > 1:
         synchronise_batch_norms(model, device)
-    optimizer = create_optimizer(model, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
-    network = model
+    learner = Pupil(model, teacher.channels) if teacher else model
+    optimizer = create_optimizer(learner, opt.optimizer, hyp["lr0"], hyp["momentum"], decay)
+    network = learner
     if world > 1:
-        network = share_gradients(model, device)
+        network = share_gradients(learner, device)
     if opt.compile:
         network = torch.compile(network)
     train_set = DetectionDataset(index, opt.imgsz, opt.batch_size, hyp, opt.rect, stride, cache=opt.cache,
@@ -268,15 +273,33 @@ def assemble(
                            pin_memory=device.type == "cuda", rank=rank(), world=world, whole=False,
                            niceness=loader_niceness(opt, device))  # fmt: skip
     state = TrainState(model, ema, optimizer, precision.scaler(), EarlyStopping(opt.patience),
-                       torch.zeros(3, device=device))  # fmt: skip
+                       torch.zeros(PARTS, device=device), learner=learner)  # fmt: skip
     run = Run(opt, hyp, data, digest, folder, precision, network, state, loader, None,
               loss_of(model, total if world > 1 else None), loss_of(model),
-              LossChecks(device.type == "cuda"))  # fmt: skip
+              LossChecks(device.type == "cuda"), Teaching(teacher))  # fmt: skip
     if val_index is not None:
         run.val_loader = eval_loader(run, "val", stride, val_index)
     if opt.parts > 1:  # last, as it starts processes
-        run.parallel = parallel_steps(model, opt, precision, stride, several)
+        run.parallel = parallel_steps(run, several)
     return run
+
+
+def find_teacher(
+    opt: TrainOptions, data: DataConfig, model: DetectionModel, precision: Precision
+) -> Teacher | None:
+    """Return the teacher that `--teacher` names, if any, and tell what it knows. Raises UserError if it is unfit."""
+    if not opt.teacher:
+        return None
+    names = {0: "object"} if opt.single_cls else data.names
+    teacher = Teacher(opt.teacher, names, data.synonyms, model.stride.tolist(), precision)
+    if teacher.size and (opt.multi_scale or teacher.size != [opt.imgsz] * 2):
+        raise UserError(f"--teacher {opt.teacher}: takes only images of {teacher.size[1]}x{teacher.size[0]} px; train "
+                        "with this --imgsz and without --multi-scale, or export it with --dynamic")  # fmt: skip
+    unknown = [name for name, known in zip(names.values(), teacher.known.tolist(), strict=True) if not known]
+    LOGGER.info(f"--teacher {shown(teacher.path)}: knows {len(names) - len(unknown)} of {len(names)} classes"
+                + (f", not {shorten(', '.join(unknown))}" if unknown else ""))  # fmt: skip
+    teacher(torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=precision.device))  # fails here rather than in a helper
+    return teacher
 
 
 def parts_of_batches(opt: TrainOptions, model: DetectionModel, device: torch.device, warn: bool = True) -> int:
@@ -321,24 +344,25 @@ def loader_niceness(opt: TrainOptions, device: torch.device) -> int:
     return 5 if opt.parts > 1 else 19
 
 
-def parallel_steps(
-    model: DetectionModel, opt: TrainOptions, precision: Precision, stride: int, several: bool
-) -> ParallelSteps:
+def parallel_steps(run: Run, several: bool) -> ParallelSteps:
     """Return the object that computes batches with several processes; the model moves to memory that they share."""
+    opt, precision, stride = run.opt, run.precision, int(run.model.stride.max())
+
     def prepare(images: Tensor, seed: tuple[int, ...]) -> Tensor:
         if not opt.multi_scale:
             return to_input(images, precision.device, precision.dtype)
         return rescale(to_input(images, precision.device), opt.imgsz, stride, np.random.default_rng(seed))
 
     values = opt.batch_size * 3 * opt.imgsz**2
-    return ParallelSteps(model, precision, opt.parts, values, prepare, 4.0 if opt.quad else 1.0, several)
+    return ParallelSteps(run.state.learner, run.train_loss, precision, opt.parts, values, prepare,
+                         4.0 if opt.quad else 1.0, several, run.teaching)  # fmt: skip
 
 
-def share_gradients(model: DetectionModel, device: torch.device) -> DistributedDataParallel:
-    """Wrap a model for several processes: gradients are averaged, batch norm statistics are not synchronised."""
+def share_gradients(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Wrap a network for several processes: gradients are averaged, batch norm statistics are not synchronised."""
     names = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None,
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None,
                                    gradient_as_bucket_view=True, **{buffers: False})  # fmt: skip
 
 

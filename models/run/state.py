@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.yolo import DetectionModel
@@ -24,9 +24,9 @@ class TrainState:
     """The state of a training run between two batches.
 
     epoch, batch: the epoch in progress and the number of its finished batches. losses: their mean losses in this
-    process, (3,). last_step: number of the batch after which the optimizer made its last step. rows: of results.csv.
-    seconds: of the epoch in progress, by kind (`save`: of the whole run). class_maps: mAP50-95 per class of the last
-    validation. done: all epochs are finished.
+    process, (PARTS,). last_step: number of the batch after which the optimizer made its last step. rows: those of
+    results.csv. seconds: of the epoch in progress, by kind (`save`: of the whole run). class_maps: mAP50-95 per class
+    of the last validation. done: all epochs are finished. learner: what the optimizer trains, with a teacher a `Pupil`.
     """
 
     model: DetectionModel
@@ -42,12 +42,16 @@ class TrainState:
     seconds: dict[str, float] = field(default_factory=dict)
     class_maps: list[float] = field(default_factory=list)
     done: bool = False
+    learner: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        self.learner = self.learner or self.model
 
     def content(self) -> dict[str, Any]:
         """Return the state as tensors and plain values, without the EMA weights. All processes must call it."""
-        gradients = {k: p.grad for k, p in self.model.named_parameters() if p.grad is not None}
+        gradients = {k: p.grad for k, p in self.learner.named_parameters() if p.grad is not None}
         return {
-            "model": self.model.state_dict(),
+            "model": self.learner.state_dict(),
             "gradients": gradients if self.batch else {},  # at the start of an epoch there are none
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -69,7 +73,7 @@ class TrainState:
         Raises UserError if they are incomplete or do not fit.
         """
         try:
-            self.model.load_state_dict(content["model"])
+            self.learner.load_state_dict(content["model"])
             self.ema.ema.load_state_dict(smoothed)
             self.optimizer.load_state_dict(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
@@ -78,11 +82,12 @@ class TrainState:
             self.rows, self.seconds, self.class_maps = content["rows"], content["seconds"], content["class_maps"]
             self.done = content["done"]
             self.stopper.best_fitness, self.stopper.best_epoch = content["best_fitness"], content["best_epoch"]
-            for key, parameter in self.model.named_parameters():
+            for key, parameter in self.learner.named_parameters():
                 if key in content["gradients"]:
                     parameter.grad = content["gradients"][key].to(parameter.device)
             own = content["processes"][rank()]
-            self.losses = torch.tensor(own["losses"], device=self.losses.device)
+            # a run of an earlier version has no loss of a teacher
+            self.losses = torch.tensor([*own["losses"], 0.0][: len(self.losses)], device=self.losses.device)
             set_random_state(own["random"])
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as e:
             reason = " ".join(str(e).split())[:200]

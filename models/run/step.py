@@ -13,15 +13,16 @@ from torch import Tensor
 from models.inference.runtime import to_input
 from models.run import parallel
 from models.run.setup import Run
+from models.run.teaching import with_lesson
 from utils.data.batch_augment import augment_batch
 from utils.data.dataset import Batch, rescale
 from utils.errors import UserError
-from utils.system.processes import rank
+from utils.system.processes import rank, world_size
 from utils.training.optim import warmup_steps
 
 
 class Computed(NamedTuple):
-    """The loss of a batch, shape (1,), its parts (box, obj, cls), and the targets, which --gpu-augment changes."""
+    """The loss of a batch, shape (1,), its parts (PARTS,), and the targets, which --gpu-augment changes."""
 
     loss: Tensor
     parts: Tensor
@@ -102,6 +103,7 @@ def _compute_alone(run: Run, images: Tensor, targets: Tensor, seed: tuple[int, .
     if opt.multi_scale:
         x = rescale(x, opt.imgsz, int(run.model.stride.max()), np.random.default_rng(seed))
     with run.precision.autocast():
-        raw = run.network(x)
-    loss, parts = run.train_loss(raw, targets)
+        raw, lesson = run.teaching(run.network, x, (*seed, rank()))
+    # with several processes, each loss is one share of that of the whole batch, of equal size
+    loss, parts = with_lesson(run.train_loss(raw, targets), lesson, len(x), len(x) * world_size())
     return Computed(loss * 4 if opt.quad else loss, parts, targets)

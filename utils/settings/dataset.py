@@ -15,7 +15,7 @@ from utils.settings.config import MOST_CLASSES, check_keys, is_whole, load_yaml,
 from utils.system.console import LOGGER, has_control
 
 SPLITS = ("train", "val", "test")
-KEYS = (*SPLITS, "path", "nc", "names", "download", "hint", "defaults", "kpt_shape", "channels")
+KEYS = (*SPLITS, "path", "nc", "names", "download", "hint", "defaults", "kpt_shape", "channels", "synonyms")
 # other tools' words for keys: an error if the key itself is missing, as its content would be lost
 MEANT = {"valid": "val", "validation": "val", "training": "train", "testing": "test", "classes": "names",
          "class_names": "names", "labels": "names", "num_classes": "nc", "number_of_classes": "nc"}  # fmt: skip
@@ -28,6 +28,7 @@ class DataConfig:
 
     path: the folder that the splits are relative to. roots: where relative paths in list files may start. keypoints:
     whether label rows have keypoints after the box. tried: for each split, where it was looked for.
+    synonyms: other names of classes, by which a teacher may know them.
     """
 
     yaml_file: Path
@@ -41,6 +42,7 @@ class DataConfig:
     roots: tuple[Path, ...] = ()
     keypoints: bool = False
     tried: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nc(self) -> int:
@@ -89,7 +91,17 @@ def load_data(name: str | Path) -> DataConfig:
             LOGGER.info(f"{file.name}: '{split}' found at {parts[0]}")
     return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, roots=tuple(bases),
                       keypoints=_has_keypoints(content.get("kpt_shape"), file), tried=tried,
+                      synonyms=_synonyms(content.get("synonyms"), file),
                       **{split: parts for split, (parts, _) in found.items()})  # fmt: skip
+
+
+def _synonyms(value: Any, file: Path) -> dict[str, str]:
+    """Return other names of classes {name: other name}."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(t, str) for pair in value.items() for t in pair):
+        raise UserError(f"{file}: synonyms is {shorten(value, 60)}, it must be 'class: other name' lines")
+    return value
 
 
 def warn_of_names(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:

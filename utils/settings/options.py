@@ -38,6 +38,7 @@ class TrainOptions:
 
     weights: str = ""
     backbone_weights: str = ""
+    teacher: str = ""
     cfg: str = ""
     data: str = "shapes.yaml"
     hyp: str = ""
@@ -165,6 +166,8 @@ class TrainOptions:
             raise UserError("an evolution is continued by --resume-evolve, not by --resume")
         if self.fresh_head and not self.weights:
             raise UserError("--fresh-head needs --weights: without them the whole network is newly initialized")
+        if self.teacher and self.quad:
+            raise UserError("--teacher and --quad exclude each other: the teacher knows no mosaics of whole batches")
         if self.weights and self.backbone_weights:
             raise UserError("--weights and --backbone-weights both initialize the backbone: give only one of them")
 

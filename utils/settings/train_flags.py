@@ -36,6 +36,7 @@ def _add_data_and_model(parser: Parser) -> None:
     model("--weights", metavar="PT", shown="from scratch",
           help="checkpoint to start from, or 'torchvision': ImageNet weights for the backbone, downloaded")  # fmt: skip
     model("--backbone-weights", metavar="PTH", help="ShuffleNetV2 weights to start the backbone from")
+    model("--teacher", metavar="PT", help="checkpoint or exported model from which the network also learns")
     model("--fresh-head", action="store_true", help="do not load the head from --weights")
     model("--freeze", nargs="+", type=int, metavar="N",
           help="layers not to train: 10 freezes the first ten, 0 1 2 these three")  # fmt: skip

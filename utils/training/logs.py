@@ -22,8 +22,9 @@ TIMES = 3  # number of last columns, the only ones that differ between two runs 
 
 
 def progress_header(parts: Sequence[str]) -> str:
-    """Return the heading of the progress bars, with the names of the three parts of the loss."""
-    return ("\n" + "%11s" * 7) % ("Epoch", "GPU_mem", *(f"{part}_loss" for part in parts), "Instances", "Size")
+    """Return the heading of the progress bars, with the names of the parts of the loss."""
+    names = ("Epoch", "GPU_mem", *(f"{part}_loss" for part in parts), "Instances", "Size")
+    return ("\n" + "%11s" * len(names)) % names
 
 
 def results_row(epoch: int, values: Sequence[float]) -> list[float]:

@@ -1,0 +1,116 @@
+"""A trained detector as the teacher of another one (`train.py --teacher`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.export.engines import kind_of
+from models.inference.runtime import AnyRuntime, load_runtime, to_input
+from models.weights.checkpoint import find_weights
+from models.yolo import DetectionModel
+from utils.boxes import xywh2xyxy
+from utils.errors import UserError
+from utils.losses.distillation import Taught
+from utils.system.precision import Precision
+
+MOST_ANCHORS = 64
+
+
+class Teacher:
+    """A checkpoint or an exported model that tells what it sees in the images of a batch.
+
+    names: the classes of the network in training. synonyms: other names that these classes may have. strides: of its
+    maps; the teacher needs maps of the same strides, so that both have the same cells.
+    channels: of the maps that the teacher's head reads, None for an exported model.
+    Raises UserError if the file is no model, or has no class in common.
+    """
+
+    def __init__(self, weights: str | Path, names: Mapping[int, str], synonyms: Mapping[str, str],
+                 strides: Sequence[float], precision: Precision) -> None:  # fmt: skip
+        self.path = Path(weights) if kind_of(Path(weights)) else find_weights(weights)
+        self.strides, self.precision = [int(s) for s in strides], precision
+        self._runtime: AnyRuntime | None = None
+        self._process = -1
+        runtime = self._opened()
+        self.size = runtime.size
+        self.columns, self.known = matched_classes(names, synonyms, runtime.names)
+        self.matched = int(self.known.sum())
+        if not self.matched:
+            raise UserError(f"--teacher {self.path}: has none of the classes {', '.join(list(names.values())[:10])}; "
+                            "'synonyms:' in the dataset yaml can name them otherwise")  # fmt: skip
+        model = runtime.model
+        self.channels = None if model is None else head_channels(model, runtime.device, runtime.dtype)
+        if model is not None and model.stride.int().tolist() != self.strides:
+            raise UserError(f"--teacher {self.path}: its maps have the strides {model.stride.int().tolist()}, those of "
+                            f"the network in training have {self.strides}")  # fmt: skip
+        if model is None:
+            self._runtime = None  # an engine's threads would not survive in forked processes: each opens its own
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Taught:
+        """Images (b, 3, h, w) in [0, 1] -> what the teacher sees in them."""
+        runtime = self._opened()
+        if runtime.model is None:
+            return self._taught(runtime.predict(images.float()), None, images.shape[2:], None)
+        maps = runtime.model.head_maps(to_input(images, runtime.device, runtime.dtype))
+        found, raw = runtime.model.model[-1](maps)
+        return self._taught(found.float(), raw, images.shape[2:], maps)
+
+    def _taught(self, found: Tensor, raw: list[Tensor] | None, size: torch.Size,
+                features: list[Tensor] | None) -> Taught:  # fmt: skip
+        counts = [int(size[0] // s) * int(size[1] // s) for s in self.strides]
+        anchors = found.shape[1] // sum(counts)
+        if not 1 <= anchors <= MOST_ANCHORS or anchors * sum(counts) != found.shape[1]:
+            raise UserError(f"--teacher {self.path}: makes {found.shape[1]} predictions for an image of "
+                            f"{size[1]}x{size[0]}, which do not fit maps of the strides {self.strides}")  # fmt: skip
+        scores, boxes = [], []
+        for level in found.split([anchors * n for n in counts], 1):
+            level = level.unflatten(1, (anchors, -1))
+            classes = level[..., 5:][..., self.columns.to(level.device)] * level[..., 4:5]
+            classes = classes * self.known.to(level.device)
+            best = classes.amax(3).argmax(1)[:, None, :, None]
+            scores.append(classes.take_along_dim(best, 1)[:, 0])
+            boxes.append(level[..., :4].take_along_dim(best, 1)[:, 0])
+        distances = None
+        if raw is not None and getattr(self._opened().model.model[-1], "reg_max", 0):
+            nc = len(self._opened().names)
+            distances = torch.cat([r.flatten(1, 3)[..., : r.shape[4] - nc] for r in raw], 1).float()
+        return Taught(torch.cat(scores, 1), xywh2xyxy(torch.cat(boxes, 1)), self.known.to(found.device), distances,
+                      features)  # fmt: skip
+
+    def _opened(self) -> AnyRuntime:
+        """Return the model; an exported one is opened once in each process."""
+        if self._runtime is None or (self._runtime.model is None and self._process != os.getpid()):
+            self._runtime = load_runtime(self.path, self.precision.device, amp=self.precision.amp)
+            self._process = os.getpid()
+        return self._runtime
+
+
+@torch.no_grad()
+def head_channels(model: DetectionModel, device: torch.device, dtype: torch.dtype) -> list[int]:
+    """Return the channels of the maps that a detector's head reads."""
+    side = int(model.stride.max()) * 2
+    return [x.shape[1] for x in model.head_maps(to_input(torch.zeros(1, 3, side, side), device, dtype))]
+
+
+def matched_classes(
+    names: Mapping[int, str], synonyms: Mapping[str, str], theirs: Mapping[int, str]
+) -> tuple[Tensor, Tensor]:
+    """Return for each class its number in the teacher, 0 if it has none, and whether it has one: (nc,) each.
+
+    Names are compared without case, spaces, '-' and '_'. A single class that stands for all objects is never matched.
+    """
+    places = {plain(name): index for index, name in theirs.items()}
+    found = [next((places[plain(n)] for n in (name, synonyms.get(name, name)) if plain(n) in places), None)
+             for name in names.values()]  # fmt: skip
+    return torch.tensor([f or 0 for f in found]), torch.tensor([f is not None for f in found])
+
+
+def plain(name: str) -> str:
+    """Return a class name in lower case, without spaces, '-' and '_'."""
+    return "".join(c for c in name.lower() if c not in " -_")
