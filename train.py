@@ -155,7 +155,7 @@ def train_batch(run: Run, batch: Batch, computed: Computed, stop: StopRequest) -
         state.scaler.scale(loss * world_size()).backward()
     if step - state.last_step >= accumulated(run, step):
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(run.model.parameters(), max_norm=10.0, foreach=run.device.type != "mps")
+        nn.utils.clip_grad_norm_(state.learner.parameters(), max_norm=10.0, foreach=run.device.type != "mps")
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad()
@@ -196,7 +196,7 @@ def show_progress(run: Run, bar: progress, instances: int, size: int) -> None:
 
 def shown_parts(run: Run) -> tuple[str, ...]:
     """Return the names of the losses that the progress bar shows."""
-    return (*run.train_loss.parts, "teacher") if run.teaching.teacher else run.train_loss.parts
+    return (*run.train_loss.parts, "teach") if run.teaching.teacher else run.train_loss.parts
 
 
 def spend(run: Run, kind: str, start: float) -> float:

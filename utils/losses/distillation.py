@@ -73,7 +73,7 @@ class ResponseLoss:
     def _with_anchors(self, flat: Tensor, cells: Tensor, taught: Taught, image: Tensor, cell: Tensor,
                       weight: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         theirs, (centre, stride) = taught.boxes[image, cell], cells[cell].split((2, 1), 1)
-        level = torch.searchsorted(self.head.stride.to(stride), stride[:, 0])
+        level = torch.searchsorted(self.head.stride.to(stride), stride[:, 0].contiguous())
         anchors = torch.stack(self.anchors).to(flat.device)[level]
         ratio = xyxy2xywh(theirs)[:, None, 2:] / anchors
         anchor = torch.maximum(ratio, 1 / ratio).amax(2).argmin(1)
@@ -123,8 +123,9 @@ class Masked(nn.Module):
     """Masked generative distillation (Yang et al., 2022).
 
     A share of the cells of the network's map, after a 1x1 convolution to the teacher's channels, is set to zero; two
-    3x3 convolutions generate the teacher's map from the rest. The term is the mean squared error, relative to the mean
-    square of the teacher's map.
+    3x3 convolutions generate the teacher's map from the rest. The term is the mean squared error; other than in the
+    paper, each channel of the teacher's map is first normalised to mean 0 and variance 1, so that teachers with large
+    and small values need the same gain.
     """
 
     def __init__(self, own: int, theirs: int) -> None:
@@ -137,8 +138,8 @@ class Masked(nn.Module):
         """Maps (b, own, h, w) of the network and (b, theirs, h, w) of the teacher -> scalar."""
         b, _, h, w = own.shape
         seen = (torch.rand(b, 1, h, w, generator=generator) >= HIDDEN).to(own.device)
-        made, true = self.generate(self.adapter(own) * seen).float(), theirs.float()
-        return (made - true).square().mean() / true.square().mean().clamp(1e-6)
+        made = self.generate(self.adapter(own) * seen).float()
+        return (made - F.batch_norm(theirs.float(), None, None, training=True)).square().mean()
 
 
 FEATURE_TERMS: dict[str, Callable[[int, int], nn.Module]] = {"channel_wise": ChannelWise, "masked": Masked}
