@@ -4,7 +4,8 @@
     python my_tools/slim.py --weights best.pt --to slimconv --layers all --data VOC.yaml    # grouped, then 1x1 conv
 
 With --data the new layers are fitted to the outputs of the original layers on some training images (labels are not
-used), and the accuracy is measured before and after. Fine-tune the result with train.py.
+used), and the accuracy is measured before and after. Fine-tune the result with train.py; with the original as its
+--teacher it learns what that one finds.
 """
 
 from __future__ import annotations
@@ -353,7 +354,8 @@ def tell(folder: Path, fits: Sequence[Fit], opt: Options, size: int) -> None:
     LOGGER.info(f"weights   {shown(weights)}  ({weights.stat().st_size / 2**20:.1f} MiB)\n"
                 f"results   {shown(folder)}\n"
                 f"next      python train.py --weights {quoted(shown(weights))} --data "
-                f"{quoted(opt.data or 'DATA.yaml')} --imgsz {size} --epochs 20")  # fmt: skip
+                f"{quoted(opt.data or 'DATA.yaml')} --imgsz {size} --epochs 20 "
+                f"--teacher {quoted(shown(Path(opt.weights)))}")  # fmt: skip
 
 
 def main(opt: argparse.Namespace) -> None:

@@ -82,7 +82,9 @@ def test_a_state_in_mid_training_is_restored_whole(cut_off: Path, monkeypatch: p
     with pytest.raises(Restored):
         train.run(resume=str(cut_off))
     after = load_checkpoint(cut_off / "weights/last.pt", training=True)
-    assert after["options"].pop("parts") == 1 and after["training"].pop("several_batches") is False  # added since then
+    # added since then
+    assert after["options"].pop("parts") == 1 and after["training"].pop("several_batches") is False
+    assert after["options"].pop("teacher") == "" and after["training"]["processes"][0]["losses"].pop() == 0
     assert [d for d in differences(before, after) if d not in ("/commit", "/date")] == []
 
 
@@ -97,6 +99,7 @@ def test_a_training_is_resumed_to_the_same_end(cut_off: Path) -> None:
     np.testing.assert_allclose(rows, expected, rtol=0.05, atol=1e-3)
     if same_machine():
         assert np.array_equal(rows, expected)
+        assert ours["training"]["processes"][0]["losses"].pop() == 0  # the teacher's
         other = ("/commit", "/date", "/options", "/training/rows", "/training/seconds", "/training/several_batches")
         assert [d for d in differences(ours, theirs) if not d.startswith(other)] == []
 
@@ -105,7 +108,7 @@ def test_a_label_cache_is_used() -> None:
     cache = OLD / "labels.cache.npz"
     with np.load(cache, allow_pickle=False) as z:
         fingerprint, images = str(z["fingerprint"]), [os.fsdecode(f) for f in z["files"]]
-    index = labels._read_cache(cache, fingerprint, images, 2)
+    index = labels.read_cache(cache, fingerprint, images, 2)
     assert index is not None
     fresh = labels._scan([str(OLD / "set/images/train" / Path(image).name) for image in images], 2, "")
     assert np.array_equal(index.shapes, fresh.shapes) and np.array_equal(index.values, fresh.values)
@@ -113,9 +116,9 @@ def test_a_label_cache_is_used() -> None:
 
 
 def test_a_label_cache_has_the_same_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert labels._fingerprint(["/a/images/x.png"], 2) == FACTS["fingerprint_of_missing"]
+    assert labels.fingerprint_of(["/a/images/x.png"], 2) == FACTS["fingerprint_of_missing"]
     monkeypatch.setattr(labels.os, "stat", lambda path, **_: SimpleNamespace(st_size=123, st_mtime_ns=456))
-    assert labels._fingerprint(["/a/images/x.png", "/a/images/ü.jpg"], 2) == FACTS["fingerprint"]
+    assert labels.fingerprint_of(["/a/images/x.png", "/a/images/ü.jpg"], 2) == FACTS["fingerprint"]
 
 
 def test_a_label_cache_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

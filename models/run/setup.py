@@ -24,6 +24,7 @@ from models.run.state import TrainState, data_digest
 from models.run.sync_bn import synchronise_batch_norms
 from models.run.teacher import Teacher
 from models.run.teaching import PARTS, Pupil, Teaching
+from models.run.unlabelled import with_unlabelled
 from models.weights.checkpoint import save_checkpoint
 from models.weights.imagenet import TORCHVISION
 from models.yolo import DetectionModel, coarse_stride_warning, model_summary
@@ -117,6 +118,10 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     seed_everything(opt.seed)
     model = build_model(opt, hyp, names, content)  # before the scan, so that a wrong file name is reported at once
     index, val_index = scan(data)
+    precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
+    opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
+    teacher = find_teacher(opt, data, model, precision)
+    index = with_unlabelled(index, data, teacher, opt.imgsz)
     digest = data_digest(index, val_index)
     if content:
         check_unchanged(content, names, digest, data, folder)
@@ -127,13 +132,11 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         raise UserError("--image-weights draws images at random, but --rect sorts them by shape: choose one")
     if opt.image_weights and (opt.noval or val_index is None):
         raise UserError("--image-weights uses the validation of each epoch: it needs a val split and excludes --noval")
-    precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
     model = model.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_freed_memory()
         if precision.dtype == torch.bfloat16:
             replace_strided_depthwise(model)
-    opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     LOGGER.info(f"{model_summary(model, opt.imgsz)}\n{describe_device(device)}, {world_size()} process"
                 f"{'es' if world_size() > 1 else ''}, {precision.reason}, seed {opt.seed}, {opt.hyp}")  # fmt: skip
     if warning := coarse_stride_warning(model):
@@ -151,7 +154,6 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
         opt.batch_size = automatic_batch_size(model, opt, precision, len(index))
         check_batch_size(opt, len(index))
     model.hyp = scaled_gains(hyp, model.model[-1], opt.imgsz)
-    teacher = find_teacher(opt, data, model, precision)
     opt.parts = parts_of_batches(opt, model, device, warn=not content)
     folder = folder or new_folder(opt, hyp, model, index)
     LOGGER.info(f"results go to {shown(folder)}")
@@ -291,7 +293,7 @@ def find_teacher(
     if not opt.teacher:
         return None
     names = {0: "object"} if opt.single_cls else data.names
-    teacher = Teacher(opt.teacher, names, data.synonyms, model.stride.tolist(), precision)
+    teacher = Teacher(opt.teacher, names, model.stride.tolist(), precision)
     if teacher.size and (opt.multi_scale or teacher.size != [opt.imgsz] * 2):
         raise UserError(f"--teacher {opt.teacher}: takes only images of {teacher.size[1]}x{teacher.size[0]} px; train "
                         "with this --imgsz and without --multi-scale, or export it with --dynamic")  # fmt: skip

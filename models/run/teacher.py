@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from models.export.engines import kind_of
+from models.inference.engine_cache import digest_of
 from models.inference.runtime import AnyRuntime, load_runtime, to_input
 from models.weights.checkpoint import find_weights
+from models.weights.transfer import same_classes
 from models.yolo import DetectionModel
 from utils.boxes import xywh2xyxy
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.losses.distillation import Taught
 from utils.system.precision import Precision
 
@@ -24,25 +27,24 @@ MOST_ANCHORS = 64
 class Teacher:
     """A checkpoint or an exported model that tells what it sees in the images of a batch.
 
-    names: the classes of the network in training. synonyms: other names that these classes may have. strides: of its
-    maps; the teacher needs maps of the same strides, so that both have the same cells.
-    channels: of the maps that the teacher's head reads, None for an exported model.
-    Raises UserError if the file is no model, or has no class in common.
+    names: the classes of the network in training, matched by name. strides: of its maps; the teacher needs maps of the
+    same strides, so that both have the same cells. channels: of the maps that the teacher's head reads, None for an
+    exported model. Raises UserError if the file is no model, or if classes or strides do not fit.
     """
 
-    def __init__(self, weights: str | Path, names: Mapping[int, str], synonyms: Mapping[str, str],
-                 strides: Sequence[float], precision: Precision) -> None:  # fmt: skip
+    def __init__(self, weights: str | Path, names: Mapping[int, str], strides: Sequence[float],
+                 precision: Precision) -> None:  # fmt: skip
         self.path = Path(weights) if kind_of(Path(weights)) else find_weights(weights)
         self.strides, self.precision = [int(s) for s in strides], precision
         self._runtime: AnyRuntime | None = None
         self._process = -1
         runtime = self._opened()
         self.size = runtime.size
-        self.columns, self.known = matched_classes(names, synonyms, runtime.names)
-        self.matched = int(self.known.sum())
-        if not self.matched:
-            raise UserError(f"--teacher {self.path}: has none of the classes {', '.join(list(names.values())[:10])}; "
-                            "'synonyms:' in the dataset yaml can name them otherwise")  # fmt: skip
+        same = same_classes(names, runtime.names)
+        if not same:
+            raise UserError(f"--teacher {self.path}: has none of the classes {shorten(', '.join(names.values()))}")
+        self.columns = torch.tensor([same.get(i, 0) for i in names])
+        self.known = torch.tensor([i in same for i in names])
         model = runtime.model
         self.channels = None if model is None else head_channels(model, runtime.device, runtime.dtype)
         if model is not None and model.stride.int().tolist() != self.strides:
@@ -60,6 +62,14 @@ class Teacher:
         maps = runtime.model.head_maps(to_input(images, runtime.device, runtime.dtype))
         found, raw = runtime.model.model[-1](maps)
         return self._taught(found.float(), raw, images.shape[2:], maps)
+
+    def digest(self) -> str:
+        """Return a hash of the files of the model and of the classes that are matched."""
+        files = sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
+        found = hashlib.sha256(f"{self.columns.tolist()} {self.known.tolist()}".encode())
+        for file in files:
+            found.update(digest_of(file).encode())
+        return found.hexdigest()
 
     def _taught(self, found: Tensor, raw: list[Tensor] | None, size: torch.Size,
                 features: list[Tensor] | None) -> Taught:  # fmt: skip
@@ -97,20 +107,3 @@ def head_channels(model: DetectionModel, device: torch.device, dtype: torch.dtyp
     side = int(model.stride.max()) * 2
     return [x.shape[1] for x in model.head_maps(to_input(torch.zeros(1, 3, side, side), device, dtype))]
 
-
-def matched_classes(
-    names: Mapping[int, str], synonyms: Mapping[str, str], theirs: Mapping[int, str]
-) -> tuple[Tensor, Tensor]:
-    """Return for each class its number in the teacher, 0 if it has none, and whether it has one: (nc,) each.
-
-    Names are compared without case, spaces, '-' and '_'. A single class that stands for all objects is never matched.
-    """
-    places = {plain(name): index for index, name in theirs.items()}
-    found = [next((places[plain(n)] for n in (name, synonyms.get(name, name)) if plain(n) in places), None)
-             for name in names.values()]  # fmt: skip
-    return torch.tensor([f or 0 for f in found]), torch.tensor([f is not None for f in found])
-
-
-def plain(name: str) -> str:
-    """Return a class name in lower case, without spaces, '-' and '_'."""
-    return "".join(c for c in name.lower() if c not in " -_")

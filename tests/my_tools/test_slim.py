@@ -102,7 +102,7 @@ def test_files_and_figures(flags: dict, weights: Path, printed: list[str], to: s
     text = "\n".join(printed)
     assert "fitting to 8 training images, measured on 4 apart from these" in text and ", 1 threads)" in text
     command = f"python train.py --weights {folder / 'weights/slim.pt'} --data {flags['data']} --imgsz 64 --epochs 20"
-    assert printed[-1].splitlines()[-1] == f"next      {command}"
+    assert printed[-1].splitlines()[-1] == f"next      {command} --teacher {flags['weights']}"
 
 
 @pytest.mark.slow

@@ -197,7 +197,7 @@ def _read_rows(file: Path, nc: int, keypoints: bool, kinds: dict[int, str]) -> t
         return empty, f"{file}: {str(e).partition(QUOTE)[0] if linked else e}"
 
 
-def _fingerprint(images: list[str], nc: int, keypoints: bool = False) -> str:
+def fingerprint_of(images: list[str], nc: int, keypoints: bool = False) -> str:
     """Return a hash that changes with the path, size or modification time of any image or label file."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {nc}{' keypoints' if keypoints else ''}".encode())
     for image in images:
@@ -233,15 +233,15 @@ def load_labels(
     images = list_images(sources, roots)
     # a list has its own cache beside it, since several lists may share one image folder
     cache = (sources[0] if sources[0].is_file() else label_path(images[0]).parent).with_suffix(".cache.npz")
-    fingerprint = _fingerprint(images, nc, keypoints)
-    caches = [cache, *_user_cache(fingerprint)]
-    index = next(filter(None, (_read_cache(c, fingerprint, images, nc) for c in caches)), None)
+    fingerprint = fingerprint_of(images, nc, keypoints)
+    caches = [cache, *user_cache_of(fingerprint)]
+    index = next(filter(None, (read_cache(c, fingerprint, images, nc) for c in caches)), None)
     if index is None:
         index = _scan(images, nc, desc, keypoints)
-        _write_cache(caches, fingerprint, index)
+        write_cache(caches, fingerprint, index)
     elif index.notes is None:  # written by an older version, and looked through now
         index = replace(index, notes=())
-        _write_cache(caches, fingerprint, index)
+        write_cache(caches, fingerprint, index)
     for note in index.notes:
         LOGGER.warning(f"{desc}{note}")
     backgrounds = int((np.diff(index.offsets) == 0).sum())
@@ -302,13 +302,13 @@ def _notes(good: list[_Examined]) -> tuple[str, ...]:
     ) if n)  # fmt: skip
 
 
-def _user_cache(fingerprint: str) -> list[Path]:
+def user_cache_of(fingerprint: str) -> list[Path]:
     """Where a cache goes that cannot be written beside the labels, as on a read-only disk; empty without a home."""
     folder = user_cache()
     return [folder / f"{fingerprint[:32]}.cache.npz"] if folder else []
 
 
-def _read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> LabelIndex | None:
+def read_cache(path: Path, fingerprint: str, images: list[str], nc: int) -> LabelIndex | None:
     """Return the cached index, or None if the cache is missing, outdated or damaged.
 
     The cache may have been downloaded with the dataset, so its content is checked as strictly as label files.
@@ -362,7 +362,7 @@ def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
     return bool(fits.all() and (box >= 0).all() and (box <= 1).all() and (box[:, 2:] >= LEAST_SIDE / 2).all())
 
 
-def _write_cache(caches: list[Path], fingerprint: str, index: LabelIndex) -> None:
+def write_cache(caches: list[Path], fingerprint: str, index: LabelIndex) -> None:
     """Write the cache to the first place that can be written, and warn if there is none."""
     buffer = io.BytesIO()  # writing the zip into the file itself would raise a second time on a full disk
     np.savez(buffer, fingerprint=fingerprint, files=index.files, shapes=index.shapes, values=index.values,

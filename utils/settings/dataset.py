@@ -15,7 +15,8 @@ from utils.settings.config import MOST_CLASSES, check_keys, is_whole, load_yaml,
 from utils.system.console import LOGGER, has_control
 
 SPLITS = ("train", "val", "test")
-KEYS = (*SPLITS, "path", "nc", "names", "download", "hint", "defaults", "kpt_shape", "channels", "synonyms")
+PARTS = (*SPLITS, "unlabelled")
+KEYS = (*PARTS, "path", "nc", "names", "download", "hint", "defaults", "kpt_shape", "channels")
 # other tools' words for keys: an error if the key itself is missing, as its content would be lost
 MEANT = {"valid": "val", "validation": "val", "training": "train", "testing": "test", "classes": "names",
          "class_names": "names", "labels": "names", "num_classes": "nc", "number_of_classes": "nc"}  # fmt: skip
@@ -24,11 +25,11 @@ MOST_KEYPOINTS = 1000
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A dataset as described by its yaml; `train`, `val`, `test` are absolute paths of folders or list files.
+    """A dataset as described by its yaml; `train`, `val`, `test` and `unlabelled` (images that a
+    teacher labels) are absolute paths of folders or list files.
 
     path: the folder that the splits are relative to. roots: where relative paths in list files may start. keypoints:
     whether label rows have keypoints after the box. tried: for each split, where it was looked for.
-    synonyms: other names of classes, by which a teacher may know them.
     """
 
     yaml_file: Path
@@ -37,12 +38,12 @@ class DataConfig:
     train: tuple[Path, ...] = ()
     val: tuple[Path, ...] = ()
     test: tuple[Path, ...] = ()
+    unlabelled: tuple[Path, ...] = ()
     hint: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
     roots: tuple[Path, ...] = ()
     keypoints: bool = False
     tried: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nc(self) -> int:
@@ -74,12 +75,12 @@ def load_data(name: str | Path) -> DataConfig:
     _check_keys(content, file)
     bases = list(_bases(content.get("path"), file))
     # one base for all splits: they are not to come from different datasets
-    by_base = [(base, {split: _split_paths(content.get(split), base, f"{file}: {split}") for split in SPLITS})
+    by_base = [(base, {split: _split_paths(content.get(split), base, f"{file}: {split}") for split in PARTS})
                for base in bases]  # fmt: skip
     base, found = max(by_base, key=lambda pair: sum(count for _, count in pair[1].values()))
-    if not any(parts for parts, _ in found.values()):
+    if not any(found[split][0] for split in SPLITS):
         raise UserError(f"{file}: there is no 'train:' or 'val:' in it")
-    tried = {split: _tried(content.get(split), bases) for split in SPLITS}
+    tried = {split: _tried(content.get(split), bases) for split in PARTS}
     defaults = content.get("defaults") or {}
     if not isinstance(defaults, dict):
         raise UserError(f"{file}: defaults must be 'flag: value' lines")
@@ -91,17 +92,7 @@ def load_data(name: str | Path) -> DataConfig:
             LOGGER.info(f"{file.name}: '{split}' found at {parts[0]}")
     return DataConfig(file, _class_names(content, file), base, hint=hint, defaults=defaults, roots=tuple(bases),
                       keypoints=_has_keypoints(content.get("kpt_shape"), file), tried=tried,
-                      synonyms=_synonyms(content.get("synonyms"), file),
                       **{split: parts for split, (parts, _) in found.items()})  # fmt: skip
-
-
-def _synonyms(value: Any, file: Path) -> dict[str, str]:
-    """Return other names of classes {name: other name}."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(t, str) for pair in value.items() for t in pair):
-        raise UserError(f"{file}: synonyms is {shorten(value, 60)}, it must be 'class: other name' lines")
-    return value
 
 
 def warn_of_names(weights: Path, names: Mapping[int, str], data: DataConfig) -> None:

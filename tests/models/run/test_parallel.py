@@ -53,7 +53,8 @@ def steps_of(model: nn.Module, count: int, dtype: torch.dtype = torch.float32, h
     cores = parallel.granted_cores
     parallel.granted_cores = lambda: count if helpers else 1
     try:
-        return ParallelSteps(model, Precision(dtype, CPU, ""), count, 8 * 3 * 64 * 64, prepare, several=True)
+        return ParallelSteps(model, ComputeLoss(model), Precision(dtype, CPU, ""), count, 8 * 3 * 64 * 64, prepare,
+                             several=True)  # fmt: skip
     finally:
         parallel.granted_cores = cores
 

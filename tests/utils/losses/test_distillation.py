@@ -10,6 +10,7 @@ import torch
 from models.yolo import DetectionModel
 from utils.boxes import box_iou, xywh2xyxy
 from utils.losses.distillation import FEATURE_TERMS, ChannelWise, Masked, ResponseLoss, Taught
+from utils.settings.config import CHOICES
 
 BODY = [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]]
 ANCHORS = [[10, 13, 33, 23], [30, 61, 62, 45]]
@@ -138,3 +139,7 @@ def test_feature_terms_are_learnt(name: str) -> None:
         optimizer.step()
         values.append(loss.item())
     assert sum(values[-10:]) < 0.7 * sum(values[:10])
+
+
+def test_a_hyp_file_can_name_all_of_them() -> None:
+    assert CHOICES["feature_loss"] == ("", *FEATURE_TERMS)

@@ -175,6 +175,9 @@ def test_keys_of_other_tools(lines: str, ignored: str, tmp_path: Path, caplog: p
         ("train: x\nclasses: [a, b]", "'classes' lists 2 classes, 'names' 1"),
         ("train: x\nkpt_shape: [17, 4]", r"kpt_shape is \[17, 4\], it must be \[number of points, 2 or 3\]"),
         ("train: x\nkpt_shape: 17", "kpt_shape is 17"),
+        ("train: x\nunlabeled: y", "unknown key 'unlabeled'.*did you mean 'unlabelled'"),
+        ("train: x\nunlabelled: {a: b}", "unlabelled must be a folder, a .txt list of images, or a list of these"),
+        ("unlabelled: x", "there is no 'train:' or 'val:' in it"),
     ],
 )
 def test_keys_that_would_be_lost_are_errors(text: str, message: str, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from utils.training.evolve import EVOLVED, RESULTS, Row, add_row, best_row, evol
 
 BASE = {key: default for key, (default, _, _) in HYPERPARAMETERS.items()}
 SMALL = {key: BASE[key] for key in ("lr0", "momentum", "nbs", "box")}
-FIXED = ("anchors", "nbs", "iou_t", "copy_paste", "close_mosaic", "cos_lr")
+FIXED = ("anchors", "nbs", "iou_t", "copy_paste", "close_mosaic", "cos_lr", "teacher_cls", "teacher_box",
+         "teacher_feature")  # fmt: skip
 
 
 def row(fitness: float, **hyp: float) -> Row:
