@@ -33,7 +33,8 @@ def results(quality: float, seed: int = 0) -> Results:
 def entry(label: str, k: int = 0, scored: bool = True, trained: bool = True, batches: Sequence[int] = (1, 32)) -> Entry:
     """The k-th model: the larger k, the larger, slower and better."""
     curves = {"epoch": np.arange(4.0), "metrics/mAP_0.5:0.95": np.array([0.1, 0.2, 0.25, 0.3]) * (1 + k),
-              **{f"train/{name}_loss": np.array([0.4, 0.3, 0.25, 0.2]) / (1 + k) for name in ("box", "obj", "cls")}}
+              **{f"train/{name}_loss": np.array([0.4, 0.3, 0.25, 0.2]) / (1 + k) for name in ("box", "obj", "cls")},
+              **{f"time/{name}": np.array([600.0, 500.0, 500.0, 500.0]) for name in ("data", "step", "val")}}
     one = Entry(label, f"runs/{k}/best.pt", "x.yaml", 1000 * (k + 1), 2**20 * (k + 1), 1.5 * (k + 1), 640, (8, 16, 32),
                 {b: np.array([0.01, 0.012, 0.02]) * (k + 1) * b**0.5 for b in batches},
                 training=TrainingRecord(4, 7200.0, curves, {}) if trained else None)  # fmt: skip

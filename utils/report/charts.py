@@ -34,6 +34,7 @@ NARROW = 1.1  # an axis shows at least this factor above and below the middle of
 TAIL = 25  # characters of a label in a legend
 SERIES = 10
 MAP, LOSSES = "metrics/mAP_0.5:0.95", ("train/box_loss", "train/obj_loss", "train/cls_loss")
+TIMES = ("time/data", "time/step", "time/val")
 COSTS = {"size_mib": "file size, MiB (checkpoints in half precision)", "gflops": "GFLOPs per image",
          "ms_1": "latency of one image, ms (median)"}  # fmt: skip
 
@@ -92,8 +93,8 @@ def charts(comparison: Comparison) -> list[Chart]:
     scored = [k for k, e in enumerate(entries) if e.results and len(e.results.classes)]
     curves = [(k, e.training.curves) for k, e in enumerate(entries) if e.training and len(e.training.curves)]
     made = [_trade_off(entries, key) for key in COSTS]
-    made += [_recall_chart(entries, scored), _map_history(entries, curves), _loss_history(entries, curves),
-             _class_chart(entries, scored, comparison.names)]  # fmt: skip
+    made += [_recall_chart(entries, scored), _map_history(entries, curves), _map_by_time(entries, curves),
+             _loss_history(entries, curves), _class_chart(entries, scored, comparison.names)]  # fmt: skip
     return [chart for chart in made if chart]
 
 
@@ -298,6 +299,20 @@ def _map_history(entries: Sequence[Entry], curves: Sequence[tuple[int, Mapping]]
                  partial(_draw_curves, series, labels, "epoch", "mAP50-95", (0, None))) if series else None  # fmt: skip
 
 
+def _map_by_time(entries: Sequence[Entry], curves: Sequence[tuple[int, Mapping]]) -> Chart | None:
+    series = []
+    for k, run in curves:
+        if all(c in run for c in TIMES):
+            minutes = np.sum([np.asarray(run[c], float) for c in TIMES], 0).cumsum() / 60
+            series += [(k, minutes, y) for _, _, y in _history([(k, run)], (MAP,))]
+    labels = short_labels([e.label for e in entries], TAIL)
+    listed = "; ".join(f"{labels[k]} {np.nanmax(y):.3f} after {x[np.nanargmax(y)]:.0f} min" for k, x, y in series)
+    note = "On the validation images, during training; each on the machine on which it was trained."
+    draw = partial(_draw_curves, series, labels, "minutes", "mAP50-95", (0, None))
+    return Chart("map_by_time", "Training: mAP50-95 by time", note, f"mAP50-95 by time. Best values: {listed}.",
+                 draw) if series else None  # fmt: skip
+
+
 def _loss_history(entries: Sequence[Entry], curves: Sequence[tuple[int, Mapping]]) -> Chart | None:
     series = _history(curves, LOSSES)
     labels = short_labels([e.label for e in entries], TAIL)
@@ -322,6 +337,8 @@ def _draw_curves(
                              markevery=sorted(set(some.round().astype(int).tolist())))  # fmt: skip
     if xlabel == "epoch":
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    elif xlabel == "minutes":
+        axis.set_xlim(0, None)
     else:
         axis.set_xlim(0, 1)
     axis.set_ylim(*ylim)

@@ -17,7 +17,7 @@ from utils.report.comparison import Comparison
 
 NASTY = ("<b>&\"'", "_hidden $x^2$", "轻量检测器", "n" * 300)
 COSTS = ["map_by_size_mib", "map_by_gflops", "map_by_ms_1"]
-CURVES = ["map_by_epoch", "loss_by_epoch"]
+CURVES = ["map_by_epoch", "map_by_time", "loss_by_epoch"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def texts(source: str) -> list[str]:
 )
 def test_charts_without_figures_are_left_out(made: Comparison, expected: list[str] | None) -> None:
     named = [chart.name for chart in charts(made)]
-    assert named == expected if expected is not None else len(named) == 7
+    assert named == expected if expected is not None else len(named) == 8
 
 
 def test_a_run_of_one_epoch_has_no_curve() -> None:
@@ -52,6 +52,10 @@ def test_a_run_of_one_epoch_has_no_curve() -> None:
     for one in made.entries:
         object.__setattr__(one.training, "curves", {k: v[:1] for k, v in one.training.curves.items()})
     assert not {chart.name for chart in charts(made)} & set(CURVES)
+
+
+def test_time_is_counted_from_the_start_of_the_training(drawn: dict) -> None:
+    assert "after 105 min" in drawn["map_by_time"][0].text  # 6300 s
 
 
 def test_ids_differ_and_references_lead_somewhere(drawn: dict) -> None:

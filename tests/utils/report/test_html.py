@@ -116,7 +116,7 @@ def test_ids_differ_and_links_lead_somewhere(whole: Page) -> None:
 def test_parts_come_in_order(whole: Page) -> None:
     assert whole.headings == ["table", "pairs", "charts", "pictures", "conditions"]
     assert [tag for tag, _ in whole.tags].index("aside") < [tag for tag, _ in whole.tags].index("table")
-    assert len(whole.all("svg")) == 7
+    assert len(whole.all("svg")) == 8
 
 
 def test_what_comes_from_outside_is_text(whole: Page) -> None:
@@ -231,7 +231,7 @@ def test_a_model_that_was_not_evaluated_is_in_the_table_alone() -> None:
 def test_markdown_links_to_files_that_are_there(folder: Path) -> None:
     text = (folder / "report.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)\s]+)\)", text)
-    assert len(links) == len(set(links)) == 7 + 6
+    assert len(links) == len(set(links)) == 8 + 6
     for link in links:
         assert cv2.imdecode(np.fromfile(folder / link, np.uint8), cv2.IMREAD_COLOR) is not None
     there = {str(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()}
