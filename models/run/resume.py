@@ -14,9 +14,9 @@ from utils.system.console import quoted, shown
 from utils.system.distributed import gather
 from utils.system.processes import is_main, world_size
 
-# flags that do not affect the trained weights (--data only if images, labels and class names are the same), and
-# --parts, which another machine may need
-CHANGEABLE = ("cache", "data", "device", "noplots", "parts", "tensorboard", "workers")
+# flags that do not affect the trained weights (--data only if images, labels and class names are the same, --teacher
+# only if it is the same model), and --parts, which another machine may need
+CHANGEABLE = ("cache", "data", "device", "noplots", "parts", "teacher", "tensorboard", "workers")
 METRICS = ("precision", "recall", "mAP50", "mAP50-95")
 
 
@@ -37,7 +37,8 @@ def save_state(run: Run, finished: bool = False) -> None:
         content = weights_content(run.state.ema.ema, run.opt.imgsz, half=False, **facts)
         content["kind"] = "training"
         content["training"] = {**state, "data": run.digest, "amp": run.precision.amp, "finished": finished,
-                               "several_batches": run.parallel is not None and run.parallel.several}  # fmt: skip
+                               "several_batches": run.parallel is not None and run.parallel.several,
+                               "teacher": run.teaching.teacher.digest if run.teaching.teacher else ""}  # fmt: skip
         save_checkpoint(run.last, content)
     gather(None)  # all processes wait: if one exited during the write, torchrun would stop the writing process
 

@@ -121,6 +121,8 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
     teacher = find_teacher(opt, data, model, precision)
+    if content and (teacher.digest if teacher else "") != content["training"].get("teacher", ""):
+        raise UserError(f"--resume: --teacher {opt.teacher} is not the model that has taught this run until now")
     index = with_unlabelled(index, data, teacher, opt.imgsz)
     digest = data_digest(index, val_index)
     if content:

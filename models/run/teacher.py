@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -63,8 +64,9 @@ class Teacher:
         found, raw = runtime.model.model[-1](maps)
         return self._taught(found.float(), raw, images.shape[2:], maps)
 
+    @cached_property
     def digest(self) -> str:
-        """Return a hash of the files of the model and of the classes that are matched."""
+        """A hash of the files of the model and of the classes that are matched."""
         files = sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
         found = hashlib.sha256(f"{self.columns.tolist()} {self.known.tolist()}".encode())
         for file in files:

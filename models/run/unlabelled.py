@@ -48,7 +48,7 @@ def teacher_labels(data: DataConfig, teacher: Teacher, imgsz: int) -> LabelIndex
     """Return the images of `unlabelled:` and what the teacher detects in them, from a cache if nothing has changed."""
     sources = data.existing("unlabelled")
     images = list_images(sources, data.roots)
-    fingerprint = f"{fingerprint_of(images, data.nc)} {teacher.digest()} {imgsz}"
+    fingerprint = f"{fingerprint_of(images, data.nc)} {teacher.digest} {imgsz}"
     folder = sources[0] if sources[0].is_file() else label_path(images[0]).parent
     caches = [folder.with_suffix(".taught.npz"), *user_cache_of(fingerprint)]
     index = next(filter(None, (read_cache(c, fingerprint, images, data.nc) for c in caches)), None)

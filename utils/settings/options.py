@@ -166,8 +166,10 @@ class TrainOptions:
             raise UserError("an evolution is continued by --resume-evolve, not by --resume")
         if self.fresh_head and not self.weights:
             raise UserError("--fresh-head needs --weights: without them the whole network is newly initialized")
-        if self.teacher and self.quad:
-            raise UserError("--teacher and --quad exclude each other: the teacher knows no mosaics of whole batches")
+        if self.teacher:
+            flags = {"quad": self.quad, "compile": self.compile, "batch-size -1": self.batch_size == -1}
+            if given := [flag for flag, value in flags.items() if value]:
+                raise UserError(f"--{given[0]} cannot be combined with --teacher")
         if self.weights and self.backbone_weights:
             raise UserError("--weights and --backbone-weights both initialize the backbone: give only one of them")
 

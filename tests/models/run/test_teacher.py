@@ -156,7 +156,12 @@ def test_a_run_with_a_teacher_is_stopped_and_resumed(
         m.setattr(train, "train_batch", interrupted)
         with pytest.raises(KeyboardInterrupt, match="and saved; to resume"):
             train.run(**options, name=f"cut{parts}")
-    train.run(resume=str(folder / f"cut{parts}"))
+    moved, other = folder / f"moved{parts}.pt", DetectionModel("yolov5n.yaml", nc=2)
+    other.names = {0: "red", 1: "blue"}
+    moved.write_bytes((folder / "teacher.pt").read_bytes())
+    with pytest.raises(UserError, match="is not the model that has taught this run until now"):
+        train.run(resume=str(folder / f"cut{parts}"), teacher=str(saved(folder / f"other{parts}.pt", other)))
+    train.run(resume=str(folder / f"cut{parts}"), teacher=str(moved))
     assert differences(folder / f"whole{parts}", folder / f"cut{parts}") == []
     for file, has_terms in (("last.pt", True), ("best.pt", False)):
         content = load_checkpoint(folder / f"whole{parts}/weights" / file)
@@ -169,7 +174,9 @@ def test_a_run_with_a_teacher_is_stopped_and_resumed(
     [
         (["--teacher", "nothing.pt"], "nothing.pt"),
         (["--teacher", "README.md"], "README.md"),
-        (["--teacher", "yolov5n.pt", "--quad"], "--teacher and --quad exclude each other"),
+        (["--teacher", "yolov5n.pt", "--quad"], "--quad cannot be combined with --teacher"),
+        (["--teacher", "yolov5n.pt", "--compile"], "--compile cannot be combined with --teacher"),
+        (["--teacher", "yolov5n.pt", "--batch-size", "-1"], "--batch-size -1 cannot be combined with --teacher"),
     ],
 )
 def test_wrong_flags(
