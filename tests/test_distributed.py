@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from forked import run, together
 from helpers import ROOT, run_script, write_yolo_set
 
@@ -23,9 +24,10 @@ import models.run.setup
 import train
 import utils.training.autobatch
 from models.run.sync_bn import CpuSyncBatchNorm, synchronise_batch_norms
-from models.weights.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from models.yolo import Model
 from utils.errors import UserError
+from utils.settings.config import load_hyp
 from utils.system import console
 from utils.system.device import select_device
 from utils.system.distributed import gather, highest, locked, lost_process_is_told, total
@@ -64,14 +66,20 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_resume_of_two_processes_is_exact(tmp_path: Path) -> None:
+    """Also of the layers that learn from a teacher."""
     write_yolo_set(tmp_path / "set", 16)
-    whole = together(*flags(tmp_path, "whole"))
+    teacher = Model("yolov5n.yaml", nc=2)
+    teacher.names = {0: "red", 1: "blue"}
+    save_checkpoint(tmp_path / "teacher.pt", weights_content(teacher, 64))
+    (tmp_path / "hyp.yaml").write_text(yaml.safe_dump({**load_hyp("hyp.scratch-low"), "teacher_feature": 1.0}))
+    taught = {"teacher": tmp_path / "teacher.pt", "hyp": tmp_path / "hyp.yaml"}
+    whole = together(*flags(tmp_path, "whole", **taught))
     assert [done.code for done in whole] == [0, 0], whole[0].text
     stop = "import train, signal\nreal = train.record\ndef record(run, *a):\n    real(run, *a)\n" \
            "    signal.raise_signal(signal.SIGTERM)\ntrain.record = record\n" \
            "train.run_script(train.main, train.parse_opt())\n"  # fmt: skip
     (tmp_path / "stop.py").write_text(stop)
-    stopped = together(tmp_path / "stop.py", *flags(tmp_path, "stopped")[1:])
+    stopped = together(tmp_path / "stop.py", *flags(tmp_path, "stopped", **taught)[1:])
     assert "and saved; to resume" in stopped[0].text
     state = load_checkpoint(tmp_path / "stopped/weights/last.pt")["training"]
     assert (state["epoch"], state["batch"], len(state["processes"])) == (1, 1, 2)
@@ -80,6 +88,7 @@ def test_resume_of_two_processes_is_exact(tmp_path: Path) -> None:
     assert [done.code for done in resumed] == [0, 0], resumed[0].text
     a, b = (load_checkpoint(tmp_path / n / "weights/last.pt") for n in ("whole", "stopped"))
     assert all(torch.equal(v, b["training"]["model"][k]) for k, v in a["training"]["model"].items())
+    assert any(k.startswith("terms.") for k in a["training"]["model"])
     assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
 
 
