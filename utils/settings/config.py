@@ -50,9 +50,9 @@ HYPERPARAMETERS: dict[str, tuple[float, float, float]] = {
     "close_mosaic": (0, 0, 100000),  # number of the last epochs without mosaics
     "mixup": (0.0, 0.0, 1.0),
     "copy_paste": (0.0, 0.0, 1.0),  # accepted for old files; needs polygons, no effect on boxes
-    "teacher_cls": (1.0, 0.0, 1e3),  # gains of what is learnt from --teacher
-    "teacher_box": (2.0, 0.0, 1e3),
-    "teacher_feature": (1.0, 0.0, 1e3),
+    "teacher_cls": (3.0, 0.0, 1e3),  # gains of what is learnt from --teacher
+    "teacher_box": (6.0, 0.0, 1e3),
+    "teacher_feature": (0.0, 0.0, 1e3),
 }
 CHOICES = {
     "assigner": ("", "anchor_ratio", "task_aligned", "simota"),  # empty: as the head needs it

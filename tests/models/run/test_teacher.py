@@ -102,7 +102,7 @@ def test_a_teacher_that_does_not_fit(model: DetectionModel, names: tuple, messag
 @pytest.mark.parametrize("term", ["channel_wise", "masked"])
 def test_a_pupil_returns_the_maps_of_its_model_and_only_its_model_is_saved(term: str, tmp_path: Path) -> None:
     model = network("AnchorFreeDetect", ("red", "blue")).train()
-    model.hyp = {**load_hyp("hyp.free"), "feature_loss": term}
+    model.hyp = {**load_hyp("hyp.free"), "feature_loss": term, "teacher_feature": 1.0}
     who = teacher(saved(tmp_path / "t.pt", network()))
     pupil, images = Pupil(model, who.channels), torch.rand(2, 3, 32, 32)
     plain = copy.deepcopy(model)(images)
@@ -127,7 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hyp = load_hyp("hyp.scratch-low")
     for term in ("channel_wise", "masked"):
         (folder / f"{term}.yaml").write_text(yaml.safe_dump({**hyp, "nbs": 16, "warmup_epochs": 0.5,
-                                                             "feature_loss": term}))  # fmt: skip
+                                                             "teacher_feature": 1.0, "feature_loss": term}))  # fmt: skip
     return folder
 
 
