@@ -126,8 +126,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved(folder / "teacher.pt", model)
     hyp = load_hyp("hyp.scratch-low")
     for term in ("channel_wise", "masked"):
-        (folder / f"{term}.yaml").write_text(yaml.safe_dump({**hyp, "nbs": 16, "warmup_epochs": 0.5,
-                                                             "teacher_feature": 1.0, "feature_loss": term}))  # fmt: skip
+        own = {"nbs": 16, "warmup_epochs": 0.5, "teacher_feature": 1.0, "feature_loss": term}
+        (folder / f"{term}.yaml").write_text(yaml.safe_dump({**hyp, **own}))
     return folder
 
 
