@@ -86,6 +86,9 @@ def open_resumed(flags: TrainOptions) -> tuple[TrainOptions, dict[str, Any], Pat
     opt = TrainOptions.from_flags({"parts": 1, **content["options"], **changed})
     if "data" not in changed:
         _check_data(opt.data)
+    if opt.teacher and not Path(opt.teacher).exists():
+        raise UserError(f"--resume: the teacher of this run, {opt.teacher}, does not exist any more; give its new path "
+                        "with --teacher")  # fmt: skip
     return opt, content, folder
 
 

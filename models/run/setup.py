@@ -117,16 +117,18 @@ def setup(opt: TrainOptions, hyp: dict[str, float], data: DataConfig, content: d
     names = {0: "object"} if opt.single_cls else data.names
     seed_everything(opt.seed)
     model = build_model(opt, hyp, names, content)  # before the scan, so that a wrong file name is reported at once
-    index, val_index = scan(data)
+    if content:
+        check_names(content, names, data)
     precision = choose_precision(content["training"].get("amp", "off") if content else opt.amp, device)
     opt.imgsz = check_img_size(opt.imgsz, int(model.stride.max()))[0]
-    teacher = find_teacher(opt, data, model, precision)
+    teacher = find_teacher(opt, names, model, precision)
+    index, val_index = scan(data)
     if content and (teacher.digest if teacher else "") != content["training"].get("teacher", ""):
         raise UserError(f"--resume: --teacher {opt.teacher} is not the model that has taught this run until now")
-    index = with_unlabelled(index, data, teacher, opt.imgsz)
+    index = with_unlabelled(index, data, teacher, opt.imgsz, [i for i in (val_index,) if i is not None])
     digest = data_digest(index, val_index)
     if content:
-        check_unchanged(content, names, digest, data, folder)
+        check_unchanged(content, digest, data, folder)
         note_moved_data(content, opt.data, folder)
     if opt.batch_size != -1:
         check_batch_size(opt, len(index))
@@ -193,13 +195,15 @@ def scan(data: DataConfig) -> tuple[LabelIndex, LabelIndex | None]:
     return index, val_index
 
 
-def check_unchanged(
-    content: dict[str, Any], names: dict[int, str], digest: str, data: DataConfig, folder: Path
-) -> None:
-    """Raise UserError if the classes, images or labels have changed since a run to be resumed began."""
+def check_names(content: dict[str, Any], names: dict[int, str], data: DataConfig) -> None:
+    """Raise UserError if the classes have changed since a run to be resumed began."""
     if list(content["names"].values()) != list(names.values()):
         raise UserError(f"--resume: the class names in {data.yaml_file} have changed since this run began, or it is "
                         "the yaml of another dataset")  # fmt: skip
+
+
+def check_unchanged(content: dict[str, Any], digest: str, data: DataConfig, folder: Path) -> None:
+    """Raise UserError if the images or labels have changed since a run to be resumed began."""
     if content["training"].get("data") != digest:
         weights = quoted(shown(folder / "weights/last.pt"))
         raise UserError(f"--resume: the images or labels of {data.yaml_file} have changed since this run began; to "
@@ -289,20 +293,20 @@ def assemble(
 
 
 def find_teacher(
-    opt: TrainOptions, data: DataConfig, model: DetectionModel, precision: Precision
+    opt: TrainOptions, names: dict[int, str], model: DetectionModel, precision: Precision
 ) -> Teacher | None:
     """Return the teacher that `--teacher` names, if any, and tell what it knows. Raises UserError if it is unfit."""
     if not opt.teacher:
         return None
-    names = {0: "object"} if opt.single_cls else data.names
     teacher = Teacher(opt.teacher, names, model.stride.tolist(), precision)
-    if teacher.size and (opt.multi_scale or teacher.size != [opt.imgsz] * 2):
+    if teacher.size and (opt.multi_scale or opt.rect or teacher.size != [opt.imgsz] * 2):
         raise UserError(f"--teacher {opt.teacher}: takes only images of {teacher.size[1]}x{teacher.size[0]} px; train "
-                        "with this --imgsz and without --multi-scale, or export it with --dynamic")  # fmt: skip
+                        "with this --imgsz, without --multi-scale and --rect, or export it with --dynamic")  # fmt: skip
     unknown = [name for name, known in zip(names.values(), teacher.known.tolist(), strict=True) if not known]
     LOGGER.info(f"--teacher {shown(teacher.path)}: knows {len(names) - len(unknown)} of {len(names)} classes"
                 + (f", not {shorten(', '.join(unknown))}" if unknown else ""))  # fmt: skip
     teacher(torch.zeros(1, 3, opt.imgsz, opt.imgsz, device=precision.device))  # fails here rather than in a helper
+    teacher.close()
     return teacher
 
 

@@ -35,24 +35,25 @@ class Teacher:
 
     def __init__(self, weights: str | Path, names: Mapping[int, str], strides: Sequence[float],
                  precision: Precision) -> None:  # fmt: skip
-        self.path = Path(weights) if kind_of(Path(weights)) else find_weights(weights)
+        self.path = self._found(Path(weights))
         self.strides, self.precision = [int(s) for s in strides], precision
         self._runtime: AnyRuntime | None = None
         self._process = -1
         runtime = self._opened()
         self.size = runtime.size
-        same = same_classes(names, runtime.names)
+        alike = list(names.values()) == list(runtime.names.values())  # also if they are only numbers
+        same = dict(zip(names, names, strict=True)) if alike else same_classes(names, runtime.names)
         if not same:
             raise UserError(f"--teacher {self.path}: has none of the classes {shorten(', '.join(names.values()))}")
         self.columns = torch.tensor([same.get(i, 0) for i in names])
         self.known = torch.tensor([i in same for i in names])
         model = runtime.model
         self.channels = None if model is None else head_channels(model, runtime.device, runtime.dtype)
-        if model is not None and model.stride.int().tolist() != self.strides:
-            raise UserError(f"--teacher {self.path}: its maps have the strides {model.stride.int().tolist()}, those of "
-                            f"the network in training have {self.strides}")  # fmt: skip
-        if model is None:
-            self._runtime = None  # an engine's threads would not survive in forked processes: each opens its own
+        theirs = [runtime.stride] if model is None else model.stride.int().tolist()  # an export tells the largest
+        if theirs != (self.strides if model is not None else [max(self.strides)]):
+            raise UserError(f"--teacher {self.path}: its maps have the strides {', '.join(map(str, theirs))}, those of "
+                            f"the network in training {', '.join(map(str, self.strides))}")  # fmt: skip
+        self.close()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Taught:
@@ -63,6 +64,25 @@ class Teacher:
         maps = runtime.model.head_maps(to_input(images, runtime.device, runtime.dtype))
         found, raw = runtime.model.model[-1](maps)
         return self._taught(found.float(), raw, images.shape[2:], maps)
+
+    @staticmethod
+    def _found(path: Path) -> Path:
+        """Return the file or folder of the model. Raises UserError if it does not exist."""
+        kind = kind_of(path)
+        if kind in ("openvino", "ncnn") and path.is_file():
+            return path.parent  # with the file that has the weights
+        try:
+            return path if kind else find_weights(path)
+        except UserError as e:
+            raise UserError(f"--teacher: {str(e).removeprefix('--weights ')}") from e
+
+    def close(self) -> None:
+        """Close an exported model, which is opened again where it is needed; to be called before processes are forked.
+
+        The threads of its engine do not exist in forked processes, which would wait for them for ever.
+        """
+        if self._runtime is not None and self._runtime.model is None:
+            self._runtime = None
 
     @cached_property
     def digest(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +23,7 @@ from utils.data.labels import (
     user_cache_of,
     write_cache,
 )
+from utils.errors import UserError
 from utils.evaluation.nms import non_max_suppression
 from utils.settings.dataset import DataConfig
 from utils.system.background import one_torch_thread
@@ -29,31 +32,49 @@ from utils.system.distributed import locked
 from utils.system.granted import granted_cores
 
 LEAST_CONFIDENCE = 0.4  # of a detection that counts as a label
+AT_ONCE = 16  # decoded images in memory
 LEAST_PIXELS = 10  # of a side of an image, as for labelled ones
 
 
-def with_unlabelled(index: LabelIndex, data: DataConfig, teacher: Teacher | None, imgsz: int) -> LabelIndex:
-    """Add the images of `unlabelled:`, with the teacher's detections as labels, to those of the train split."""
+def with_unlabelled(
+    index: LabelIndex, data: DataConfig, teacher: Teacher | None, imgsz: int, others: Sequence[LabelIndex] = ()
+) -> LabelIndex:
+    """Add the images of `unlabelled:`, with the teacher's detections as labels, to those of the train split.
+
+    Images that are in the train split or in `others`, the other splits, are not added. Raises UserError if the teacher
+    does not know all classes: their objects would count as background.
+    """
     if not data.unlabelled:
         return index
     if teacher is None:
         LOGGER.warning(f"{data.yaml_file.name}: the images of 'unlabelled:' are not used, as there is no --teacher")
         return index
+    if not teacher.known.all():
+        raise UserError(f"{data.yaml_file}: 'unlabelled:' needs a --teacher that knows all classes, as objects of the "
+                        "others would be learnt as background")  # fmt: skip
     with locked(data.existing("unlabelled")[0].parent):
         more = teacher_labels(data, teacher, imgsz)
-    return joined(index, more.take(np.flatnonzero(np.diff(more.offsets))))
+    used = set().union(*(i.files.tolist() for i in (index, *others)))
+    own = np.array([file not in used for file in more.files.tolist()], bool)
+    if not own.all():
+        LOGGER.warning(f"unlabelled: {(~own).sum()} images are in a split of the dataset, and not used here")
+    return joined(index, more.take(np.flatnonzero((np.diff(more.offsets) > 0) & own)))
 
 
 def teacher_labels(data: DataConfig, teacher: Teacher, imgsz: int) -> LabelIndex:
     """Return the images of `unlabelled:` and what the teacher detects in them, from a cache if nothing has changed."""
     sources = data.existing("unlabelled")
+    if missing := [str(p) for p in data.unlabelled if not p.exists()]:
+        LOGGER.warning(f"{data.yaml_file.name}: unlabelled: {', '.join(missing)} does not exist")
     images = list_images(sources, data.roots)
-    fingerprint = f"{fingerprint_of(images, data.nc)} {teacher.digest} {imgsz}"
+    facts = f"{fingerprint_of(images, data.nc)} {teacher.digest} {teacher.precision.amp} {imgsz}"
+    fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     folder = sources[0] if sources[0].is_file() else label_path(images[0]).parent
     caches = [folder.with_suffix(".taught.npz"), *user_cache_of(fingerprint)]
     index = next(filter(None, (read_cache(c, fingerprint, images, data.nc) for c in caches)), None)
     if index is None:
         index = _label(images, teacher, imgsz)
+        teacher.close()
         write_cache(caches, fingerprint, index)
     empty = int((np.diff(index.offsets) == 0).sum())
     LOGGER.info(f"unlabelled: {len(index)} images, {len(index.values)} objects found by the teacher, {empty} images "
@@ -72,7 +93,8 @@ def joined(a: LabelIndex, b: LabelIndex) -> LabelIndex:
 def _label(images: list[str], teacher: Teacher, imgsz: int) -> LabelIndex:
     files, shapes, labels, problems = [], [], [], []
     with ThreadPoolExecutor(min(granted_cores(), 8)) as pool:  # decoding leaves the interpreter lock
-        for image, im in zip(images, progress(pool.map(_read, images), "unlabelled", total=len(images)), strict=True):
+        read = (one for k in range(0, len(images), AT_ONCE) for one in pool.map(_read, images[k : k + AT_ONCE]))
+        for image, im in zip(images, progress(read, "unlabelled", total=len(images)), strict=True):
             if isinstance(im, str):
                 problems.append(im)
                 continue

@@ -73,7 +73,7 @@ class ResponseLoss:
     def _with_anchors(self, flat: Tensor, cells: Tensor, taught: Taught, image: Tensor, cell: Tensor,
                       weight: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         theirs, (centre, stride) = taught.boxes[image, cell], cells[cell].split((2, 1), 1)
-        level = torch.searchsorted(self.head.stride.to(stride), stride[:, 0].contiguous())
+        level = (stride == self.head.stride.to(stride)).long().argmax(1)
         anchors = torch.stack(self.anchors).to(flat.device)[level]
         ratio = xyxy2xywh(theirs)[:, None, 2:] / anchors
         anchor = torch.maximum(ratio, 1 / ratio).amax(2).argmin(1)
@@ -82,9 +82,12 @@ class ResponseLoss:
         box = _box_term(torch.cat((centre + (own[:, :2].sigmoid() * 2 - 1) * stride, size), 1), theirs, weight)
         objectness = torch.zeros(flat.shape[:3], device=flat.device)
         objectness[image, anchor, cell] = weight
+        seen = flat[..., 4]
+        if not taught.known.all():  # elsewhere, there may be objects of other classes
+            seen, objectness = (t.transpose(1, 2)[image, cell] for t in (seen, objectness))
         classes = (taught.scores[image, cell] / weight[:, None])[:, taught.known]
         entropy = F.binary_cross_entropy_with_logits(own[:, 5:][:, taught.known], classes, reduction="none")
-        return quality_focal(flat[..., 4], objectness) + (entropy * weight[:, None]).sum(), box
+        return quality_focal(seen, objectness) + (entropy * weight[:, None]).sum(), box
 
 
 def _cells(raw: Sequence[Tensor], strides: Sequence[float]) -> Tensor:

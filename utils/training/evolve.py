@@ -37,7 +37,7 @@ FACTORS = (0.3, 3.0)
 DIGITS = 5
 TRIES = 100
 # flags of the evolution, if given, that are repeated in the train.py command suggested at its end
-SAME_FLAGS = ("data", "cfg", "weights", "backbone_weights", "imgsz", "batch_size", "optimizer")
+SAME_FLAGS = ("data", "cfg", "weights", "backbone_weights", "teacher", "imgsz", "batch_size", "optimizer")
 
 # key: (gain, lowest, highest). The gain scales SIGMA; it is small for parameters that only work in a narrow range.
 # Training works between the two limits. A value of 0 switches a feature off and stays 0.

@@ -192,7 +192,7 @@ def test_hub(head: str, weights: dict[str, Path]) -> None:
 
 
 def test_decoding_by_hand() -> None:
-    head = AnchorFreeDetect(1, 4, 16, 0, False, [8])
+    head = AnchorFreeDetect(1, 4, 16, 0, ch=[8])
     head.set_strides([16])
     raw = torch.full((1, 1, 1, 2, 17), -30.0)
     for side, value in enumerate((0, 1, 2, 3)):
@@ -200,7 +200,7 @@ def test_decoding_by_hand() -> None:
     raw[..., 16] = 0.0
     # the centre of the second cell is (24, 8) px; distances of 0, 1, 2 and 3 strides to left, top, right, bottom
     assert head.decode(raw, 0)[0, 1].tolist() == pytest.approx([40, 24, 32, 64, 1, 0.5], abs=1e-3)
-    plain = AnchorFreeDetect(1, 0, 16, 0, False, [8])
+    plain = AnchorFreeDetect(1, 0, 16, 0, ch=[8])
     plain.set_strides([16])
     raw = torch.zeros(1, 1, 1, 1, 5)
     side = 2 * 16 * math.log(2)

@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 from exports import need_packages
-from helpers import run_main, write_yolo_set
+from helpers import run_main, run_script, write_yolo_set
 
 import export
 import train
 from models.run.teacher import Teacher
-from models.run.teaching import Pupil
+from models.run.teaching import Pupil, with_lesson
 from models.weights.checkpoint import load_checkpoint, save_checkpoint, weights_content
 from models.yolo import DetectionModel
 from my_tools.check_resume import differences
@@ -91,7 +91,7 @@ def test_an_exported_model_sees_what_its_checkpoint_sees(tmp_path: Path, monkeyp
     ("model", "names", "message"),
     [
         (network(names=("cat", "dog")), ("red", "blue"), "has none of the classes red, blue"),
-        (network(maps=(0, 1)), ("red", "blue"), r"strides \[2, 4\], those of the network in training have \[4, 8\]"),
+        (network(maps=(0, 1)), ("red", "blue"), "strides 2, 4, those of the network in training 4, 8"),
     ],
 )
 def test_a_teacher_that_does_not_fit(model: DetectionModel, names: tuple, message: str, tmp_path: Path) -> None:
@@ -99,8 +99,37 @@ def test_a_teacher_that_does_not_fit(model: DetectionModel, names: tuple, messag
         teacher(saved(tmp_path / "t.pt", model), names)
 
 
+def test_an_exported_teacher_of_other_strides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_packages("onnx")
+    file = saved(tmp_path / "t.pt", network(maps=(0, 1)))
+    assert run_main(monkeypatch, export, "--weights", file, "--include", "onnx", "--imgsz", 64) == 0
+    with pytest.raises(UserError, match="strides 4, those of the network in training 4, 8"):
+        teacher(file.with_suffix(".onnx"))
+
+
+def test_names_that_are_only_numbers_match_if_all_are_equal(tmp_path: Path) -> None:
+    file = saved(tmp_path / "t.pt", network(names=("0", "1")))
+    assert teacher(file, ("0", "1")).columns.tolist() == [0, 1]
+    with pytest.raises(UserError, match="has none of the classes 0, 1, 2"):
+        teacher(file, ("0", "1", "2"))
+
+
+def test_the_whole_folder_of_an_openvino_model_is_the_teacher(tmp_path: Path) -> None:
+    (tmp_path / "t_openvino").mkdir()
+    (tmp_path / "t_openvino/t.xml").write_text("<net/>")
+    assert Teacher._found(tmp_path / "t_openvino/t.xml") == tmp_path / "t_openvino"
+
+
+def test_the_lesson_counts_as_often_as_there_are_images() -> None:
+    losses = torch.tensor([10.0]), torch.tensor([1.0, 2, 3])
+    loss, parts = with_lesson(losses, torch.tensor([2.0]), 4, 8)
+    assert loss.tolist() == [18] and parts.tolist() == [1, 2, 3, 1]  # half of the batch
+    loss, parts = with_lesson(losses, None, 4, 8)
+    assert loss.tolist() == [10] and parts.tolist() == [1, 2, 3, 0]
+
+
 @pytest.mark.parametrize("term", ["channel_wise", "masked"])
-def test_a_pupil_returns_the_maps_of_its_model_and_only_its_model_is_saved(term: str, tmp_path: Path) -> None:
+def test_a_pupil_returns_the_maps_of_its_model(term: str, tmp_path: Path) -> None:
     model = network("AnchorFreeDetect", ("red", "blue")).train()
     model.hyp = {**load_hyp("hyp.free"), "feature_loss": term, "teacher_feature": 1.0}
     who = teacher(saved(tmp_path / "t.pt", network()))
@@ -111,7 +140,6 @@ def test_a_pupil_returns_the_maps_of_its_model_and_only_its_model_is_saved(term:
     assert loss.shape == (1,) and loss.isfinite()
     loss.backward()
     assert all(p.grad is not None for p in pupil.terms.parameters())
-    assert not any("terms" in key for key in model.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +148,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     file = write_yolo_set(folder / "set", 20)
     content = yaml.safe_load(file.read_text())
-    file.with_name("more.yaml").write_text(yaml.safe_dump({**content, "unlabelled": content["val"]}))
+    file.with_name("more.yaml").write_text(yaml.safe_dump({**content, "unlabelled": content["val"], "val": None}))
     model = DetectionModel("yolov5n.yaml", nc=2)
     model.names = {0: "red", 1: "blue"}
+    for m in model.model[-1].m:
+        with torch.no_grad():
+            m.bias.view(3, -1)[:, 4:] = torch.tensor([1.5, 0.5, 0.4])  # it sees objects everywhere
     saved(folder / "teacher.pt", model)
     hyp = load_hyp("hyp.scratch-low")
     for term in ("channel_wise", "masked"):
@@ -185,3 +216,14 @@ def test_wrong_flags(
     words = ["--data", folder / "set/squares.yaml", "--imgsz", 64, "--project", folder, "--name", "wrong", *flags]
     assert run_main(monkeypatch, train, *words) == 1
     assert message in caplog.text
+
+
+@pytest.mark.slow
+def test_an_exported_teacher_is_opened_in_each_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of an engine that was open before processes are forked are missing in them."""
+    need_packages("onnx")
+    assert run_main(monkeypatch, export, "--weights", folder / "teacher.pt", "--include", "onnx", "--imgsz", 64) == 0
+    done = run_script("train.py", "--data", folder / "set/squares.yaml", "--imgsz", 64, "--epochs", 1, "--parts", 2,
+                      "--batch-size", 8, "--teacher", folder / "teacher.onnx", "--noplots", "--noval", "--workers", 0,
+                      "--project", folder, "--name", "engine", "--device", "cpu", timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]

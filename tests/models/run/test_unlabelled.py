@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
+from models.run import unlabelled
 from models.run.unlabelled import teacher_labels, with_unlabelled
 from utils.data.labels import load_labels
+from utils.errors import UserError
 from utils.losses.distillation import Taught
 from utils.settings.dataset import load_data
 
@@ -20,10 +22,14 @@ from utils.settings.dataset import load_data
 class BrightSpots:
     """A teacher that sees one object of class 1, the bright part of an image, and is unsure of another."""
 
-    strides, size, precision = (8, 16, 32), None, SimpleNamespace(device=torch.device("cpu"))
+    strides, size, known = (8, 16, 32), None, torch.tensor([True, True])
+    precision = SimpleNamespace(device=torch.device("cpu"), amp="off")
 
     def __init__(self, name: str = "a") -> None:
         self.digest, self.calls = name, 0
+
+    def close(self) -> None:
+        pass
 
     def __call__(self, images: torch.Tensor) -> Taught:
         self.calls += 1
@@ -75,6 +81,35 @@ def test_they_are_labelled_again_only_for_another_teacher_size_or_image(data: Pa
     cv2.imwrite(str(data.parent / "images/extra/third.png"), np.zeros((50, 50, 3), np.uint8))
     teacher_labels(config, other, 96)
     assert other.calls == 7
+
+
+def test_few_images_wait_in_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(60):
+        cv2.imwrite(str(data.parent / f"images/extra/{k}.png"), np.zeros((50, 50, 3), np.uint8))
+    teacher, real, read, ahead = BrightSpots(), unlabelled._read, [], []
+
+    def counted(image: str) -> np.ndarray | str:
+        read.append(image)
+        ahead.append(len(read) - teacher.calls)
+        return real(image)
+
+    monkeypatch.setattr(unlabelled, "_read", counted)
+    teacher_labels(load_data(data), teacher, 64)
+    assert len(read) == 64 and max(ahead) <= unlabelled.AT_ONCE + 3  # two files of the first ones are no images
+
+
+def test_images_of_the_dataset_are_not_used_twice(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_data(data)
+    own, val = load_labels(config.train, 2), load_labels(config.unlabelled, 2)
+    assert with_unlabelled(own, config, BrightSpots(), 64, [val]).files.tolist() == own.files.tolist()
+    assert "2 images are in a split of the dataset" in caplog.text
+
+
+def test_the_teacher_has_to_know_all_classes(data: Path) -> None:
+    config, teacher = load_data(data), BrightSpots()
+    teacher.known = torch.tensor([True, False])
+    with pytest.raises(UserError, match="needs a --teacher that knows all classes"):
+        with_unlabelled(load_labels(config.train, 2), config, teacher, 64)
 
 
 def test_images_with_objects_join_the_train_split(data: Path, caplog: pytest.LogCaptureFixture) -> None:
