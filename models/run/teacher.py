@@ -124,8 +124,9 @@ class Teacher:
 
 
 @torch.no_grad()
-def head_channels(model: DetectionModel, device: torch.device, dtype: torch.dtype) -> list[int]:
-    """Return the channels of the maps that a detector's head reads."""
-    side = int(model.stride.max()) * 2
-    return [x.shape[1] for x in model.head_maps(to_input(torch.zeros(1, 3, side, side), device, dtype))]
-
+def head_channels(model: DetectionModel, device: torch.device, dtype: torch.dtype = torch.float32) -> list[int]:
+    """Return the channels of the maps that a detector's head reads; its batch norms stay as they are."""
+    training, side = model.training, int(model.stride.max()) * 2
+    maps = model.eval().head_maps(to_input(torch.zeros(1, 3, side, side), device, dtype))
+    model.train(training)
+    return [x.shape[1] for x in maps]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.run.teacher import Teacher
+from models.run.teacher import Teacher, head_channels
 from models.yolo import DetectionModel
 from utils.losses.distillation import FEATURE_TERMS, Masked, ResponseLoss, Taught
 
@@ -30,7 +30,7 @@ class Pupil(nn.Module):
         self.terms = nn.ModuleList()
         if channels is not None and self.gains[2]:
             device = next(model.parameters()).device
-            own = [m.shape[1] for m in _maps(model, device)]
+            own = head_channels(model, device)
             term = FEATURE_TERMS[model.hyp.get("feature_loss") or "channel_wise"]
             self.terms = nn.ModuleList(term(a, b) for a, b in zip(own, channels, strict=True))
             self.terms.to(device, memory_format=torch.channels_last)
@@ -80,12 +80,3 @@ def with_lesson(
 def torch_generator(seed: Sequence[int]) -> torch.Generator:
     """Return a random generator for a seed of several numbers."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
-
-
-@torch.no_grad()
-def _maps(model: DetectionModel, device: torch.device) -> list[Tensor]:
-    """Return the maps that the head reads for a small image of zeros; batch norms stay as they are."""
-    training, side = model.training, int(model.stride.max()) * 2
-    maps = model.eval().head_maps(torch.zeros(1, 3, side, side, device=device))
-    model.train(training)
-    return maps

@@ -15,6 +15,7 @@ from utils.data.augment import letterbox
 from utils.data.images import ImageError, read_image
 from utils.data.label_rows import LEAST_SIDE
 from utils.data.labels import (
+    LEAST_PIXELS,
     LabelIndex,
     fingerprint_of,
     label_path,
@@ -33,7 +34,6 @@ from utils.system.granted import granted_cores
 
 LEAST_CONFIDENCE = 0.4  # of a detection that counts as a label
 AT_ONCE = 16  # decoded images in memory
-LEAST_PIXELS = 10  # of a side of an image, as for labelled ones
 
 
 def with_unlabelled(

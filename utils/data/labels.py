@@ -45,6 +45,7 @@ from utils.system.granted import granted_cores
 CACHE_VERSION = 2
 SHOWN_PROBLEMS = 5
 LARGEST_LABELS = 2**24  # bytes per label file
+LEAST_PIXELS = 10  # of a side of an image
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ def _examine(image: str, nc: int, keypoints: bool) -> _Examined:
         shape = decode_image(content).shape[:2]
     except ImageError as e:
         return _Examined(None, problem=f"{image}: {e}")
-    if min(shape) < 10:
-        size = f"{shape[1]}x{shape[0]} px is too small; each side must be at least 10 px"
+    if min(shape) < LEAST_PIXELS:
+        size = f"{shape[1]}x{shape[0]} px is too small; each side must be at least {LEAST_PIXELS} px"
         return _Examined(None, problem=f"{image}: {size}")
     label = label_path(image)
     beside = None if os.path.exists(label) else _beside(image)
@@ -353,7 +354,7 @@ def _is_sound(index: LabelIndex, images: list[str], nc: int) -> bool:
         return False
     if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
         return False
-    if (shapes < 10).any() or (shapes.prod(1, dtype=np.int64) > MOST_PIXELS).any():
+    if (shapes < LEAST_PIXELS).any() or (shapes.prod(1, dtype=np.int64) > MOST_PIXELS).any():
         return False
     if not {*files.tolist()} <= {os.fsencode(image) for image in images}:
         return False
